@@ -1,0 +1,37 @@
+"""Train spiking vision transformers with spatial-temporal attention, and search their architecture on a Ray cluster."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from statten.config import Config, load_config
+    from statten.evaluate import evaluate
+    from statten.models import build_model
+    from statten.search import tune
+    from statten.train import fit
+
+__version__ = "0.1.0"
+
+# Where each public name lives: torch, timm and ray are imported when a name that needs them is first used.
+_HOME = {
+    "Config": "statten.config",
+    "load_config": "statten.config",
+    "build_model": "statten.models",
+    "fit": "statten.train",
+    "tune": "statten.search",
+    "evaluate": "statten.evaluate",
+}
+
+__all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'statten' has no attribute {name!r}")
+
+
+# `timm.create_model("statten_8_768")` works after `import statten`, whichever of the two is imported first.
+wrapt.register_post_import_hook(lambda _: importlib.import_module("statten.models.registry"), "timm")

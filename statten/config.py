@@ -1,0 +1,570 @@
+"""One run is one validated, frozen `Config`: a recipe or YAML file, then overrides, then every rule checked at once.
+
+>>> config = load_config("digits", ["model.depth=1"])
+>>> config.model.depth
+1
+
+A mistake raises `ConfigError`, whose `problems` holds one sentence per mistake: dotted path, rule, value, nearest choice.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+RECIPES = Path(__file__).parent / "recipes"
+
+AttentionMode = Literal["statten", "sdsa"]
+NeuronKind = Literal["lif", "plif"]
+Dataset = Literal["digits", "digits_events"]
+Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
+Sampler = Literal["tpe", "random"]
+
+
+class UserError(ValueError):
+    """The user's input is wrong. `problems` holds one plain sentence per mistake; the command line exits with 2."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(UserError):
+    """A config file, an override or a combination of fields breaks a rule."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error sentence: the closest choice, or all of them when none is close."""
+    choices = [str(c) for c in choices]
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+
+
+def _no_bool(value: Any) -> Any:
+    # YAML's `true` must not pass as the number 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Part(BaseModel):
+    """Common behaviour of all parts: unknown keys are errors, values are immutable, field docstrings are the help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Part):
+    """What is read, and how it is divided."""
+
+    name: Dataset = "digits"
+    """Dataset: `digits` (1,797 handwritten digits, 8 x 8) or `digits_events` (the same as event-camera clips)."""
+    validation: Float = Field(0.1, gt=0, lt=0.5)
+    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone."""
+    fraction: Float = Field(1.0, gt=0, le=1)
+    """Share of the training part that is used, stratified by class; validation and test are always whole."""
+    split_seed: Int = Field(0, ge=0)
+    """Seed of the train/validation/test split; the same seed gives the same split on every machine."""
+    frames: Int | None = Field(None, ge=1)
+    """Frames of an event clip; empty means as many as `model.timesteps`."""
+    augment: bool = True
+    """Random shifts (and, for images, small rotations and scalings) of training samples, one draw per clip."""
+    workers: Int = Field(0, ge=0, le=64)
+    """Loader processes per training worker; 0 reads in the training process."""
+
+
+class NeuronMap(Part):
+    """The neuron of each place of the network; `{mlp: plif, head: plif}` is what the published code calls PLIF."""
+
+    embed: NeuronKind = "lif"
+    """Neurons of the patch embedding."""
+    attention: NeuronKind = "lif"
+    """Neurons of the attention, those after q, k and v included."""
+    mlp: NeuronKind = "lif"
+    """Neurons of the MLP."""
+    head: NeuronKind = "lif"
+    """Neuron in front of the classifier."""
+
+
+class ModelConfig(Part):
+    """The STAtten transformer (Lee et al., CVPR 2025)."""
+
+    attention: AttentionMode = "statten"
+    """`statten`: block-wise spatial-temporal attention; `sdsa`: the Spike-driven Transformer's spatial attention."""
+    timesteps: Int = Field(4, ge=1, le=64)
+    """Timesteps T. T owns no parameters: one set of weights runs at every T."""
+    block_size: Int = Field(2, ge=1, le=64)
+    """Timesteps b that attend together, at most T; 1 is spatial attention, T is full spatial-temporal attention."""
+    depth: Int = Field(2, ge=1, le=48)
+    """Number of transformer blocks."""
+    embed_dim: Int = Field(256, ge=8, le=4096)
+    """Embedding dimension D, a multiple of 8 and of `num_heads`."""
+    num_heads: Int = Field(8, ge=1)
+    """Attention heads."""
+    mlp_ratio: Float = Field(4.0, gt=0, le=16)
+    """Hidden width of the MLP over D."""
+    pooling: str = Field("0011", pattern=r"^[01]{4}$")
+    """One digit per embedding stage: 1 halves the feature map there."""
+    in_channels: Int = Field(3, ge=1)
+    """Input channels C."""
+    num_classes: Int = Field(10, ge=2)
+    """Classes of the label."""
+    image_size: Int = Field(32, ge=4, le=1024)
+    """Height and width of the input, in pixels."""
+    events: bool = False
+    """Event mode: clips [B, T, C, H, W], pooled spikes, masked attention. Otherwise images [B, C, H, W], repeated T times."""
+    neuron: NeuronKind | NeuronMap = "lif"
+    """`lif`, `plif` (learned membrane time constant) or a mapping of places (embed, attention, mlp, head) to one of them."""
+    tau: Float = Field(2.0, gt=1, le=100)
+    """Membrane time constant, in timesteps; PLIF starts from it."""
+    v_threshold: Float = Field(1.0, gt=0)
+    """Firing threshold."""
+    attention_threshold: Float = Field(0.5, gt=0)
+    """Firing threshold of the neuron inside attention."""
+    surrogate_alpha: Float = Field(4.0, gt=0)
+    """Steepness of the sigmoid surrogate gradient."""
+    drop_path: Float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth: rate at the last block, rising linearly from 0 at the first."""
+    per_timestep_logits: bool = False
+    """Return logits [T, B, classes] instead of their mean over T (needed by the TET loss)."""
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Height and width of the token grid: every pooling halves the map, rounding up."""
+        side = self.image_size
+        for _ in range(self.pooling.count("1")):
+            side = (side + 1) // 2
+        return side
+
+    def neuron_at(self, place: Literal["embed", "attention", "mlp", "head"]) -> NeuronKind:
+        """Kind of the neuron at a place of the network."""
+        return self.neuron if isinstance(self.neuron, str) else getattr(self.neuron, place)
+
+    @model_validator(mode="after")
+    def _rules(self) -> "ModelConfig":
+        problems = []
+        if self.block_size > self.timesteps:
+            problems.append(
+                f"`block_size` must be at most `timesteps`, but got "
+                f"(block_size={self.block_size}, timesteps={self.timesteps}); the nearest is {self.timesteps}"
+            )
+        if self.embed_dim % 8:
+            problems.append(
+                f"`embed_dim` must be a multiple of 8, but got {self.embed_dim}; the nearest is {_multiple(self.embed_dim, 8)}"
+            )
+        elif self.embed_dim % self.num_heads:
+            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
+            heads = min(divisors, key=lambda h: abs(h - self.num_heads))
+            problems.append(
+                f"`embed_dim` must be divisible by `num_heads`, but got "
+                f"(embed_dim={self.embed_dim}, num_heads={self.num_heads}); the nearest num_heads is {heads}"
+            )
+        halvings = self.pooling.count("1")
+        if self.image_size < 2**halvings:
+            problems.append(
+                f"`image_size` must be at least {2**halvings} for pooling {self.pooling!r} ({halvings} halvings), "
+                f"but got {self.image_size}"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+class TrainConfig(Part):
+    """How the weights are found."""
+
+    epochs: Int = Field(10, ge=1)
+    """Epochs of the cosine schedule, warm-up included."""
+    batch_size: Int = Field(64, ge=1)
+    """Samples per worker and step; the learning rate is not scaled with the number of workers."""
+    eval_batch_size: Int | None = Field(None, ge=1)
+    """Samples per worker and step in validation and evaluation; empty means `batch_size`."""
+    optimizer: Optimizer = "adamw"
+    """Optimizer, made by timm; biases and normalisation weights are not decayed."""
+    lr: Float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    min_lr: Float = Field(1e-5, ge=0)
+    """Learning rate at the end of the cosine and during cool-down."""
+    warmup_epochs: Int = Field(0, ge=0)
+    """Epochs of linear warm-up."""
+    warmup_lr: Float = Field(1e-6, ge=0)
+    """Learning rate at the start of the warm-up."""
+    cooldown_epochs: Int = Field(0, ge=0)
+    """Further epochs at `min_lr` after the cosine."""
+    weight_decay: Float = Field(0.06, ge=0)
+    """Weight decay."""
+    momentum: Float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd and rmsprop; the others keep their own betas."""
+    clip_grad: Float | None = Field(None, gt=0)
+    """Largest gradient norm; empty means no clipping."""
+    loss: Literal["cross_entropy", "tet"] = "cross_entropy"
+    """`tet`: temporal efficient training, the mean of per-timestep losses with a pull of logits towards `tet_mean`."""
+    tet_mean: Float = 1.0
+    """TET: the value logits are pulled to."""
+    tet_lambda: Float = Field(1e-3, ge=0, le=1)
+    """TET: weight of that pull."""
+    label_smoothing: Float = Field(0.1, ge=0, lt=1)
+    """Label smoothing of the training loss."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of convolutions and products; membrane, normalisation statistics and residual stream stay float32."""
+    seed: Int = Field(42, ge=0)
+    """Seed of initial weights, batch order, augmentation and stochastic depth."""
+    checkpoint_every_steps: Int | None = Field(None, ge=1)
+    """Also write a checkpoint every so many steps inside an epoch; empty means at every epoch only."""
+    keep_checkpoints: Int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on disk, besides the best one."""
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that are trained: the cosine and the cool-down."""
+        return self.epochs + self.cooldown_epochs
+
+    @model_validator(mode="after")
+    def _rules(self) -> "TrainConfig":
+        problems = []
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            problems.append(
+                f"`warmup_epochs` must be below `epochs`, but got (warmup_epochs={self.warmup_epochs}, "
+                f"epochs={self.epochs}); the nearest is {self.epochs - 1}"
+            )
+        if self.min_lr > self.lr:
+            problems.append(f"`min_lr` must be at most `lr`, but got (min_lr={self.min_lr:g}, lr={self.lr:g})")
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+class ScaleConfig(Part):
+    """Where it runs; the only part that changes between a laptop and a cluster."""
+
+    workers: Int = Field(1, ge=1, le=4096)
+    """Training workers (processes); on GPUs one worker has one GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where one is usable."""
+    cpus_per_worker: Int = Field(1, ge=1, le=1024)
+    """CPU cores of each worker."""
+    neuron_backend: str = "auto"
+    """Implementation of the neurons; `auto` takes the fastest that can run here and logs which."""
+    max_failures: Int = Field(3, ge=0)
+    """How often a run whose worker was lost is started again from its newest checkpoint."""
+    address: str | None = None
+    """Address of a Ray cluster; empty starts Ray on this machine."""
+
+
+class SearchConfig(Part):
+    """How a sweep looks for the best trial."""
+
+    trials: Int = Field(16, ge=1)
+    """Number of trials."""
+    metric: str = "val/top1"
+    """Reported metric that ranks trials."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller `metric` is better."""
+    sampler: Sampler = "tpe"
+    """Optuna's sampler: `tpe` (multivariate, grouped) or `random`."""
+    startup_trials: Int = Field(6, ge=1)
+    """Random trials before TPE models the space."""
+    seed: Int = Field(0, ge=0)
+    """Seed of the sampler."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops poor trials by asynchronous successive halving."""
+    grace_epochs: Int = Field(1, ge=1)
+    """Epochs that every trial may train before it can be stopped."""
+    reduction_factor: Int = Field(3, ge=2)
+    """At each rung the best 1/reduction_factor go on."""
+    max_concurrent: Int | None = Field(None, ge=1)
+    """Trials that run side by side; empty means as many as the machine holds."""
+
+
+class Config(Part):
+    """A whole run."""
+
+    data: DataConfig = DataConfig()
+    """What is read."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    train: TrainConfig = TrainConfig()
+    """How it is trained."""
+    scale: ScaleConfig = ScaleConfig()
+    """Where it runs."""
+    search: SearchConfig = SearchConfig()
+    """How a sweep looks for the best."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Config":
+        problems = []
+        if self.data.frames is not None and self.data.frames != self.model.timesteps:
+            problems.append(
+                f"`data.frames` must equal `model.timesteps`, but got (data.frames={self.data.frames}, "
+                f"model.timesteps={self.model.timesteps}); leave data.frames empty to follow the model"
+            )
+        if (self.train.loss == "tet") != self.model.per_timestep_logits:
+            problems.append(
+                f"`train.loss=tet` and `model.per_timestep_logits=true` go together, but got "
+                f"(train.loss={self.train.loss}, model.per_timestep_logits={str(self.model.per_timestep_logits).lower()})"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# YAML as its 1.2 core schema reads it: 3e-4 is a number, 0011 and yes are text, a key given twice is an error.
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice (line {line})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text; `source` (a file or option) is named in the error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold a mapping of {', '.join(Config.model_fields)}, but holds {_shown(tree)}")
+    return tree
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading, overriding, dumping.
+
+
+def recipe_names() -> list[str]:
+    """Names of the bundled recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Load a recipe (by name) or a YAML file, apply overrides, check every rule.
+
+    Args:
+        source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
+        overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
+
+    Raises:
+        ConfigError: with one sentence for each mistake.
+    """
+    path = RECIPES / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source)
+        if not path.exists() and path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
+    return build_config(read_yaml(path), overrides, source=str(source))
+
+
+def build_config(
+    tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = ""
+) -> Config:
+    """Validate a nested mapping with overrides on top; raises ConfigError with all mistakes at once."""
+    tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    problems = []
+    for path, value in parse_overrides(overrides).items():
+        try:
+            field_at(path)
+        except ConfigError as error:
+            problems += [f"--set {problem}" for problem in error.problems]
+            continue
+        part, _, rest = path.partition(".")
+        node = tree.get(part)
+        if node is None:
+            node = tree[part] = {}
+        if isinstance(node, dict):
+            keys = rest.split(".")
+            for key in keys[:-1]:
+                child = node.get(key)
+                node[key] = dict(child) if isinstance(child, Mapping) else {}
+                node = node[key]
+            node[keys[-1]] = value
+    problems += [f"{source}: {p}" if source else p for p in _validate(tree)]
+    if problems:
+        raise ConfigError(problems)
+    return Config.model_validate(tree)
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """`["model.depth=4"]` to `{"model.depth": 4}`; a mapping passes through."""
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    parsed, problems = {}, []
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            problems.append(f"--set takes PATH=VALUE such as model.depth=4, but got {item!r}")
+            continue
+        parsed[path.strip()] = parse_yaml(text, f"--set {path}")
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def field_at(path: str) -> Any:
+    """The pydantic field at a dotted path; raises ConfigError with the nearest path when there is none."""
+    model: Any = Config
+    field: Any = None
+    for key in path.split("."):
+        models = [m for m in (model, *get_args(model)) if isinstance(m, type) and issubclass(m, Part)]
+        fields = models[0].model_fields if models else {}
+        if key not in fields:
+            raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
+        field = fields[key]
+        model = field.annotation
+    if isinstance(model, type) and issubclass(model, Part):
+        raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
+    return field
+
+
+def field_paths() -> list[str]:
+    """Dotted paths of all fields, in order."""
+    return [f"{part}.{name}" for part, field in Config.model_fields.items() for name in field.annotation.model_fields]  # type: ignore[union-attr]
+
+
+def get_field(config: Config, path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = config
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A copy with some fields replaced and every rule checked again."""
+    return build_config(config.model_dump(), overrides)
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False, width=120)
+
+
+def _validate(tree: Mapping[str, Any]) -> list[str]:
+    """One sentence for every mistake: of single fields, between the fields of a part, between parts."""
+    parts: dict[str, Part] = {}
+    problems = [
+        f"{key}: no such part; {nearest(str(key), Config.model_fields)}" for key in tree if key not in Config.model_fields
+    ]
+    wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
+    for name, field in Config.model_fields.items():
+        value = tree.get(name)
+        if not isinstance(value, Mapping | None):
+            problems.append(f"{name}: must be a mapping of fields, but got {_shown(value)}")
+            wrong.add(name)
+            continue
+        part: type[Part] = field.annotation  # type: ignore[assignment]
+        sound, keys = dict(value or {}), []
+        for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
+            try:
+                parts[name] = part.model_validate(sound)
+                break
+            except ValidationError as error:
+                for detail in error.errors():
+                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
+                    keys += [str(key) for key in detail["loc"][:1]]
+                sound = {k: v for k, v in sound.items() if k not in keys}
+        wrong |= {f"{name}.{key}" for key in keys}
+    if len(parts) == len(Config.model_fields):
+        try:
+            Config.model_validate(parts)
+        except ValidationError as error:
+            for detail in error.errors():
+                problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
+    return list(dict.fromkeys(problems))
+
+
+def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return [f"{prefix}: {p}" if prefix else p for p in cause.problems]
+    # A union's location also names the branch that was tried; those are not field names.
+    loc = [str(key) for key in error["loc"] if not re.search(r"[\[\]()]", str(key)) and key != "NeuronMap"]
+    path = ".".join([prefix, *loc])
+    value, kind, ctx = _shown(error["input"]), error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        fields = NeuronMap.model_fields if loc[0] == "neuron" else part.model_fields
+        return [f"{path}: no such field; {nearest(loc[-1], fields)}"]
+    if path == "model.neuron":
+        return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
+    rules = {
+        "greater_than": "must be above {gt}",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than": "must be below {lt}",
+        "less_than_equal": "must be at most {le}",
+        "string_pattern_mismatch": "must match {pattern}",
+        "literal_error": "must be one of {expected}",
+        "int_from_float": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_type": "must be a whole number",
+        "float_parsing": "must be a number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "bool_parsing": "must be true or false",
+        "bool_type": "must be true or false",
+        "string_type": "must be text",
+        "value_error": "{error}",
+    }
+    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
+    rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
+    sentence = f"{path}: {rule}, but got {value}"
+    if kind == "literal_error" and isinstance(error["input"], str):
+        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        close = difflib.get_close_matches(error["input"], choices, n=1)
+        sentence += f"; did you mean {close[0]}?" if close else ""
+    return [sentence]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
+    text = text.removesuffix("\n").removesuffix("...").strip()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)
