@@ -195,6 +195,8 @@ class TrainConfig(Part):
     """Peak learning rate."""
     min_lr: Float = Field(1e-5, ge=0)
     """Learning rate at the end of the cosine and during cool-down."""
+    lr_update: Literal["step", "epoch"] = "step"
+    """Whether the learning rate moves at every step or at every epoch (as in the published recipes)."""
     warmup_epochs: Int = Field(0, ge=0)
     """Epochs of linear warm-up."""
     warmup_lr: Float = Field(1e-6, ge=0)
@@ -251,8 +253,8 @@ class ScaleConfig(Part):
     """Training workers (processes); on GPUs one worker has one GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where one is usable."""
-    cpus_per_worker: Int = Field(1, ge=1, le=1024)
-    """CPU cores of each worker."""
+    cpus_per_worker: Int | None = Field(None, ge=1, le=1024)
+    """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
     neuron_backend: str = "auto"
     """Implementation of the neurons; `auto` takes the fastest that can run here and logs which."""
     max_failures: Int = Field(3, ge=0)
@@ -354,7 +356,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; `source` (a file or option) is named in the error."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -401,9 +403,7 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
     return build_config(read_yaml(path), overrides, source=str(source))
 
 
-def build_config(
-    tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = ""
-) -> Config:
+def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
     """Validate a nested mapping with overrides on top; raises ConfigError with all mistakes at once."""
     tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
     problems = []

@@ -1,0 +1,168 @@
+"""Training state on disk: a folder of safetensors and JSON, never pickles.
+
+    checkpoints/epoch-0003/              three epochs are finished
+    checkpoints/epoch-0003-step-000120/  and 120 steps of the fourth
+        model.safetensors                parameters and buffers
+        optimizer.safetensors            the optimizer's tensors
+        state.json                       epoch, step, counters, metrics, digests of the files above
+
+A checkpoint is written aside and renamed, so it is there whole or not at all; its digests find later damage, and loading
+falls back to the one before. Random streams need no saving: they are functions of (seed, epoch, step, rank).
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from statten.config import UserError
+from statten.files import new_folder, read_json, sha256, write_json
+from statten.models.published import from_published, load_published, to_published
+
+__all__ = [
+    "TrainState", "checkpoints", "from_published", "load_newest", "load_published", "load_weights", "save", "to_published"
+]  # fmt: skip
+
+log = logging.getLogger("statten")
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes. `step` counts inside the current epoch; `sums` are that epoch's running totals."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] | None = None
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+
+def save(state: TrainState, folder: Path) -> Path:
+    """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays."""
+    name = f"epoch-{state.epoch:04d}" + (f"-step-{state.step:06d}" if state.step else "")
+    path = folder / name
+    if path.exists():
+        if _damage(path) is None:
+            return path
+        shutil.rmtree(path)
+    tensors, numbers = _split(state.optimizer.state_dict())
+    with new_folder(path) as aside:
+        save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside / MODEL)
+        save_file(tensors, aside / OPTIMIZER)
+        write_json(
+            aside / STATE,
+            {
+                "epoch": state.epoch,
+                "step": state.step,
+                "sums": state.sums,
+                "seconds": state.seconds,
+                "metrics": state.metrics,
+                "best": state.best,
+                "optimizer": numbers,
+                "scaler": state.scaler.state_dict(),
+                "sha256": {name: sha256(aside / name) for name in (MODEL, OPTIMIZER)},
+            },
+        )
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    names = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
+    return sorted(path for path in folder.glob("epoch-*") if names.fullmatch(path.name))
+
+
+def prune(folder: Path, keep: int, best_epoch: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of the best epoch."""
+    for path in checkpoints(folder)[:-keep]:
+        if path.name != f"epoch-{best_epoch or 0:04d}":
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_newest(state: TrainState, folder: Path) -> Path | None:
+    """Load the newest sound checkpoint into `state`; a damaged one is named in the log and the one before is taken."""
+    for path in reversed(checkpoints(folder)):
+        problem = _damage(path)
+        if problem is None:
+            _load(state, path)
+            return path
+        log.warning("%s is damaged (%s); falling back to the checkpoint before it", path, problem)
+    return None
+
+
+def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Parameters and buffers of a checkpoint folder (verified) or of a safetensors file."""
+    if path.is_dir():
+        problem = _damage(path)
+        if problem:
+            raise UserError(f"{path}: not a usable checkpoint: {problem}")
+        path = path / MODEL
+    try:
+        return load_file(path, device=str(device))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        saved = read_json(path / STATE)
+    except UserError:
+        return f"{STATE} cannot be read"
+    if not isinstance(saved, dict) or "sha256" not in saved:
+        return f"{STATE} is missing or incomplete"
+    for name, digest in saved["sha256"].items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if sha256(path / name) != digest:
+            return f"{name} does not match its digest"
+    return None
+
+
+def _load(state: TrainState, path: Path) -> None:
+    saved = read_json(path / STATE)
+    state.model.load_state_dict(load_weights(path, state.device))
+    state.optimizer.load_state_dict(_join(load_file(path / OPTIMIZER), saved["optimizer"]))
+    state.scaler.load_state_dict(saved["scaler"])
+    for name in ("epoch", "step", "sums", "seconds", "metrics", "best"):
+        setattr(state, name, saved[name])
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors "index.name" and JSON-able numbers."""
+    tensors, numbers = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
+    return {k: v.contiguous() for k, v in tensors.items()}, {"state": numbers, "param_groups": state["param_groups"]}
+
+
+def _join(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **saved["state"]}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": saved["param_groups"]}

@@ -1,0 +1,383 @@
+"""The command line: thin, every command is a function of the package that a notebook can call."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from statten.config import UserError, load_config, recipe_names
+from statten.runs import Run, default_storage, free_name, locate
+
+if TYPE_CHECKING:
+    from statten.config import Config
+    from statten.search import Sweep
+
+app = typer.Typer(
+    name="statten",
+    help="Train spiking vision transformers with spatial-temporal attention, and search their architecture on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
+Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
+Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
+Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done; 2: the input is wrong, said in one sentence each; 1: anything else."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UserError as error:
+        _fail(error.problems, 2)
+    except click.ClickException as error:
+        _fail([error.format_message().rstrip(".")], 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(["stopped; what is finished is kept, and `statten resume NAME` goes on from there"], 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "TrainingFailed":
+            raise
+        _fail([str(error)], 1)
+
+
+def _fail(problems: list[str], code: int) -> None:
+    for problem in problems:
+        print(f"statten: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _print(document: Any) -> None:
+    print(json.dumps(document, indent=1))
+
+
+def _begin(as_json: bool, storage: Path | None) -> Path:
+    from statten import display
+
+    if as_json:
+        display.use_stderr()
+    folder = storage or default_storage()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    return folder
+
+
+def _place(storage: Path, name: str | None, stem: str) -> Path:
+    """The new folder of a run or sweep."""
+    path = storage / (name or free_name(storage, stem))
+    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--storage: {storage} cannot be written")
+    return path
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).stem
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the bundled recipes."""
+    from statten.display import console, table
+
+    rows = {name: load_config(name) for name in recipe_names()}
+    if as_json:
+        return _print({name: config.model_dump(mode="json") for name, config in rows.items()})
+    columns = ["recipe", "data", "image", "T", "b", "depth", "dim", "epochs", "batch"]
+    cells = [
+        [name, c.data.name, c.model.image_size, c.model.timesteps, c.model.block_size, c.model.depth, c.model.embed_dim,
+         c.train.total_epochs, c.train.batch_size]
+        for name, c in rows.items()
+    ]  # fmt: skip
+    return console.print(table("", columns, cells, right=range(2, 9)))
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one run on Ray Train workers."""
+    folder = _begin(as_json, storage)
+    config, began = load_config(recipe, overrides), time.monotonic()
+    path = _place(folder, name, _stem(recipe))
+    if dry_run:
+        return _plan(config, as_json)
+    from statten import trainer
+
+    return _finish_run(trainer.train(config, path), began, as_json)
+
+
+@app.command()
+def tune(
+    recipe: Recipe,
+    space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
+    overrides: Set = [],  # noqa: B006
+    trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Sweep over a search space with Ray Tune and Optuna."""
+    folder = _begin(as_json, storage)
+    if trials is not None:
+        overrides = [*overrides, f"search.trials={trials}"]
+    config = load_config(recipe, overrides)
+    from statten.search.space import load_space
+
+    loaded, began = load_space(_space_file(space), config), time.monotonic()
+    path = _place(folder, name, f"{_stem(recipe)}-sweep")
+    if dry_run:
+        return _plan(config, as_json, sweep=True)
+    from statten import search
+
+    return _finish_sweep(search.tune(config, loaded, path), began, as_json)
+
+
+@app.command()
+def resume(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+    """Continue a stopped run or sweep where it was."""
+    path, began = locate(target, _begin(as_json, storage)), time.monotonic()
+    if (path / "sweep.json").is_file():
+        from statten.search import Sweep, resume_sweep
+
+        return _finish_sweep(resume_sweep(Sweep.open(path)), began, as_json)
+    run = Run.open(path)
+    from statten import trainer
+
+    return _finish_run(trainer.resume(run), began, as_json)
+
+
+@app.command()
+def extend(
+    target: Target,
+    trials: Annotated[int, typer.Option(min=1, help="How many more trials.")],
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Add trials to a sweep; its study goes on."""
+    path, began = locate(target, _begin(as_json, storage)), time.monotonic()
+    from statten.search import Sweep, extend_sweep
+
+    return _finish_sweep(extend_sweep(Sweep.open(path), trials), began, as_json)
+
+
+@app.command()
+def promote(
+    target: Target,
+    overrides: Set = [],  # noqa: B006
+    trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a sweep's best trial (or a run) further, from its own checkpoint."""
+    folder = _begin(as_json, storage)
+    path, began = locate(target, folder), time.monotonic()
+    source, recorded = _promotable(path, trial)
+    from statten.config import with_overrides
+
+    config = with_overrides(source.config, overrides)
+    new = _place(folder, name, f"{path.name}-promoted")
+    if dry_run:
+        return _plan(config, as_json)
+    from statten import search
+
+    return _finish_run(search.promote(source, overrides, new, recorded), began, as_json)
+
+
+@app.command()
+def evaluate(target: Target, overrides: Set = [], storage: Storage = None, as_json: Json = False) -> None:  # noqa: B006
+    """Evaluate a checkpoint, a run's best epoch or a sweep's best trial on the test part."""
+    path = locate(target, _begin(as_json, storage))
+    from statten import evaluate as evaluation
+
+    report = evaluation.evaluate(path, overrides)
+    return _print(report) if as_json else evaluation.summary(report)
+
+
+@app.command()
+def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+    """Name the best trial of a sweep."""
+    path = locate(target, _begin(as_json, storage))
+    from statten.display import console
+    from statten.search.sweep import Sweep, describe
+
+    found = Sweep.open(path).best()
+    if as_json:
+        return _print(found)
+    metrics = found["metrics"]
+    console.print(f"[bold]trial {found['trial']}[/] of {path.name}: {describe(found['point'])}")
+    console.print(
+        f"  validation  top-1 {metrics['val/top1']:.2f} %, loss {metrics['val/loss']:.4f} at epoch {metrics['epoch']}"
+    )
+    console.print(f"  checkpoint  {found['checkpoint']}")
+    return console.print(f"  train on    statten promote {path} --set train.epochs=20")
+
+
+@app.command()
+def runs(storage: Storage = None, as_json: Json = False) -> None:
+    """List the runs and sweeps of the storage."""
+    folder = _begin(as_json, storage)
+    from statten.display import console, table
+    from statten.overview import overview
+
+    rows = overview(folder)
+    if as_json:
+        return _print(rows)
+    if not rows:
+        return console.print(f"{folder} holds no runs yet; start with: statten train digits")
+    cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"]] for r in rows]
+    return console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
+
+
+@app.command()
+def show(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+    """Show a run's epochs or a sweep's trials."""
+    path = locate(target, _begin(as_json, storage))
+    from statten.display import console
+    from statten.overview import details, details_table
+
+    document = details(path)
+    return _print(document) if as_json else console.print(details_table(document))
+
+
+@app.command()
+def doctor(
+    storage: Storage = None,
+    address: Annotated[str | None, typer.Option(help="Also check a Ray cluster at this address.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, and say what is missing and what to do."""
+    folder = _begin(as_json, storage)
+    from statten import doctor as doctors
+    from statten.display import console
+
+    checks = doctors.diagnose(folder, address)
+    if as_json:
+        _print(doctors.to_json(checks))
+    else:
+        console.print(doctors.render(checks))
+    raise typer.Exit(0 if doctors.healthy(checks) else 1)
+
+
+@app.command()
+def demo(storage: Storage = None, as_json: Json = False) -> None:
+    """The main job on bundled data: sweep, promote the best trial, evaluate it."""
+    folder = _begin(as_json, storage)
+    from statten.demo import run_demo
+
+    report = run_demo(folder)
+    if as_json:
+        _print(report)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _space_file(space: str) -> Path:
+    named = Path("search_spaces") / f"{space}.yaml"
+    if named.is_file():
+        return named
+    if not Path(space).exists():
+        from statten.config import nearest
+
+        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
+        raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
+    return Path(space)
+
+
+def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
+    if not (path / "sweep.json").is_file():
+        if trial is not None:
+            raise UserError(f"--trial: {path} is no sweep")
+        return Run.open(path), {"run": path.name}
+    from statten.search import Sweep
+
+    sweep = Sweep.open(path)
+    if trial is not None and not sweep.trial(trial).path.is_dir():
+        last = len(list((path / "trials").glob("[0-9]*"))) - 1
+        raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
+    number = sweep.best_trial().number if trial is None else trial
+    return sweep.trial(number), {"sweep": path.name, "trial": number}
+
+
+def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
+    import dataclasses
+
+    from statten.display import console
+
+    if sweep:
+        from statten.search import plan_sweep
+
+        planned = plan_sweep(config)
+        plan, found = planned.trial, dataclasses.asdict(planned)
+        document = {**found.pop("trial"), **found}
+    else:
+        from statten.train import preflight
+
+        plan = preflight(config)
+        document = dataclasses.asdict(plan)
+    if as_json:
+        return _print({**document, "config": config.model_dump(mode="json")})
+    console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
+    console.print(f"steps per epoch  {plan.steps_per_epoch}")
+    console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
+    console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
+    if sweep:
+        console.print(f"trials           {document['trials']}, {document['concurrent']} at a time")
+    return console.print("Nothing was started.")
+
+
+def _finish_run(run: Run, began: float, as_json: bool) -> None:
+    from statten.display import run_summary
+    from statten.runs import best_row
+
+    if not as_json:
+        return run_summary(run, began)
+    best = best_row(run.metrics())
+    return _print(
+        {
+            "name": run.name,
+            "path": str(run.path),
+            **{key: best[f"val/{key}"] for key in ("top1", "top5", "loss")},
+            "epoch": best["epoch"],
+            "epochs": len(run.metrics()),
+            "metrics": best,
+            "checkpoint": str(run.best_checkpoint()),
+            "seconds": time.monotonic() - began,
+        }
+    )
+
+
+def _finish_sweep(sweep: "Sweep", began: float, as_json: bool) -> None:
+    from statten.overview import counts, sweep_summary
+
+    if as_json:
+        return _print({"name": sweep.name, "path": str(sweep.path), "trials": counts(sweep), "best": sweep.best()})
+    return sweep_summary(sweep, began)
+
+
+if __name__ == "__main__":
+    main()

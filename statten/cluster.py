@@ -1,0 +1,73 @@
+"""Ray, started or joined the same way everywhere: quiet, on loopback, with nothing sent home."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from statten.config import UserError
+
+# Read by Ray when it is imported or started, in this process and in its workers.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for one poll
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own TensorBoard events
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[str, float]]:
+    """Join the Ray cluster at `address`, or start Ray on this machine, and yield its resources; leave it as found.
+
+    Args:
+        address: host:port, ray://host:port or `auto`; None starts Ray here.
+        dashboard: also start the dashboard (loopback), which nested trainers need to give their resources back.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():  # a notebook's, or a test's
+        yield ray.cluster_resources()
+        return
+    for name in ("ray", "ray.train", "ray.tune", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        if address is None:
+            ray.init(
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                dashboard_port=_free_port() if dashboard else None,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise UserError(f"scale.address: cannot reach {where}: {_first_line(error)}") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

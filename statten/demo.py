@@ -1,0 +1,49 @@
+"""`statten demo`: the main job from end to end, on data that is always there."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from statten.config import load_config
+from statten.display import console, duration, run_summary
+from statten.evaluate import evaluate, summary
+from statten.overview import sweep_summary
+from statten.runs import free_name
+from statten.search import make_space, promote, tune
+
+SPACE: dict[str, Any] = {
+    "model.timesteps": {"choices": [1, 2, 4]},
+    "model.block_size": {"divisors_of": "model.timesteps"},
+    "model.depth": {"int": [1, 2]},
+    "model.embed_dim": {"int": [32, 128], "step": 32},
+}
+TRIALS, TRIAL_EPOCHS, PROMOTED_EPOCHS = 12, 6, 10
+
+
+def run_demo(storage: Path) -> dict[str, Any]:
+    """Sweep digits, promote the best trial, evaluate it on the test part; returns the evaluation."""
+    began = time.monotonic()
+    name = free_name(storage, "demo")
+    config = load_config("digits", {"train.epochs": TRIAL_EPOCHS, "search.trials": TRIALS})
+    space = make_space(SPACE, config)
+
+    console.rule(f"1 of 3: sweep {TRIALS} trials of {TRIAL_EPOCHS} epochs over timesteps, block size, depth, embed_dim")
+    started = time.monotonic()
+    sweep = tune(config, space, storage / name)
+    sweep_summary(sweep, started)
+
+    console.rule(f"2 of 3: promote the best trial: {PROMOTED_EPOCHS} more epochs from its own checkpoint")
+    started, best = time.monotonic(), sweep.best_trial().number
+    run = promote(
+        sweep.trial(best),
+        {"train.epochs": PROMOTED_EPOCHS},
+        storage / f"{name}-promoted",
+        {"sweep": sweep.name, "trial": best},
+    )
+    run_summary(run, started)
+
+    console.rule("3 of 3: evaluate it on the test part, which nothing has read until now")
+    report = evaluate(run.path)
+    summary(report)
+    console.print(f"\nDone in {duration(time.monotonic() - began)}. Compare all trials: tensorboard --logdir {storage}")
+    return report

@@ -1,0 +1,83 @@
+"""Files that are never half written: everything is written aside, flushed to disk and renamed into place."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from statten.config import UserError
+
+
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Replace a file's content; a reader, or (if `durable`) a machine that loses power, sees the old or the new."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replace a JSON file."""
+    write_text(path, json.dumps(value, indent=1) + "\n", durable)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None when there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder aside that becomes `path` at the end, whole or not at all.
+
+    Raises FileExistsError if `path` holds something by then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                sync(file)
+        aside.chmod(0o755)
+        try:
+            os.rename(aside, path)  # replaces an empty folder only
+        except OSError as error:
+            raise FileExistsError(f"{path} exists") from error
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

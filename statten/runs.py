@@ -1,0 +1,421 @@
+"""The run folder: everything a run is, readable without this package.
+
+    <storage>/<name>/
+        run.json          kind, creation, origin (the checkpoint that it started from)
+        config.yaml       the whole validated config
+        environment.json  versions, commit, hardware
+        splits.json       indices of the train, validation and test parts
+        initial.safetensors  weights that it started from, if not from the seed
+        metrics.jsonl     one line per finished epoch
+        train.log         warnings and choices of the workers
+        progress.json     where the current epoch is
+        checkpoints/      see checkpoint.py
+        tensorboard/      one event folder
+        result.json       how it ended: finished, failed (with the reason) or stopped
+        evaluation.json   what `evaluate` found on the test part
+
+A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from statten.config import Config, UserError, dump_config, load_config, nearest
+from statten.files import new_folder, read_json, write_json, write_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def default_storage() -> Path:
+    """`$STATTEN_STORAGE`, else ./runs."""
+    return Path(os.environ.get("STATTEN_STORAGE") or "runs")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class RunFolder:
+    """What runs, trials and sweeps have in common: a marker file that names their kind, a config, one writer at a time."""
+
+    marker = "run.json"
+    noun = "run"
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> Config:
+        """The config that it was started with."""
+        return load_config(self.path / "config.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Content of the marker file."""
+        return read_json(self.path / self.marker) or {}
+
+    @classmethod
+    def open(cls, path: Path):
+        """Open an existing folder of this kind; raises UserError when it is none."""
+        if not path.is_dir():
+            raise UserError(f"{path}: no such {cls.noun}; {_neighbours(path)}")
+        if not (path / cls.marker).is_file():
+            raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}")
+        return cls(path)
+
+    @contextmanager
+    def writing(self) -> Iterator[str]:
+        """Be the only writer while this is open, and yield the name of this attempt.
+
+        The lock goes with the process, however it ends. Workers of an earlier attempt that outlive it find a new name in
+        the file `attempt`, and stop.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is writing this {self.noun}; wait for it or stop it") from None
+            attempt = uuid.uuid4().hex
+            write_text(self.path / "attempt", attempt)
+            yield attempt
+
+
+class Superseded(RuntimeError):
+    """A newer attempt writes this run."""
+
+
+class Run(RunFolder):
+    """A training run (or a trial of a sweep) on disk."""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        config: Config,
+        origin: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+        weights: Path | None = None,
+    ) -> "Run":
+        """Make the folder, whole or not at all; raises UserError when the name is taken.
+
+        `extra` maps file names to further JSON content, such as splits.json; `weights` is copied to initial.safetensors.
+        """
+        check_name(path)
+        try:
+            with new_folder(path) as aside:
+                write_json(aside / cls.marker, {"kind": "run", "created": now(), "origin": origin}, durable=False)
+                write_text(aside / "config.yaml", dump_config(config), durable=False)
+                for name, content in (extra or {}).items():
+                    write_json(aside / name, content, durable=False)
+                if weights:
+                    shutil.copyfile(weights, aside / "initial.safetensors")
+                (aside / "checkpoints").mkdir()
+        except FileExistsError:
+            raise exists(path) from None
+        return cls(path)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended; None while it has not."""
+        return read_json(self.path / "result.json")
+
+    @property
+    def state(self) -> str:
+        """finished, failed, stopped (early, by a sweep) or unfinished."""
+        return (self.result or {}).get("state", "unfinished")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One row per finished epoch; a line that was cut off by a crash is left out."""
+        rows = []
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best epoch, else the newest; raises UserError when no epoch is finished."""
+        from statten.checkpoint import checkpoints
+
+        paths = checkpoints(self.checkpoint_folder)
+        rows = self.metrics()
+        epoch = best_row(rows)["epoch"] if rows else None
+        for path in paths:
+            if path.name == f"epoch-{epoch or 0:04d}":
+                return path
+        if not paths:
+            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
+        return paths[-1]
+
+    def fail(self, reason: str, state: str = "failed") -> None:
+        """Record that the run ended without a result, and why."""
+        write_json(self.path / "result.json", {"state": state, "reason": reason, "ended": now()})
+
+    def stop(self, reason: str) -> None:
+        """Record that a sweep stopped this trial early, and why."""
+        self.fail(reason, "stopped")
+
+
+def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The epoch that a run is judged by: highest validation top-1, then lowest validation loss."""
+    return max(rows, key=lambda row: (row["val/top1"], -row["val/loss"]))
+
+
+class RunReport:
+    """What `fit` reports, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard.
+
+    `then` is called on every rank after each epoch with the metrics: Ray's own report.
+    """
+
+    PROGRESS_SECONDS = 0.5
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        attempt: str,
+        rank: int = 0,
+        then: Callable[[dict[str, float]], object] | None = None,
+    ):
+        self.run, self.config, self.attempt, self.rank, self.then = run, config, attempt, rank, then
+        self._events: Any = None
+        self._purge: int | None = None
+        self._progress_at = 0.0
+
+    def begin(self, state: Any) -> None:
+        """Make the folder agree with the state that training starts from."""
+        if self.rank:
+            return
+        self._check_attempt()
+        (self.run.path / "result.json").unlink(missing_ok=True)
+        rows = [row for row in self.run.metrics() if row["epoch"] < state.epoch]
+        stale = (self.run.path / "metrics.jsonl").exists()
+        if state.metrics:
+            # The last finished epoch comes from the checkpoint: a crash may have struck between the two.
+            rows.append(state.metrics)
+        if stale or rows:
+            write_text(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            self._purge = state.epoch
+            if state.metrics:
+                self._write_events(state.metrics)
+
+    def step(self, state: Any, steps: int) -> None:
+        """Tell where the epoch is, a few times a second."""
+        if self.rank or time.monotonic() - self._progress_at < self.PROGRESS_SECONDS:
+            return
+        self._progress_at = time.monotonic()
+        progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
+        write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+
+    def checkpoint(self, state: Any) -> None:
+        """Write a checkpoint inside an epoch."""
+        if self.rank == 0:
+            self._save(state)
+
+    def epoch(self, state: Any) -> None:
+        """Keep a finished epoch."""
+        if self.rank == 0:
+            self._save(state)
+            with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(state.metrics) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._write_events(state.metrics)
+        if self.then:
+            self.then(dict(state.metrics))
+
+    def end(self, state: Any) -> None:
+        """Keep the result of the whole run."""
+        if self.rank:
+            return
+        self._check_attempt()
+        best = {**state.best, "checkpoint": str(self.run.best_checkpoint().relative_to(self.run.path))}
+        seconds = sum(row["seconds"] for row in self.run.metrics())
+        result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
+        write_json(self.run.path / "result.json", {**result, "ended": now()})
+        (self.run.path / "progress.json").unlink(missing_ok=True)
+
+    def close(self, failed: bool) -> None:
+        """Close the event file and mark the HParams session as ended."""
+        if self._events is not None:
+            from torch.utils.tensorboard.summary import hparams
+
+            end = hparams({}, {})[2]
+            if failed:
+                from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+                from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+                content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
+                content.session_end_info.status = STATUS_FAILURE
+                end.value[0].metadata.plugin_data.content = content.SerializeToString()
+            self._events.file_writer.add_summary(end)
+            self._events.close()
+            self._events = None
+
+    def _check_attempt(self) -> None:
+        current = (self.run.path / "attempt").read_text(encoding="utf-8")
+        if current != self.attempt:
+            raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
+
+    def _save(self, state: Any) -> None:
+        from statten import checkpoint
+
+        self._check_attempt()
+        checkpoint.save(state, self.run.checkpoint_folder)
+        checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
+
+    def _write_events(self, metrics: dict[str, float]) -> None:
+        if self._events is None:  # made with the first row, so that no event file is empty
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+
+            self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
+            for summary in hparams(_hyperparameters(self.config), {"val/top1": 0.0, "val/loss": 0.0})[:2]:
+                self._events.file_writer.add_summary(summary)
+        for tag, value in metrics.items():
+            if tag != "epoch":
+                self._events.add_scalar(tag, value, int(metrics["epoch"]))
+        self._events.flush()
+
+
+@contextmanager
+def logging_to(path: Path, rank: int) -> Iterator[None]:
+    """Also write rank 0's log lines of this package to a file of the run folder."""
+    logger = logging.getLogger("statten")
+    if rank:
+        yield
+        return
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+def _hyperparameters(config: Config) -> dict[str, Any]:
+    """Flat hyperparameters for TensorBoard's HParams page."""
+    flat = {}
+    for part in ("data", "model", "train"):
+        for name, value in getattr(config, part).model_dump(mode="json").items():
+            if value is not None:
+                flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names and places.
+
+
+def check_name(path: Path) -> None:
+    """Raise UserError unless the folder's name is one that every file system and TensorBoard can show."""
+    if not NAME.fullmatch(path.name):
+        raise UserError(
+            f"--name: must be letters, digits, '.', '_' or '-', at most 100 and starting with a letter or digit, "
+            f"but got {path.name!r}; the nearest is {re.sub(r'[^A-Za-z0-9._-]+', '-', path.name).strip('.-_') or 'run'!r}"
+        )
+
+
+def exists(path: Path) -> UserError:
+    """The error for a name that is taken."""
+    return UserError(f"{path}: exists already; choose another --name, or continue it with: statten resume {path.name}")
+
+
+def free_name(storage: Path, stem: str) -> str:
+    """The first of stem-001, stem-002, ... that is not taken."""
+    taken = {path.name for path in storage.iterdir()} if storage.is_dir() else set()
+    number = 1
+    while f"{stem}-{number:03d}" in taken:
+        number += 1
+    return f"{stem}-{number:03d}"
+
+
+def locate(target: str | Path, storage: Path) -> Path:
+    """The folder that a name or path means; names are looked up in the storage first."""
+    path = storage / target
+    if path.exists():
+        return path
+    if Path(target).exists():
+        return Path(target)
+    raise UserError(f"{target}: no such run or sweep in {storage}; {_neighbours(path)}")
+
+
+def _neighbours(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*/") if not p.name.startswith(".")) if path.parent.is_dir() else []
+    return nearest(path.name, names) if names else f"{path.parent} holds none"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware: what a reviewer needs to rerun a number."""
+    import torch
+
+    packages = ("statten", "torch", "torchvision", "timm", "ray", "optuna", "spikingjelly", "numpy", "scikit-learn")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "versions": versions,
+        "commit": commit,
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return match.group(1) if match else platform.processor()

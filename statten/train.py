@@ -1,0 +1,321 @@
+"""Training: `fit` is the loop, and it knows nothing of Ray. `preflight` finds what would fail before a machine is spent."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.distributed import distribute_bn
+from torch import nn
+
+from statten.checkpoint import TrainState, load_newest, load_weights
+from statten.config import Config, ScaleConfig, TrainConfig, UserError
+from statten.data import EvalLoader, Loaders, check_data, make_loaders
+from statten.losses import make_loss
+from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed
+from statten.models import build_model
+from statten.runs import Run, RunReport, best_row, logging_to
+
+
+class Diverged(RuntimeError):
+    """Loss became infinite or not a number; starting again from the same state would not help."""
+
+
+class Report(Protocol):
+    """What `fit` tells while it runs; called on every rank."""
+
+    def step(self, state: TrainState, steps: int) -> None:
+        """A step is done; `steps` is their number per epoch."""
+
+    def checkpoint(self, state: TrainState) -> None:
+        """`train.checkpoint_every_steps` steps are done."""
+
+    def epoch(self, state: TrainState) -> None:
+        """An epoch is done and validated; its metrics are in `state.metrics`."""
+
+
+class NoReport:
+    """Tells nobody."""
+
+    def step(self, state: TrainState, steps: int) -> None: ...
+    def checkpoint(self, state: TrainState) -> None: ...
+    def epoch(self, state: TrainState) -> None: ...
+
+
+def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | None = None) -> dict[str, float]:
+    """Train from `state` to the last epoch, validate after every epoch, and return the best epoch's metrics.
+
+    Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
+    and checkpoint. Randomness depends on (seed, epoch, step, rank) alone, so a resumed run takes the same steps.
+    """
+    train, report = config.train, report or NoReport()
+    model = state.model
+    replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
+    loss_of, precision = make_loss(train), autocast(config, state.device)
+    steps, rank = loaders.train.steps_per_epoch, dist.get_rank() if is_distributed() else 0
+
+    for epoch in range(state.epoch, train.total_epochs):
+        model.train()
+        totals, began = Accuracy(state.device, state.sums if rank == 0 else None), time.monotonic()
+        for images, target in loaders.train.batches(epoch, start_step=state.step):
+            torch.manual_seed(stream(train.seed, epoch, state.step, rank))
+            images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
+            set_lr(state, epoch + state.step / steps, train)
+            with precision:
+                logits = replica(images)
+                loss = loss_of(logits.float(), target)
+            state.scaler.scale(loss).backward()
+            if train.clip_grad is not None:
+                state.scaler.unscale_(state.optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            totals.add(loss, logits, target)
+            state.step += 1
+            report.step(state, steps)
+            if train.checkpoint_every_steps and state.step < steps and state.step % train.checkpoint_every_steps == 0:
+                average_statistics(model)
+                state.sums = totals.summed().tolist()
+                report.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
+
+        average_statistics(model)
+        trained, seconds = totals.reduced(), state.seconds + time.monotonic() - began
+        metrics = {
+            "epoch": epoch + 1,
+            "train/loss": trained["loss"],
+            "train/top1": trained["top1"],
+            **validate(model, loaders.validation, config),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "samples_per_second": trained["samples"] / seconds,
+            "seconds": state.seconds + time.monotonic() - began,
+        }
+        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])):
+            raise Diverged(
+                f"the loss is not finite after epoch {epoch + 1} (train {metrics['train/loss']:g}, validation "
+                f"{metrics['val/loss']:g}); try a smaller train.lr, a longer warm-up or train.clip_grad"
+            )
+        state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, None, 0.0
+        state.metrics, state.best = metrics, best_row([row for row in (state.best, metrics) if row])
+        report.epoch(state)
+    return state.best
+
+
+def validate(model: nn.Module, loader: EvalLoader, config: Config, prefix: str = "val/") -> dict[str, float]:
+    """Loss, top-1, top-5 and firing rates per layer over all samples of all ranks.
+
+    The loss is the plain cross-entropy of the mean logits, whatever the training loss is.
+    """
+    device = next(model.parameters()).device
+    totals, rates = Accuracy(device), FiringRates(model.spiking_layers(), device)  # type: ignore[operator]
+    with evaluating(model), rates, autocast(config, device):
+        for images, target in loader:
+            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
+            logits = model(images).float()
+            logits = logits.mean(0) if logits.ndim == 3 else logits
+            totals.add(nn.functional.cross_entropy(logits, target), logits, target)
+    found = totals.reduced()
+    return {
+        **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
+        **{f"firing_rate/{layer}": rate for layer, rate in rates.reduced().items()},
+    }
+
+
+def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState:
+    """A model with the seed's initial weights, its optimizer, schedule and loss scaler."""
+    train = config.train
+    torch.manual_seed(train.seed)
+    model = build_model(config.model, config.scale.neuron_backend).to(device)
+    optimizer = create_optimizer_v2(
+        model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
+    )
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=train.epochs,
+        lr_min=train.min_lr,
+        warmup_t=train.warmup_epochs,
+        warmup_lr_init=train.warmup_lr,
+    )
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=train.precision == "fp16")
+    return TrainState(model, optimizer, scheduler, scaler)
+
+
+def set_lr(state: TrainState, epochs: float, train: TrainConfig) -> None:
+    """Set the learning rate for a moment of training, in epochs and fractions of one."""
+    if train.lr_update == "epoch":
+        epochs = math.floor(epochs)
+    state.scheduler.step(epochs)
+
+
+def stream(*key: int) -> int:
+    """A seed that belongs to a key such as (seed, epoch, step, rank)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Replace BatchNorm's running mean and variance by their average over ranks."""
+    if is_distributed():
+        distribute_bn(model, dist.get_world_size(), reduce=True)
+
+
+def autocast(config: Config, device: torch.device) -> Any:
+    """The context that gives `train.precision`."""
+    if config.train.precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype)
+
+
+def run_fit(
+    run: Run,
+    attempt: str,
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int | None = None,
+    then: Callable[[dict[str, float]], object] | None = None,
+) -> dict[str, float] | None:
+    """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
+
+    Returns the best epoch's metrics, or None when training diverged (the reason is in the folder's result.json).
+    """
+    with logging_to(run.path / "train.log", rank):
+        return _run_fit(run, attempt, rank, world_size, threads, then)
+
+
+def _run_fit(
+    run: Run,
+    attempt: str,
+    rank: int,
+    world_size: int,
+    threads: int | None,
+    then: Callable[[dict[str, float]], object] | None,
+) -> dict[str, float] | None:
+    config = run.config
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
+    loaders = make_loaders(config, rank, world_size)
+    state = make_state(config, device)
+    report = RunReport(run, config, attempt, rank, then)
+    failed = False
+    try:
+        if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
+            state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
+        report.begin(state)
+        best = fit(state, loaders, config, report)
+        report.end(state)
+        return best
+    except Diverged as reason:
+        failed = True
+        if rank == 0:
+            run.fail(str(reason))
+        return None
+    except Exception:
+        failed = True
+        raise
+    finally:  # a stopped trial leaves through SystemExit
+        report.close(failed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before anything starts.
+
+
+def pick_device(scale: ScaleConfig) -> str:
+    """cuda where it is wanted and usable, else cpu."""
+    if scale.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return scale.device
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What a run will be, before it starts."""
+
+    parameters: int
+    """Trainable parameters."""
+    steps_per_epoch: int
+    """Optimizer steps of each worker and epoch."""
+    world_size: int
+    """Workers."""
+    device: str
+    """cpu or cuda."""
+    cpus_per_worker: int
+    """CPU cores of each worker."""
+    memory_bytes: int
+    """Estimate for one worker: weights, gradients, optimizer and what the backward pass keeps of one batch."""
+
+
+def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
+    """Check a config against data, machine and precision without training; raises UserError with every problem.
+
+    Args:
+        config: the run.
+        capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
+    """
+    capacity = capacity or {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    scale, problems = config.scale, []
+    device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
+    cpus = int(capacity.get("CPU", 0))
+    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.workers)
+    if scale.workers * cpus_per_worker > cpus:
+        problems.append(
+            f"scale.workers: {scale.workers} workers of {cpus_per_worker} cores need {scale.workers * cpus_per_worker} "
+            f"cores, but there are {cpus}; the most is scale.workers={cpus // cpus_per_worker}"
+        )
+    gpus = int(capacity.get("GPU", 0))
+    if device == "cuda" and scale.workers > gpus:
+        fix = f"the most is scale.workers={gpus}" if gpus else "use scale.device=cpu"
+        problems.append(f"scale.device: cuda needs a GPU for each of {scale.workers} workers, but there are {gpus}; {fix}")
+    if config.train.precision == "fp16" and device == "cpu":
+        problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
+    for check in (check_data, _check_backend):
+        try:
+            check(config)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    parameters, memory = _measure(config)
+    steps = make_loaders(config, 0, scale.workers).train.steps_per_epoch
+    return Preflight(parameters, steps, scale.workers, device, cpus_per_worker, memory)
+
+
+def _check_backend(config: Config) -> None:
+    from statten.neurons import select_backend
+
+    select_backend(config.scale.neuron_backend)
+
+
+def _measure(config: Config) -> tuple[int, int]:
+    """Parameters, and bytes of a training step: found on PyTorch's meta device, which computes shapes and no values."""
+    model_config, train = config.model, config.train
+    with torch.device("meta"):
+        model = build_model(model_config, "torch")
+        size = (model_config.in_channels, model_config.image_size, model_config.image_size)
+        time_axis = (model_config.timesteps,) if model_config.events else ()
+        batch = torch.empty(train.batch_size, *time_axis, *size)
+    kept: dict[tuple, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept[(id(tensor.untyped_storage()), tensor._version)] = tensor.untyped_storage().nbytes()
+        storages.append(tensor)  # an id is only unique while its object lives
+        return tensor
+
+    storages: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast(config, torch.device("cpu")):
+        model(batch)
+    weights = {id(p.untyped_storage()) for p in model.parameters()}
+    activations = sum(size for (storage, _), size in kept.items() if storage not in weights)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    moments = {"sgd": 1, "lion": 1}.get(train.optimizer, 2)
+    states = sum(p.numel() * p.element_size() for p in trainable) * (2 + moments)
+    return sum(p.numel() for p in trainable), states + activations

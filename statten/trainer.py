@@ -1,0 +1,122 @@
+"""Ray Train around `fit`: workers, their restarts, and the run folder that they share."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from statten.cluster import ray_cluster
+from statten.config import Config, UserError
+from statten.data import split_indices
+from statten.display import following
+from statten.files import write_json
+from statten.runs import Run, environment
+from statten.train import Preflight, preflight, run_fit
+
+
+class TrainingFailed(RuntimeError):
+    """Training ended without a result; the message says why and where to look."""
+
+
+def train(config: Config, path: Path, weights: Path | None = None, origin: dict[str, Any] | None = None) -> Run:
+    """Create the run folder at `path` and train it to its end on `config.scale.workers` Ray workers.
+
+    Args:
+        config: the run.
+        path: folder of the run; must not exist, on storage that all workers see.
+        weights: safetensors file with initial weights; None starts from the seed.
+        origin: where those weights come from, for the record.
+
+    Raises:
+        UserError: something in the config, the name or the machine; nothing is written then.
+        TrainingFailed: training diverged, or failed more than `scale.max_failures` times.
+    """
+    if path.exists():
+        Run.create(path, config)  # raises: say so before any machine is asked for
+    with ray_cluster(config.scale.address) as capacity:
+        plan = preflight(config, capacity)
+        extra = {"splits.json": {part: indices.tolist() for part, indices in split_indices(config).items()}}
+        run = Run.create(path, config, origin, {"environment.json": environment(), **extra}, weights)
+        return _execute(run, plan)
+
+
+def resume(run: Run) -> Run:
+    """Train a run that was stopped from its newest checkpoint to its end; raises like `train`."""
+    if run.state == "finished":
+        raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
+    config = run.config
+    with ray_cluster(config.scale.address) as capacity:
+        plan = preflight(config, capacity)
+        write_json(run.path / "environment.json", environment())
+        return _execute(run, plan)
+
+
+def _execute(run: Run, plan: Preflight) -> Run:
+    with run.writing() as attempt, following(run):
+        fit_on_workers(run, attempt, plan)
+    return run
+
+
+def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) -> None:
+    """Run a TorchTrainer for a run folder; lost workers are replaced and go on from the newest checkpoint.
+
+    Args:
+        then: a Ray Train callback that hears every report, such as Tune's.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    gpu = plan.device == "cuda"
+    scratch = run.path.resolve() / "ray"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"run": str(run.path.resolve()), "attempt": attempt, "threads": plan.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.world_size,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=run.config.scale.max_failures),
+            callbacks=[then] if then else None,
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        reason = _cause(error)
+        run.fail(reason)
+        raise TrainingFailed(
+            f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}"
+        ) from error
+    shutil.rmtree(scratch, ignore_errors=True)
+    if run.state != "finished":
+        raise TrainingFailed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+
+    context = ray.train.get_context()
+    run_fit(
+        Run(Path(settings["run"])),
+        settings["attempt"],
+        context.get_world_rank(),
+        context.get_world_size(),
+        settings["threads"],
+        ray.train.report,
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a failure, in one line."""
+    failures = getattr(error, "worker_failures", None)
+    inner: BaseException = next(iter(failures.values())) if failures else error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[-1].strip()}" if lines else type(inner).__name__
