@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from statten.config import UserError, load_config, recipe_names
+from statten.config import Failed, UserError, load_config, recipe_names
 from statten.runs import Run, default_storage, free_name, locate
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="statten",
     help="Train spiking vision transformers with spatial-temporal attention, and search their architecture on Ray.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
+USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
 Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
@@ -35,20 +36,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print
 
 def main() -> None:
     """Run the command line. Exit code 0: done; 2: the input is wrong, said in one sentence each; 1: anything else."""
-    import click
-
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(error.problems, 2)
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         _fail([error.format_message().rstrip(".")], 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail(["stopped; what is finished is kept, and `statten resume NAME` goes on from there"], 1)
-    except RuntimeError as error:
-        if type(error).__name__ != "TrainingFailed":
-            raise
+    except Failed as error:
         _fail([str(error)], 1)
 
 

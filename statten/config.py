@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -36,6 +36,10 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A config file, an override or a combination of fields breaks a rule."""
+
+
+class Failed(RuntimeError):
+    """A job that was right to start did not reach its end; the message says why. The command line exits with 1."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -325,7 +329,7 @@ class Config(Part):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()

@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from statten.cluster import ray_cluster
-from statten.config import Config, UserError
+from statten.config import Config, Failed, UserError
 from statten.data import split_indices
 from statten.display import following
 from statten.files import write_json
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
-
-
-class TrainingFailed(RuntimeError):
-    """Training ended without a result; the message says why and where to look."""
 
 
 def train(config: Config, path: Path, weights: Path | None = None, origin: dict[str, Any] | None = None) -> Run:
@@ -28,7 +24,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 
     Raises:
         UserError: something in the config, the name or the machine; nothing is written then.
-        TrainingFailed: training diverged, or failed more than `scale.max_failures` times.
+        Failed: training diverged, or failed more than `scale.max_failures` times.
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
@@ -89,12 +85,12 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     except TrainingFailedError as error:
         reason = _cause(error)
         run.fail(reason)
-        raise TrainingFailed(
+        raise Failed(
             f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}"
         ) from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
-        raise TrainingFailed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
+        raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
 
 
 def _worker(settings: dict[str, Any]) -> None:

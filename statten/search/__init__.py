@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from statten.cluster import ray_cluster
-from statten.config import Config, UserError, dump_config, get_field, with_overrides
+from statten.config import Config, Failed, UserError, dump_config, get_field, with_overrides
 from statten.data import split_indices
 from statten.files import write_text
 from statten.runs import Run, environment
 from statten.search.space import Space, load_space, make_space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
-from statten.trainer import TrainingFailed, fit_on_workers, train
+from statten.trainer import fit_on_workers, train
 
 __all__ = [
     "Space", "Sweep", "extend_sweep", "load_space", "make_space", "plan_sweep", "promote", "resume_sweep", "tune"
@@ -61,7 +61,7 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
 
     Raises:
         UserError: something in config, space, name or machine; nothing is written then.
-        TrainingFailed: no trial reached its end.
+        Failed: no trial reached its end.
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
@@ -73,7 +73,7 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
 
 
 def resume_sweep(sweep: Sweep) -> Sweep:
-    """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones are not touched."""
+    """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
     with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
         return _execute(sweep, plan_sweep(config, capacity))
@@ -117,7 +117,7 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
         shutil.rmtree(scratch, ignore_errors=True)
         if not any(trial.state.name == "COMPLETE" for trial, _ in sweep.rows(searcher.study)):
             reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in sweep.rows(searcher.study)}
-            raise TrainingFailed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
+            raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
     return sweep
 
 
@@ -144,7 +144,7 @@ class _Trial:
                 from ray.tune.integration.ray_train import TuneReportCallback
 
                 fit_on_workers(run, config["attempt"], self.plan, TuneReportCallback())
-        except TrainingFailed:
+        except Failed:
             return  # the reason is in the folder
         except Exception as error:
             # The same trial would fail the same way again; only a lost process is worth another try, and Ray sees to that.

@@ -39,7 +39,7 @@ class OptunaSearcher(Searcher):
         asked = len(self.study.get_trials(deepcopy=False))
         return len(self.unfinished) + max(0, self.trials - asked)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's run folder, or FINISHED."""
         while self.unfinished:
             trial = Trial(self.study, self.unfinished.pop(0)._trial_id)

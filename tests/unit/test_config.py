@@ -1,0 +1,131 @@
+"""The config: every mistake is one sentence, all of them at once, and what is dumped loads back equal."""
+
+import pytest
+from pydantic import ValidationError
+
+from statten.config import (
+    RECIPES,
+    Config,
+    ConfigError,
+    build_config,
+    dump_config,
+    field_paths,
+    load_config,
+    parse_yaml,
+    recipe_names,
+    with_overrides,
+)
+
+
+def problems(tree, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        build_config(tree, overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_load_and_survive_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert (RECIPES / f"{name}.yaml").read_text().startswith("# "), "a recipe opens with what it is and how to run it"
+
+
+def test_every_field_has_a_docstring():
+    for part in Config.model_fields.values():
+        for name, field in part.annotation.model_fields.items():
+            assert field.description, name
+
+
+def test_numbers_in_exponent_form_are_numbers():
+    assert build_config({}, ["train.lr=3e-4"]).train.lr == 3e-4
+    assert parse_yaml("{a: 3e-4, b: 1E5, c: -2.5, d: .5, e: 10, f: 0011, g: yes, h: null}", "x") == {
+        "a": 3e-4, "b": 1e5, "c": -2.5, "d": 0.5, "e": 10, "f": "0011", "g": "yes", "h": None,
+    }  # fmt: skip
+
+
+def test_pooling_keeps_its_leading_zeros():
+    assert build_config({}, ["model.pooling=0011"]).model.pooling == "0011"
+
+
+def test_overrides_win_and_reach_into_mappings():
+    config = build_config({"model": {"neuron": {"mlp": "plif"}}}, ["model.neuron.head=plif", "model.depth=3"])
+    assert (config.model.neuron_at("mlp"), config.model.neuron_at("head"), config.model.neuron_at("embed")) == (
+        "plif",
+        "plif",
+        "lif",
+    )
+    assert config.model.depth == 3
+    assert with_overrides(config, {"model.depth": 1}).model.depth == 1
+
+
+def test_a_config_is_immutable():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config("digits").model.depth = 3
+
+
+def test_all_mistakes_are_reported_at_once():
+    found = problems(
+        {"model": {"embed_dims": 64, "depth": "two", "block_size": 8, "timesteps": 4}, "trian": {}, "train": {"epochs": 0}},
+        ["train.lrr=1"],
+    )
+    assert found == [
+        "--set train.lrr: no such field; did you mean train.lr?",
+        "trian: no such part; did you mean train?",
+        "model.depth: must be a whole number, but got 'two'",
+        "model.embed_dims: no such field; did you mean embed_dim?",
+        "model: `block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4); the nearest is 4",
+        "train.epochs: must be at least 1, but got 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"model": {"depth": True}}, "model.depth: must be a number, but got true"),
+        ({"model": {"depth": 1.5}}, "model.depth: must be a whole number, but got 1.5"),
+        ({"train": {"lr": float("nan")}}, "train.lr: must be a finite number, but got .nan"),
+        ({"train": {"lr": -1}}, "train.lr: must be above 0, but got -1"),
+        ({"model": {"attention": "statn"}}, "model.attention: must be one of 'statten' or 'sdsa', but got 'statn'; "
+                                            "did you mean statten?"),
+        ({"model": {"pooling": "012"}}, "model.pooling: must be four digits 0 or 1 such as \"0011\", but got '012'"),
+        ({"model": {"embed_dim": 60}}, "model: `embed_dim` must be a multiple of 8, but got 60; the nearest is 64"),
+        ({"model": {"embed_dim": 64, "num_heads": 7}}, "model: `embed_dim` must be divisible by `num_heads`, but got "
+                                                       "(embed_dim=64, num_heads=7); the nearest num_heads is 8"),
+        ({"model": {"image_size": 8, "pooling": "1111"}}, "model: `image_size` must be at least 16 for pooling '1111' "
+                                                          "(4 halvings), but got 8"),
+        ({"model": {"neuron": {"mpl": "plif"}}}, "model.neuron.mpl: no such field; did you mean mlp?"),
+        ({"model": {"neuron": "relu"}}, "model.neuron: must be lif, plif or a mapping of embed, attention, mlp, head to "
+                                        "them, but got 'relu'"),
+        ({"train": {"warmup_epochs": 10}}, "train: `warmup_epochs` must be below `epochs`, but got (warmup_epochs=10, "
+                                           "epochs=10); the nearest is 9"),
+        ({"data": {"frames": 7}}, "`data.frames` must equal `model.timesteps`, but got (data.frames=7, model.timesteps=4); "
+                                  "leave data.frames empty to follow the model"),
+        ({"model": 3}, "model: must be a mapping of fields, but got 3"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(tree, sentence):
+    assert sentence in problems(tree)
+    assert all("\n" not in problem for problem in problems(tree))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for name, content, sentence in [
+        ("missing.yaml", None, "no such file"),
+        ("list.yaml", "- 1\n", "must hold a mapping"),
+        ("twice.yaml", "model: {depth: 1, depth: 2}\n", "key 'depth' is given twice"),
+        ("broken.yaml", "model: {depth: [\n", "not valid YAML"),
+        ("binary.yaml", b"\xff\xfe\x00", "cannot be read"),
+    ]:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        assert sentence in caught.value.problems[0] and name in caught.value.problems[0]
+    with pytest.raises(ConfigError, match="did you mean digits"):
+        load_config("digit")
+
+
+def test_paths_of_fields_are_dotted():
+    assert "model.block_size" in field_paths() and "train.lr" in field_paths()
