@@ -537,10 +537,10 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
     rules = {
-        "greater_than": "must be above {gt}",
-        "greater_than_equal": "must be at least {ge}",
-        "less_than": "must be below {lt}",
-        "less_than_equal": "must be at most {le}",
+        "greater_than": "must be above {gt:g}",
+        "greater_than_equal": "must be at least {ge:g}",
+        "less_than": "must be below {lt:g}",
+        "less_than_equal": "must be at most {le:g}",
         "string_pattern_mismatch": "must match {pattern}",
         "literal_error": "must be one of {expected}",
         "int_from_float": "must be a whole number",
