@@ -85,9 +85,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     except TrainingFailedError as error:
         reason = _cause(error)
         run.fail(reason)
-        raise Failed(
-            f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}"
-        ) from error
+        raise Failed(f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
         raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")

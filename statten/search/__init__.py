@@ -1,198 +1,30 @@
-"""The search: `tune` runs a sweep of trials on Ray, `promote` trains its best trial further.
+"""The search: `tune` runs a sweep of trials on Ray, `promote` trains its best trial further."""
 
-A trial of one worker is `fit` inside a Ray Tune actor, which the next trial reuses: starting one costs a tenth of a second.
-A trial of several workers is a Tune function that holds no CPU and runs a TorchTrainer.
-"""
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+if TYPE_CHECKING:
+    from statten.search.launch import extend_sweep, plan_sweep, resume_sweep, tune
+    from statten.search.promotion import promote
+    from statten.search.space import load_space, make_space
+    from statten.search.sweep import Sweep
 
-from statten.cluster import ray_cluster
-from statten.config import Config, Failed, UserError, dump_config, get_field, with_overrides
-from statten.data import split_indices
-from statten.files import write_text
-from statten.runs import Run, environment
-from statten.search.space import Space, load_space, make_space
-from statten.search.sweep import Sweep
-from statten.train import Preflight, preflight, run_fit
-from statten.trainer import fit_on_workers, train
+# Listing sweeps must not wait for torch, so names are imported when they are first used.
+_HOME = {
+    "extend_sweep": "launch",
+    "plan_sweep": "launch",
+    "resume_sweep": "launch",
+    "tune": "launch",
+    "promote": "promotion",
+    "load_space": "space",
+    "make_space": "space",
+    "Sweep": "sweep",
+}
 
-__all__ = [
-    "Space", "Sweep", "extend_sweep", "load_space", "make_space", "plan_sweep", "promote", "resume_sweep", "tune"
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """What a sweep will be, before it starts."""
-
-    trial: Preflight
-    """One trial, at the base config."""
-    trials: int
-    """Trials in all."""
-    concurrent: int
-    """Trials that run side by side."""
+__all__ = ["Sweep", "extend_sweep", "load_space", "make_space", "plan_sweep", "promote", "resume_sweep", "tune"]
 
 
-def plan_sweep(config: Config, capacity: dict[str, float] | None = None) -> SweepPlan:
-    """Check that the trials of a sweep can run, and how many at once; raises UserError with every problem."""
-    if config.scale.cpus_per_worker is None:
-        config = with_overrides(config, {"scale.cpus_per_worker": 1})
-    trial = preflight(config, capacity)
-    if capacity is None:
-        import os
-
-        capacity = {"CPU": float(os.cpu_count() or 1)}
-        if trial.device == "cuda":
-            import torch
-
-            capacity["GPU"] = float(torch.cuda.device_count())
-    fit_at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)
-    if trial.device == "cuda":
-        fit_at_once = min(fit_at_once, int(capacity.get("GPU", 0)) // trial.world_size)
-    concurrent = min(fit_at_once, config.search.max_concurrent or fit_at_once, config.search.trials)
-    return SweepPlan(trial, config.search.trials, concurrent)
-
-
-def tune(config: Config, space: Space, path: Path) -> Sweep:
-    """Run a sweep in a new folder at `path` and return it.
-
-    Raises:
-        UserError: something in config, space, name or machine; nothing is written then.
-        Failed: no trial reached its end.
-    """
-    if path.exists():
-        Sweep.create(path, config, space)  # raises: say so before any machine is asked for
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
-        plan = plan_sweep(config, capacity)
-        splits = {part: indices.tolist() for part, indices in split_indices(config).items()}
-        sweep = Sweep.create(path, config, space, {"environment.json": environment(), "splits.json": splits})
-        return _execute(sweep, plan)
-
-
-def resume_sweep(sweep: Sweep) -> Sweep:
-    """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
-    config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
-        return _execute(sweep, plan_sweep(config, capacity))
-
-
-def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
-    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
-
-    from statten.search.live import LiveTable
-    from statten.search.searcher import OptunaSearcher, StudyScheduler
-
-    one = plan.trial.world_size == 1
-    gpu = {"GPU": 1.0} if plan.trial.device == "cuda" else {}
-    # A driver that held a CPU while its workers wait for CPUs would wait for ever; every head node has this resource.
-    bundle = {"CPU": plan.trial.cpus_per_worker, **gpu} if one else {"node:__internal_head__": 0.001}
-    scratch = sweep.path.resolve() / "ray"
-    with sweep.writing() as attempt:
-        searcher = OptunaSearcher(sweep, attempt)
-        if searcher.remaining == 0:
-            raise UserError(f"{sweep.path}: all {searcher.trials} trials have ended, there is nothing to resume")
-        with LiveTable(sweep, searcher.trials) as live:
-            Tuner(
-                with_resources(_Trial(plan.trial), PlacementGroupFactory([bundle])),
-                tune_config=TuneConfig(
-                    search_alg=searcher,
-                    scheduler=StudyScheduler(searcher),
-                    num_samples=searcher.remaining,
-                    max_concurrent_trials=plan.concurrent,
-                    reuse_actors=one,
-                    trial_name_creator=_trial_name,
-                    trial_dirname_creator=_trial_name,
-                ),
-                run_config=RunConfig(
-                    name=attempt,
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[live],
-                    failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
-                ),
-            ).fit()
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not any(trial.state.name == "COMPLETE" for trial, _ in sweep.rows(searcher.study)):
-            reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in sweep.rows(searcher.study)}
-            raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
-    return sweep
-
-
-def _trial_name(trial: Any) -> str:
-    return f"{trial.config['number']:04d}"
-
-
-class _Trial:
-    """What a Tune actor runs for each trial. A class, because Ray wants something that it can pickle and name."""
-
-    __name__ = "trial"
-
-    def __init__(self, plan: Preflight):
-        self.plan = plan
-
-    def __call__(self, config: dict[str, Any]) -> None:
-        import ray.tune
-
-        run = Run(Path(config["run"]))
-        try:
-            if self.plan.world_size == 1:
-                run_fit(run, config["attempt"], threads=self.plan.cpus_per_worker, then=ray.tune.report)
-            else:
-                from ray.tune.integration.ray_train import TuneReportCallback
-
-                fit_on_workers(run, config["attempt"], self.plan, TuneReportCallback())
-        except Failed:
-            return  # the reason is in the folder
-        except Exception as error:
-            # The same trial would fail the same way again; only a lost process is worth another try, and Ray sees to that.
-            run.fail(f"{type(error).__name__}: {error}")
-
-
-def promote(
-    source: Run, config_overrides: dict[str, Any] | list[str], path: Path, recorded: dict[str, Any] | None = None
-) -> Run:
-    """Train a trial or run further in a new folder, from the weights of its best checkpoint.
-
-    The schedule may be longer, the timesteps more, the data whole; fields that own parameters must stay.
-
-    Raises:
-        UserError: the overrides change the shape of the weights, or anything that `train` refuses.
-    """
-    config = with_overrides(source.config, config_overrides)
-    changed = _changed_shapes(source.config, config)
-    if changed:
-        raise UserError(
-            f"--set: a promoted run starts from trained weights, so {changed} must stay as in {source.path}; "
-            f"model.timesteps and model.block_size own no weights and may change"
-        )
-    checkpoint = source.best_checkpoint()
-    origin = {"checkpoint": str(checkpoint), **(recorded or {})}
-    return train(config, path, checkpoint / "model.safetensors", origin)
-
-
-def _changed_shapes(before: Config, after: Config) -> str:
-    """The model fields that differ, if the shapes of the weights do."""
-    import torch
-
-    from statten.models import build_model
-
-    with torch.device("meta"):
-        shapes = [{k: v.shape for k, v in build_model(c.model, "torch").state_dict().items()} for c in (before, after)]
-    if shapes[0] == shapes[1]:
-        return ""
-    free = {"timesteps", "block_size", "drop_path", "per_timestep_logits"}
-    fields = [f"model.{name}" for name in type(before.model).model_fields if name not in free]
-    differ = [f"{f}={get_field(before, f)}" for f in fields if get_field(before, f) != get_field(after, f)]
-    return ", ".join(differ)
-
-
-def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
-    """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
-    config = sweep.config
-    more = with_overrides(config, {"search.trials": config.search.trials + trials})
-    with sweep.writing():
-        write_text(sweep.path / "config.yaml", dump_config(more))
-    return resume_sweep(sweep)
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"statten.search.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'statten.search' has no attribute {name!r}")
