@@ -24,6 +24,7 @@ NeuronKind = Literal["lif", "plif"]
 Dataset = Literal["digits", "digits_events"]
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
 Sampler = Literal["tpe", "random"]
+Metric = Literal["val/top1", "val/top5", "val/loss"]
 
 
 class UserError(ValueError):
@@ -272,7 +273,7 @@ class SearchConfig(Part):
 
     trials: Int = Field(16, ge=1)
     """Number of trials."""
-    metric: str = "val/top1"
+    metric: Metric = "val/top1"
     """Reported metric that ranks trials."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller `metric` is better."""

@@ -178,7 +178,8 @@ def make_space(tree: dict[str, Any], base: Config, source: str = "space") -> Spa
             problems += [f"{source}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
-    dimensions.sort(key=lambda d: d.parent in tree)
+    order = list(tree)
+    dimensions.sort(key=lambda d: (order.index(d.parent or d.path) if d.parent in tree else order.index(d.path), bool(d.parent)))
     space = Space(tuple(dimensions), base, tree)
     _check_combinations(space, source)
     return space

@@ -10,11 +10,12 @@
     trials/0000/      a run folder per trial
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, UserError, dump_config, get_field
+from statten.config import Config, SearchConfig, UserError, dump_config, get_field
 from statten.files import new_folder, write_json, write_text
 from statten.runs import Run, RunFolder, check_name, exists, now
 from statten.search.space import Space, load_space
@@ -43,7 +44,7 @@ class Sweep(RunFolder):
         check_name(path)
         try:
             with new_folder(path) as aside:
-                write_json(aside / cls.marker, {"kind": "sweep", "created": now()}, durable=False)
+                write_json(aside / cls.marker, {"kind": "sweep", "created": now(), "study": path.name}, durable=False)
                 write_text(aside / "config.yaml", dump_config(config), durable=False)
                 write_text(aside / "space.yaml", space.dump(), durable=False)
                 for name, content in (extra or {}).items():
@@ -59,37 +60,23 @@ class Sweep(RunFolder):
         return load_space(self.path / "space.yaml", self.config)
 
     def study(self) -> "optuna.Study":
-        """Open the study, or make it; the sampler and the pruner come from the config."""
-        from optuna import create_study, pruners, samplers
-        from optuna import logging as optuna_logging
+        """Open the study for reading and writing; the sampler and the pruner come from the config."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = self._storage()
+        search, name = self.config.search, self.info["study"]  # the folder may have been renamed since
+        if name not in {study.study_name for study in storage.get_all_studies()}:
+            direction = "maximize" if search.mode == "max" else "minimize"
+            optuna.create_study(storage=storage, study_name=name, direction=direction)
+        return optuna.load_study(study_name=name, storage=storage, sampler=_sampler(search), pruner=_pruner(search))
+
+    def _storage(self) -> "optuna.storages.JournalStorage":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-        optuna_logging.set_verbosity(optuna_logging.ERROR)
-        search, path = self.config.search, str(self.path / "study.journal")
-        sampler: samplers.BaseSampler
-        if search.sampler == "random":
-            sampler = samplers.RandomSampler(seed=search.seed)
-        else:
-            sampler = samplers.TPESampler(
-                seed=search.seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                n_startup_trials=search.startup_trials,
-            )
-        pruner: pruners.BasePruner = pruners.NopPruner()
-        if search.scheduler == "asha":
-            # Optuna's successive halving is asynchronous, and keeps its rungs in the study, where a resumed sweep finds them.
-            pruner = pruners.SuccessiveHalvingPruner(min_resource=search.grace_epochs, reduction_factor=search.reduction_factor)
-        return create_study(
-            storage=JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))),
-            study_name=self.name,
-            direction="maximize" if search.mode == "max" else "minimize",
-            sampler=sampler,
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        path = str(self.path / "study.journal")
+        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
     def trial(self, number: int) -> Run:
         """The run folder of a trial."""
@@ -136,3 +123,25 @@ def _four(config: Config | None) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import RandomSampler, TPESampler
+
+    if search.sampler == "random":
+        return RandomSampler(seed=search.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # `multivariate` and `group`, wanted for conditional spaces
+        return TPESampler(
+            seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=search.startup_trials
+        )
+
+
+def _pruner(search: SearchConfig) -> "optuna.pruners.BasePruner":
+    from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+
+    if search.scheduler == "none":
+        return NopPruner()
+    # Optuna's successive halving is asynchronous, and keeps its rungs in the study, where a resumed sweep finds them.
+    return SuccessiveHalvingPruner(min_resource=search.grace_epochs, reduction_factor=search.reduction_factor)

@@ -1,0 +1,91 @@
+"""Real processes: `statten` is started, watched through its files, killed, and nothing of it may stay."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+MARK = "STATTEN_TEST"
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that carry a mark in their environment: what a command started, Ray's daemons and workers included."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+        except OSError:
+            continue  # gone, or not ours
+    return found
+
+
+class Command:
+    """A running `statten` command with its output in a file."""
+
+    def __init__(self, arguments: list[str], folder: Path):
+        self.mark = uuid.uuid4().hex
+        self.output = folder / f"{self.mark}.log"
+        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "statten.cli", *arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait_until(self, condition, seconds: float = 180) -> None:
+        """Wait for a condition on the files that the command writes."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"ended too early:\n{self.text}"
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.text}"
+            time.sleep(0.02)
+
+    def finish(self, code: int = 0, seconds: float = 420) -> str:
+        """Wait for the end and check the exit code."""
+        assert self.process.wait(seconds) == code, self.text
+        return self.text
+
+    def kill(self) -> None:
+        """kill -9 the driver; Ray's own processes must notice and go."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def gone(self, seconds: float = 180) -> bool:
+        """Whether every process of the command ends within some seconds."""
+        deadline = time.monotonic() + seconds
+        while marked(self.mark):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+
+@pytest.fixture(scope="module")
+def statten(tmp_path_factory):
+    """Start `statten` commands; at the end nothing that they started may be alive."""
+    folder, commands = tmp_path_factory.mktemp("output"), []
+
+    def start(*arguments: object) -> Command:
+        commands.append(Command([str(a) for a in arguments], folder))
+        return commands[-1]
+
+    yield start
+    survivors = []
+    for command in commands:
+        if command.process.poll() is None:
+            command.process.terminate()
+            command.process.wait(30)
+        if not command.gone():
+            survivors += marked(command.mark)
+            for pid in marked(command.mark):
+                os.kill(pid, signal.SIGKILL)
+    assert not survivors, "processes outlived their test"

@@ -1,0 +1,135 @@
+"""Wrong input gets one plain sentence and exit code 2, and leaves nothing behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from statten import cli
+from statten.config import load_config
+from statten.runs import Run
+from statten.search.space import make_space
+from statten.search.sweep import Sweep
+
+CORES = os.cpu_count() or 1
+
+# (arguments, what the sentence must hold). {runs} is the storage; it holds a run `taken`, a sweep `swept` and a file `file`.
+CASES = [
+    # keys and values
+    ("train digits --set model.embed_dims=64", "model.embed_dims: no such field; did you mean model.embed_dim?"),
+    ("train digits --set mdoel.depth=2", "mdoel.depth: no such field; did you mean model.depth?"),
+    ("train digits --set model.depth=two", "model.depth: must be a whole number, but got 'two'"),
+    ("train digits --set model.depth=0", "model.depth: must be at least 1, but got 0"),
+    ("train digits --set model.depth=true", "model.depth: must be a number, but got true"),
+    ("train digits --set train.lr=-1", "train.lr: must be above 0, but got -1"),
+    ("train digits --set model.depth", "--set takes PATH=VALUE such as model.depth=4, but got 'model.depth'"),
+    ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten' or 'sdsa', but got 'softmax'"),
+    ("train digits --set train.optimizer=adamv", "did you mean adamw?"),
+    # rules between fields
+    ("train digits --set model.block_size=8", "`block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4)"),
+    ("train digits --set model.embed_dim=100", "`embed_dim` must be a multiple of 8, but got 100; the nearest is 96"),
+    ("train digits --set model.num_heads=7", "`embed_dim` must be divisible by `num_heads`"),
+    ("train digits --set model.pooling=1111", "`image_size` must be at least 16 for pooling '1111' (4 halvings), but got 8"),
+    ("train digits_events --set data.frames=7", "`data.frames` must equal `model.timesteps`, but got (data.frames=7"),
+    ("train digits --set train.loss=tet", "`train.loss=tet` and `model.per_timestep_logits=true` go together"),
+    ("train digits --set train.warmup_epochs=50", "`warmup_epochs` must be below `epochs`"),
+    ("train digits --set train.min_lr=1", "`min_lr` must be at most `lr`"),
+    # data and machine
+    ("train digits --set model.in_channels=3", "model.in_channels"),
+    ("train digits --set model.num_classes=5", "model.num_classes"),
+    ("train digits --set model.events=true", "model.events"),
+    ("train digits --set train.batch_size=5000", "train.batch_size"),
+    ("train digits --set train.precision=fp16 --set scale.device=cpu", "fp16 needs a GPU, but the device is cpu"),
+    (f"train digits --set scale.workers={CORES + 1} --set scale.device=cpu", f"the most is scale.workers={CORES}"),
+    ("train digits --set scale.neuron_backend=cuppy", "scale.neuron_backend"),
+    ("train digits --set scale.address=127.0.0.1:1", "scale.address: cannot reach the Ray cluster at 127.0.0.1:1"),
+    # files and names
+    ("train digitz", "no recipe or file is called 'digitz'; did you mean digits?"),
+    ("train {runs}/none.yaml", "none.yaml: no such file"),
+    ("train {runs}/file", "must hold a mapping"),
+    ("train {runs}/taken", "taken: cannot be read"),
+    ("train digits --name taken", "taken: exists already; choose another --name, or continue it with: statten resume taken"),
+    ("train digits --name a/b", "--name: must be letters, digits"),
+    ("train digits --storage {runs}/file", "--storage: must be a folder"),
+    ("evaluate nothing", "nothing: no such run or sweep in"),
+    ("evaluate {runs}/file", "is neither a run, a sweep nor a checkpoint folder"),
+    ("evaluate taken", "taken: holds no checkpoint yet"),
+    ("resume {runs}/empty", "is not a run folder, for it holds no run.json"),
+    ("best taken", "is not a sweep folder, for it holds no sweep.json"),
+    ("best swept", "swept: no trial is finished yet"),
+    ("promote taken --trial 3", "--trial: "),
+    ("promote swept --trial 3", "--trial: "),
+    # spaces and commands
+    ("tune digits --space nowhere", "--space: no such file: nowhere"),
+    ("tune digits --space {runs}/empty.yaml", "empty.yaml: names no field to search"),
+    ("tune digits --space {runs}/typo.yaml", "typo.yaml: model.dept: no such field; did you mean model.depth?"),
+    ("tune digits --space {runs}/clash.yaml", "write model.block_size: {{divisors_of: model.timesteps}}"),
+    ("tune digits --space {runs}/good.yaml --trials 0", "search.trials: must be at least 1, but got 0"),
+    ("tune digits --space {runs}/good.yaml --set search.sampler=tpo", "did you mean tpe?"),
+    ("tune digits --space {runs}/good.yaml --set search.metric=val/topp1", "did you mean val/top1?"),
+    ("tune digits --space {runs}/good.yaml --name swept", "swept: exists already"),
+    ("tune digits", "Missing option '--space'"),
+    ("train digits --frobnicate", "No such option: --frobnicate"),
+    ("frobnicate", "No such command 'frobnicate'"),
+    ("extend swept --trials 0", "Invalid value for '--trials'"),
+]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    config = load_config("digits")
+    Run.create(runs / "taken", config)
+    Sweep.create(runs / "swept", config, make_space({"model.depth": {"int": [1, 2]}}, config)).study()
+    (runs / "empty").mkdir()
+    (runs / "file").write_text("just text\n")
+    (runs / "empty.yaml").write_text("{}\n")
+    (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
+    (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
+    (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
+    return runs
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[arguments for arguments, _ in CASES])
+def test_one_sentence_and_exit_code_2(arguments, sentence, storage, monkeypatch, capsys):
+    before = sorted(storage.rglob("*"))
+    arguments = arguments.replace("{runs}", str(storage)).split()
+    if "--storage" not in arguments and arguments[0] != "frobnicate":
+        arguments += ["--storage", str(storage)]
+    monkeypatch.setattr(sys, "argv", ["statten", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr()
+    assert caught.value.code == 2, shown
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("statten: "), shown.err
+    assert sentence.replace("{{", "{").replace("}}", "}") in lines[0]
+    assert not re.search(r"Traceback|Error\(|<class", shown.err)
+    assert sorted(storage.rglob("*")) == before, "nothing is written"
+
+
+def test_all_mistakes_of_a_file_are_said_in_a_real_process(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("model: {embed_dims: 64, depth: 0}\ntrain: {lr: fast}\ndata: {name: digitz}\n")
+    command = [sys.executable, "-m", "statten.cli", "train", str(path), "--storage", str(tmp_path / "runs"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 4, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_prints_a_plan_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    arguments = ["train", "digits", "--dry-run", "--json", "--storage", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["statten", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["parameters"] > 10_000 and plan["world_size"] == 1 and plan["memory_bytes"] > 0
+    assert plan["config"] == load_config("digits").model_dump(mode="json")
+    assert not Path(tmp_path / "runs").exists()

@@ -1,0 +1,93 @@
+"""A run that is killed with -9 and resumed ends in the same bits as one that was not."""
+
+import json
+import signal
+import os
+
+import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from statten.runs import Run
+
+SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=6 --set train.checkpoint_every_steps=7"
+TAGS = {"train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head"}
+
+
+def train(statten, storage, name, workers):
+    threads = f"--set scale.workers={workers} --set scale.cpus_per_worker=1"
+    return statten("train", "digits", *SMALL.split(), *threads.split(), "--name", name, "--storage", storage)
+
+
+def weights(run):
+    return (run.checkpoint_folder / "epoch-0006" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_six_epochs_straight_equal_three_killed_and_resumed(workers, statten, tmp_path):
+    train(statten, tmp_path, "straight", workers).finish()
+    killed = train(statten, tmp_path, "killed", workers)
+    run = Run(tmp_path / "killed")
+    killed.wait_until(lambda: len(run.metrics()) >= 3)
+    # Not at the seam: some steps into the fourth epoch.
+    killed.wait_until(lambda: any("epoch-0003-step" in p.name for p in run.checkpoint_folder.glob("*")) or len(run.metrics()) > 3)
+    killed.kill()
+    assert killed.gone(), "Ray's processes notice that their driver is dead"
+    assert 3 <= len(run.metrics()) < 6 and run.state == "unfinished"
+
+    text = statten("resume", "killed", "--storage", tmp_path).finish()
+    assert "epoch 6/6" in text and "epoch 1/6" not in text
+
+    straight = Run(tmp_path / "straight")
+    assert weights(run) == weights(straight)
+    rates = {"seconds", "samples_per_second"}
+    rows = [[{k: v for k, v in row.items() if k not in rates} for row in r.metrics()] for r in (run, straight)]
+    assert rows[0] == rows[1], "every epoch's metrics, the interrupted one's included"
+    assert run.state == "finished" and run.result["best"]["epoch"] == straight.result["best"]["epoch"]
+
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) >= TAGS
+    assert [event.step for event in events.Scalars("val/top1")] == [1, 2, 3, 4, 5, 6], "nothing twice, nothing missing"
+    assert all(path.stat().st_size > 200 for path in (run.path / "tensorboard").iterdir()), "no empty event file"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(statten, tmp_path):
+    command = train(statten, tmp_path, "worker", 1)
+    run = Run(tmp_path / "worker")
+    command.wait_until(lambda: len(run.metrics()) >= 2)
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and _is_worker(int(pid), command.mark):
+            os.kill(int(pid), signal.SIGKILL)
+    command.finish()
+    assert [row["epoch"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6] and run.state == "finished"
+
+
+def _is_worker(pid: int, mark: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as command, open(f"/proc/{pid}/environ", "rb") as environment:
+            return b"ray::RayTrainWorker" in command.read() and mark.encode() in environment.read()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_part(statten, tmp_path):
+    options = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=3 --set train.warmup_epochs=0 --json"
+    first = statten("train", "digits", *options.split(), "--name", "first", "--storage", tmp_path).finish()
+    document = json.loads(first[first.index("{") :])
+    assert {"top1", "top5", "loss"} <= set(document) and document["epochs"] == 3
+    overrides = "--set train.epochs=2 --set train.warmup_epochs=0 --set model.timesteps=8 --set model.block_size=4"
+    statten("promote", "first", *overrides.split(), "--name", "second", "--storage", tmp_path).finish()
+    second = Run(tmp_path / "second")
+    assert second.config.model.timesteps == 8
+    started = load_file(second.path / "initial.safetensors")
+    best = load_file(Run(tmp_path / "first").best_checkpoint() / "model.safetensors")
+    assert all((started[name] == best[name]).all() for name in best)
+    shown = statten("evaluate", "second", "--storage", tmp_path, "--json").finish()
+    report = json.loads(shown[shown.index("{") :])
+    assert report["samples"] == 360 and report["timesteps"] == 8 and set(report["firing_rates"])
+    assert json.loads((second.path / "evaluation.json").read_text())["top1"] == report["top1"]
+    wrong = statten("promote", "first", "--set", "model.depth=2", "--storage", tmp_path).finish(code=2)
+    assert "model.depth=1 must stay" in wrong

@@ -1,0 +1,87 @@
+"""A sweep whose driver is killed with -9 is finished by `resume`: nothing twice, nothing lost, finished trials untouched."""
+
+import json
+
+import optuna
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from statten.search.sweep import Sweep
+
+SPACE = """\
+model.timesteps:  {choices: [1, 2]}
+model.block_size: {divisors_of: model.timesteps}
+model.depth:      {int: [1, 2]}
+model.embed_dim:  {int: [32, 64], step: 32}
+"""
+TRIALS, EPOCHS = 6, 3
+BASE = f"--set train.epochs={EPOCHS} --set train.warmup_epochs=0 --set search.startup_trials=3"
+
+
+def states(sweep):
+    return {trial.number: trial.state.name for trial, _ in sweep.rows()}
+
+
+def untouched(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    arguments = ("tune", "digits", "--space", space, "--trials", TRIALS, *BASE.split(), "--name", "s", "--storage", tmp_path)
+    first = statten(*arguments)
+    folder = tmp_path / "s"
+    first.wait_until(lambda: len(list(folder.glob("trials/*/result.json"))) >= 3)
+    first.kill()
+    assert first.gone(), "Ray's processes notice that their driver is dead"
+
+    sweep = Sweep.open(folder)
+    ended = {n for n, state in states(sweep).items() if state != "RUNNING"}
+    assert 0 < len(ended) < TRIALS
+    before = {n: untouched(sweep.trial(n).path) for n in ended}
+    statten("resume", "s", "--storage", tmp_path).finish()
+
+    after = states(sweep)
+    assert len(after) == TRIALS and set(after.values()) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in after.values()
+    assert {n: untouched(sweep.trial(n).path) for n in ended} == before, "finished trials are not touched"
+    for trial, point in sweep.rows():
+        run = sweep.trial(trial.number)
+        rows = [row["epoch"] for row in run.metrics()]
+        assert rows == list(range(1, len(rows) + 1)), "no epoch is trained to its end twice"
+        assert sorted(trial.intermediate_values) == rows
+        assert point["model.timesteps"] % point["model.block_size"] == 0
+        assert run.state == {"COMPLETE": "finished", "PRUNED": "stopped"}[after[trial.number]]
+        if after[trial.number] == "COMPLETE":
+            assert len(rows) == EPOCHS and trial.value == run.result["best"]["val/top1"]
+        events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("val/top1")] == rows
+        assert {"train/loss", "val/loss", "lr", "samples_per_second", "firing_rate/head"} <= set(events.Tags()["scalars"])
+        assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+
+    text = statten("best", "s", "--storage", tmp_path, "--json").finish()
+    best = json.loads(text)
+    assert {"trial", "config", "metrics", "checkpoint"} <= set(best)
+    assert best["value"] == max(t.value for t, _ in sweep.rows() if t.state.name == "COMPLETE")
+    assert "nothing to resume" in statten("resume", "s", "--storage", tmp_path).finish(code=2)
+    assert "s: exists already" in statten(*arguments).finish(code=2)
+
+    statten("extend", "s", "--trials", 1, "--storage", tmp_path).finish()
+    assert len(states(sweep)) == TRIALS + 1
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
+    assert len(optuna.load_study(study_name="s", storage=storage).trials) == TRIALS + 1, "Optuna's own tools read the study"
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_nest_a_trainer(statten, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("model.timesteps: {choices: [1, 2]}\nmodel.block_size: {divisors_of: model.timesteps}\n")
+    options = (
+        f"--trials 2 {BASE} --set train.epochs=2 --set model.depth=1 --set model.embed_dim=32 "
+        f"--set scale.workers=2 --set scale.cpus_per_worker=1"
+    )
+    statten("tune", "digits", "--space", space, *options.split(), "--name", "wide", "--storage", tmp_path).finish()
+    sweep = Sweep.open(tmp_path / "wide")
+    assert sorted(states(sweep)) == [0, 1] and "COMPLETE" in states(sweep).values()
