@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from statten.cluster import ray_cluster
 from statten.config import load_config
 from statten.display import console, duration, run_summary
 from statten.evaluate import evaluate, summary
@@ -22,17 +23,22 @@ TRIALS, TRIAL_EPOCHS, PROMOTED_EPOCHS = 12, 6, 10
 
 def run_demo(storage: Path) -> dict[str, Any]:
     """Sweep digits, promote the best trial, evaluate it on the test part; returns the evaluation."""
+    with ray_cluster(None):  # one Ray for all three parts
+        return _run(storage)
+
+
+def _run(storage: Path) -> dict[str, Any]:
     began = time.monotonic()
     name = free_name(storage, "demo")
     config = load_config("digits", {"train.epochs": TRIAL_EPOCHS, "search.trials": TRIALS})
     space = make_space(SPACE, config)
 
-    console.rule(f"1 of 3: sweep {TRIALS} trials of {TRIAL_EPOCHS} epochs over timesteps, block size, depth, embed_dim")
+    _title("1 of 3", "sweep", f"statten tune digits --space search_spaces/digits.yaml --trials {TRIALS} --name {name}")
     started = time.monotonic()
     sweep = tune(config, space, storage / name)
     sweep_summary(sweep, started)
 
-    console.rule(f"2 of 3: promote the best trial: {PROMOTED_EPOCHS} more epochs from its own checkpoint")
+    _title("2 of 3", "promote the best trial", f"statten promote {name} --set train.epochs={PROMOTED_EPOCHS}")
     started, best = time.monotonic(), sweep.best_trial().number
     run = promote(
         sweep.trial(best),
@@ -42,8 +48,12 @@ def run_demo(storage: Path) -> dict[str, Any]:
     )
     run_summary(run, started)
 
-    console.rule("3 of 3: evaluate it on the test part, which nothing has read until now")
+    _title("3 of 3", "evaluate on the test part, which nothing has read until now", f"statten evaluate {run.name}")
     report = evaluate(run.path)
     summary(report)
     console.print(f"\nDone in {duration(time.monotonic() - began)}. Compare all trials: tensorboard --logdir {storage}")
     return report
+
+
+def _title(part: str, what: str, command: str) -> None:
+    console.print(f"\n[bold]{part}: {what}[/]\n[dim]$ {command}[/]")

@@ -55,12 +55,15 @@ class Command:
         return self.text
 
     def kill(self) -> None:
-        """kill -9 the driver; Ray's own processes must notice and go."""
+        """kill -9 the driver; Ray's own processes must notice and go by themselves."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def gone(self, seconds: float = 180) -> bool:
-        """Whether every process of the command ends within some seconds."""
+        """Whether every process of the command ends within some seconds.
+
+        After kill -9 workers go at once, but two of Ray's agents first try for a minute to tell their dead head of it.
+        """
         deadline = time.monotonic() + seconds
         while marked(self.mark):
             if time.monotonic() > deadline:

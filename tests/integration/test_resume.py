@@ -33,7 +33,6 @@ def test_six_epochs_straight_equal_three_killed_and_resumed(workers, statten, tm
     # Not at the seam: some steps into the fourth epoch.
     killed.wait_until(lambda: any("epoch-0003-step" in p.name for p in run.checkpoint_folder.glob("*")) or len(run.metrics()) > 3)
     killed.kill()
-    assert killed.gone(), "Ray's processes notice that their driver is dead"
     assert 3 <= len(run.metrics()) < 6 and run.state == "unfinished"
 
     text = statten("resume", "killed", "--storage", tmp_path).finish()

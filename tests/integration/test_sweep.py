@@ -35,7 +35,6 @@ def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
     folder = tmp_path / "s"
     first.wait_until(lambda: len(list(folder.glob("trials/*/result.json"))) >= 3)
     first.kill()
-    assert first.gone(), "Ray's processes notice that their driver is dead"
 
     sweep = Sweep.open(folder)
     ended = {n for n, state in states(sweep).items() if state != "RUNNING"}

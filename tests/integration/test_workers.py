@@ -51,7 +51,7 @@ def test_two_workers_agree_and_count_every_sample_once(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_worker", recorded_worker)
     overrides = {
         "model.depth": 1, "model.embed_dim": 32, "train.epochs": 2, "train.warmup_epochs": 0,
-        "scale.workers": 2, "scale.cpus_per_worker": 1, "scale.device": "cpu", "data.validation": 0.099,
+        "scale.workers": 2, "scale.cpus_per_worker": 1, "scale.device": "cpu",
     }  # fmt: skip
     config = load_config("digits", overrides)
     total = make_loaders(config).validation.total
