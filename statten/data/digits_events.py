@@ -42,7 +42,7 @@ STEPS = 24
 _GRAIN = 2.0**-16
 """Log intensities are rounded to multiples of this. So is THRESHOLD, a power of two: all sums and quotients of levels are
 exact in float32, and every machine makes the same events."""
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 """Cells (clip, instant, pixel) that are simulated at once; bounds memory."""
 
 
