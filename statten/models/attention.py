@@ -1,0 +1,112 @@
+"""Attention between spikes: pure functions, and the small modules that put neurons around them. Shapes:
+
+    T timesteps   b block size   B batch   D embedding   h heads   d = D/h   H, W token grid   N = H W tokens
+
+q, k and v are spikes [T, B, D, H, W]: in [T, B, h, d, N], which is a view of that, every product below is a plain matrix
+product, so nothing is permuted or copied. Products of spikes are whole numbers, and sums of them are exact in float32 up to
+2^24, whatever the order: they are returned unscaled, and the scale goes into the threshold of the neuron that follows.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from statten.config import ModelConfig
+from statten.neurons import LIF
+
+
+def statten(q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block_size: int) -> Tensor:
+    """Block-wise spatial-temporal attention without softmax (Lee et al., CVPR 2025): o = Q (K^T V) inside each block.
+
+    The b N tokens of the b timesteps of a block attend together; a last block is shorter when b does not divide T.
+
+    Returns:
+        Counts [T, B, D, H, W] in float32 (float64 for float64), unscaled.
+    """
+    whole = len(q_TBDHW) // block_size * block_size
+    with torch.autocast(q_TBDHW.device.type, enabled=False):  # bfloat16 would lose counts above 256
+        q, k, v = (_heads(x, heads) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
+        parts = [_blocks(q[:whole], k[:whole], v[:whole], block_size)] if whole else []
+        if whole < len(q):
+            parts.append(_blocks(q[whole:], k[whole:], v[whole:], len(q) - whole))
+        o_TBhdN = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return o_TBhdN.reshape(q_TBDHW.shape)
+
+
+def _heads(x_TBDHW: Tensor, heads: int) -> Tensor:
+    return x_TBDHW.to(_exact(x_TBDHW)).flatten(3).unflatten(2, (heads, -1))
+
+
+def _blocks(q_TBhdN: Tensor, k_TBhdN: Tensor, v_TBhdN: Tensor, block_size: int) -> Tensor:
+    kv_TBhdd = k_TBhdN @ v_TBhdN.transpose(-1, -2)  # of each timestep; a block's is their sum
+    kv_block = kv_TBhdd.unflatten(0, (-1, block_size)).sum(1, keepdim=True)
+    o = kv_block.transpose(-1, -2) @ q_TBhdN.unflatten(0, (-1, block_size))
+    return o.flatten(0, 1)
+
+
+def column_sums(k_TBDHW: Tensor, v_TBDHW: Tensor, pool: nn.Module) -> Tensor:
+    """Spikes that k and v share in each channel, over all tokens: whole numbers [T, B, D, 1, 1]."""
+    return pool(k_TBDHW * v_TBDHW).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class FramePool(nn.MaxPool2d):
+    """3 x 3 max-pool, stride 1, over each frame of [T, B, D, H, W]: event mode spreads spikes to their neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1)
+
+    def forward(self, x_TBDHW: Tensor) -> Tensor:
+        return super().forward(x_TBDHW.flatten(0, 1)).unflatten(0, x_TBDHW.shape[:2])
+
+
+class STAttenCore(nn.Module):
+    """Counts of `statten` through a neuron; in event mode masked by the block's own pooled input spikes.
+
+    The published scale is 1/H of the token grid, or 1/(H^2 b) in event mode. It multiplies the threshold here instead of the
+    counts, so that the neuron compares whole numbers.
+    """
+
+    def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
+        super().__init__()
+        self.heads, self.events, self.side = config.num_heads, config.events, config.tokens_per_side
+        self.threshold, self.alpha = config.attention_threshold, config.surrogate_alpha
+        self.lif = neuron(tau=config.tau, backend=backend)
+        self.set_block_size(config.block_size)
+
+    def set_block_size(self, block_size: int) -> None:
+        """Change b, which owns no weights."""
+        self.block_size = block_size
+        unit = self.side**2 * block_size if self.events else self.side
+        self.lif.v_threshold, self.lif.alpha = self.threshold * unit, self.alpha / unit
+
+    def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
+        """Spikes [T, B, D, H, W]; 0, 1 or 2 in event mode."""
+        counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size)
+        tail = len(counts) % self.block_size
+        if self.events and tail:  # the last, shorter block has the scale of its own length
+            counts = torch.cat([counts[:-tail], counts[-tail:] * (self.block_size / tail)])
+        spikes = self.lif(counts).to(q_TBDHW.dtype)
+        return spikes if mask_TBDHW is None else spikes * mask_TBDHW + mask_TBDHW
+
+
+class SDSACore(nn.Module):
+    """Spike-driven self-attention (Yao et al., NeurIPS 2023): a channel of q passes where k and v agree often enough."""
+
+    def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
+        super().__init__()
+        self.kv_lif = neuron(config.attention_threshold, config.tau, config.surrogate_alpha, backend=backend)
+        self.pool: nn.Module = FramePool() if config.events else nn.Identity()
+
+    def set_block_size(self, block_size: int) -> None:
+        """Timesteps do not meet here, so that b has no effect."""
+
+    def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
+        """Spikes [T, B, D, H, W]."""
+        gate = self.kv_lif(column_sums(k_TBDHW, v_TBDHW, self.pool))
+        return self.pool(q_TBDHW * gate.to(q_TBDHW.dtype))
+
+
+ATTENTION: dict[str, type[STAttenCore] | type[SDSACore]] = {"statten": STAttenCore, "sdsa": SDSACore}
