@@ -43,9 +43,21 @@ def _blocks(q_TBhdN: Tensor, k_TBhdN: Tensor, v_TBhdN: Tensor, block_size: int) 
     return o.flatten(0, 1)
 
 
-def column_sums(k_TBDHW: Tensor, v_TBDHW: Tensor, pool: nn.Module) -> Tensor:
-    """Spikes that k and v share in each channel, over all tokens: whole numbers [T, B, D, 1, 1]."""
-    return pool(k_TBDHW * v_TBDHW).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
+def shared_spikes(k_TBDHW: Tensor, v_TBDHW: Tensor) -> Tensor:
+    """Spike-driven self-attention (Yao et al., NeurIPS 2023), first half: where k and v spike together, [T, B, D, H, W]."""
+    return k_TBDHW * v_TBDHW
+
+
+def pool_tokens_and_channels(x_TBDHW: Tensor, heads: int) -> Tensor:
+    """3 x 3 max-pool, stride 1, over the plane of tokens and channels of each head.
+
+    In event mode the published SDSA pools its products in their [N, d] layout: a spike spreads to the tokens next to it in
+    reading order and to its neighbours among the head's channels, not to the tokens above and below.
+    """
+    x_TBhNd = x_TBDHW.flatten(3).unflatten(2, (heads, -1)).transpose(-1, -2)
+    # In this layout and no other: among equal spikes the gradient goes to the first, and the layout says which that is.
+    pooled = nn.functional.max_pool2d(x_TBhNd.flatten(0, 2), 3, stride=1, padding=1)
+    return pooled.unflatten(0, x_TBhNd.shape[:3]).transpose(-1, -2).reshape(x_TBDHW.shape)
 
 
 def _exact(x: Tensor) -> torch.dtype:
@@ -97,16 +109,19 @@ class SDSACore(nn.Module):
 
     def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
         super().__init__()
+        self.heads, self.events = config.num_heads, config.events
         self.kv_lif = neuron(config.attention_threshold, config.tau, config.surrogate_alpha, backend=backend)
-        self.pool: nn.Module = FramePool() if config.events else nn.Identity()
 
     def set_block_size(self, block_size: int) -> None:
         """Timesteps do not meet here, so that b has no effect."""
 
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]."""
-        gate = self.kv_lif(column_sums(k_TBDHW, v_TBDHW, self.pool))
-        return self.pool(q_TBDHW * gate.to(q_TBDHW.dtype))
+        agreement = self._pool(shared_spikes(k_TBDHW, v_TBDHW)).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
+        return self._pool(q_TBDHW * self.kv_lif(agreement).to(q_TBDHW.dtype))
+
+    def _pool(self, x_TBDHW: Tensor) -> Tensor:
+        return pool_tokens_and_channels(x_TBDHW, self.heads) if self.events else x_TBDHW
 
 
 ATTENTION: dict[str, type[STAttenCore] | type[SDSACore]] = {"statten": STAttenCore, "sdsa": SDSACore}

@@ -16,6 +16,7 @@ from torch import Tensor
 from statten.config import ModelConfig, UserError
 from statten.models.transformer import STAttenTransformer
 
+_PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
 _BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -67,7 +68,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unknown = []
     for name, value in theirs.items():
         module, _, parameter = name.rpartition(".")
-        if module in names:
+        if module in names and parameter in _PARAMETERS:
             ours[f"{names[module]}.{parameter}"] = value
         else:
             unknown.append(name)
@@ -124,12 +125,12 @@ def published_config(arguments: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig.model_validate({**fields, "neuron": neuron, "attention": attention, "events": events})
 
 
-def load_published(path: str | Path, ema: bool = True, backend: str = "auto") -> STAttenTransformer:
+def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> STAttenTransformer:
     """The model of a checkpoint (.pth.tar) as the published trainer writes it, in evaluation mode.
 
     Args:
         path: the file.
-        ema: take the averaged weights where the file has them.
+        ema: take the averaged weights (`state_dict_ema`) where the file has them, instead of the trained ones.
         backend: implementation of the neurons.
 
     Raises:

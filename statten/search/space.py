@@ -179,7 +179,9 @@ def make_space(tree: dict[str, Any], base: Config, source: str = "space") -> Spa
     if problems:
         raise ConfigError(problems)
     order = list(tree)
-    dimensions.sort(key=lambda d: (order.index(d.parent or d.path) if d.parent in tree else order.index(d.path), bool(d.parent)))
+    dimensions.sort(
+        key=lambda d: (order.index(d.parent or d.path) if d.parent in tree else order.index(d.path), bool(d.parent))
+    )
     space = Space(tuple(dimensions), base, tree)
     _check_combinations(space, source)
     return space

@@ -1,13 +1,14 @@
 """A run that is killed with -9 and resumed ends in the same bits as one that was not."""
 
 import json
-import signal
 import os
+import signal
 
 import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from statten.data import split_indices
 from statten.runs import Run
 
 SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=6 --set train.checkpoint_every_steps=7"
@@ -31,7 +32,9 @@ def test_six_epochs_straight_equal_three_killed_and_resumed(workers, statten, tm
     run = Run(tmp_path / "killed")
     killed.wait_until(lambda: len(run.metrics()) >= 3)
     # Not at the seam: some steps into the fourth epoch.
-    killed.wait_until(lambda: any("epoch-0003-step" in p.name for p in run.checkpoint_folder.glob("*")) or len(run.metrics()) > 3)
+    killed.wait_until(
+        lambda: any("epoch-0003-step" in p.name for p in run.checkpoint_folder.glob("*")) or len(run.metrics()) > 3
+    )
     killed.kill()
     assert 3 <= len(run.metrics()) < 6 and run.state == "unfinished"
 
@@ -86,7 +89,11 @@ def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_pa
     assert all((started[name] == best[name]).all() for name in best)
     shown = statten("evaluate", "second", "--storage", tmp_path, "--json").finish()
     report = json.loads(shown[shown.index("{") :])
-    assert report["samples"] == 360 and report["timesteps"] == 8 and set(report["firing_rates"])
+    assert (
+        report["samples"] == len(split_indices(second.config)["test"])
+        and report["timesteps"] == 8
+        and set(report["firing_rates"])
+    )
     assert json.loads((second.path / "evaluation.json").read_text())["top1"] == report["top1"]
     wrong = statten("promote", "first", "--set", "model.depth=2", "--storage", tmp_path).finish(code=2)
     assert "model.depth=1 must stay" in wrong

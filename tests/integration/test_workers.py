@@ -22,6 +22,7 @@ from statten.train import validate
 
 def digest(model: torch.nn.Module) -> dict[str, str]:
     """One digest over the parameters, one over BatchNorm's statistics."""
+
     def over(tensors):
         return hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
