@@ -296,7 +296,7 @@ def _check_backend(config: Config) -> None:
 
 
 def _measure(config: Config) -> tuple[int, int]:
-    """Parameters, and bytes of a training step: found on PyTorch's meta device, which computes shapes and no values."""
+    """Parameters, and bytes of a float32 training step: found on PyTorch's meta device, which computes shapes, no values."""
     model_config, train = config.model, config.train
     with torch.device("meta"):
         model = build_model(model_config, "torch")
@@ -311,7 +311,7 @@ def _measure(config: Config) -> tuple[int, int]:
         return tensor
 
     storages: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast(config, torch.device("cpu")):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(batch)
     weights = {id(p.untyped_storage()) for p in model.parameters()}
     activations = sum(size for (storage, _), size in kept.items() if storage not in weights)

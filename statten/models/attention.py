@@ -7,6 +7,9 @@ product, so nothing is permuted or copied. Products of spikes are whole numbers,
 2^24, whatever the order: they are returned unscaled, and the scale goes into the threshold of the neuron that follows.
 """
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +26,7 @@ def statten(q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block
         Counts [T, B, D, H, W] in float32 (float64 for float64), unscaled.
     """
     whole = len(q_TBDHW) // block_size * block_size
-    with torch.autocast(q_TBDHW.device.type, enabled=False):  # bfloat16 would lose counts above 256
+    with _full_precision(q_TBDHW.device):  # bfloat16 would lose counts above 256
         q, k, v = (_heads(x, heads) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
         parts = [_blocks(q[:whole], k[:whole], v[:whole], block_size)] if whole else []
         if whole < len(q):
@@ -58,6 +61,11 @@ def pool_tokens_and_channels(x_TBDHW: Tensor, heads: int) -> Tensor:
     # In this layout and no other: among equal spikes the gradient goes to the first, and the layout says which that is.
     pooled = nn.functional.max_pool2d(x_TBhNd.flatten(0, 2), 3, stride=1, padding=1)
     return pooled.unflatten(0, x_TBhNd.shape[:3]).transpose(-1, -2).reshape(x_TBDHW.shape)
+
+
+def _full_precision(device: torch.device) -> Any:
+    # The meta device, on which memory is estimated, knows no autocast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _exact(x: Tensor) -> torch.dtype:
