@@ -51,7 +51,7 @@ class LIF(nn.Module):
         backend: a key of NEURON_BACKENDS or `auto`.
     """
 
-    # What SpikingJelly's tools ask of a neuron. All timesteps come at once, and none leave anything behind.
+    # For SpikingJelly's tools: all timesteps come at once. There is no `reset`, because there is nothing to reset.
     step_mode = "m"
 
     def __init__(
@@ -69,9 +69,6 @@ class LIF(nn.Module):
     def forward(self, x_T: Tensor) -> Tensor:
         """Input current [T, ...] to spikes [T, ...]."""
         return NEURON_BACKENDS[self.backend](x_T, self.inv_tau, self.v_threshold, self.v_reset, self.alpha)
-
-    def reset(self) -> None:
-        """Nothing to do: the membrane lives inside a forward (SpikingJelly's `reset_net` calls this)."""
 
     def extra_repr(self) -> str:
         return f"v_threshold={self.v_threshold:g}, tau={self.tau:g}, alpha={self.alpha:g}, backend={self.backend}"
