@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -135,8 +136,6 @@ def test_storage_at_or_below_a_file(tmp_path, below):
 @pytest.mark.parametrize("check", [doctor.check_storage, doctor.check_ray_folder])
 def test_a_folder_that_refuses_files(check):
     """/proc refuses files to everyone, root included."""
-    from pathlib import Path
-
     with pytest.raises(Broken, match="cannot be written"):
         check(Path("/proc/self"))
 
