@@ -7,7 +7,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from statten.config import Config, load_config
-    from statten.evaluate import evaluate
+    from statten.evaluation import evaluate
     from statten.models import build_model
     from statten.search import tune
     from statten.train import fit
@@ -21,7 +21,7 @@ _HOME = {
     "build_model": "statten.models",
     "fit": "statten.train",
     "tune": "statten.search",
-    "evaluate": "statten.evaluate",
+    "evaluate": "statten.evaluation",
 }
 
 __all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "tune"]

@@ -153,7 +153,8 @@ def _load(state: TrainState, path: Path) -> None:
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state_dict as tensors "index.name" and JSON-able numbers."""
-    tensors, numbers = {}, {}
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
     for index, values in state["state"].items():
         for name, value in values.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value

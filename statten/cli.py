@@ -208,10 +208,12 @@ def promote(
 def evaluate(target: Target, overrides: Set = [], storage: Storage = None, as_json: Json = False) -> None:  # noqa: B006
     """Evaluate a checkpoint, a run's best epoch or a sweep's best trial on the test part."""
     path = locate(target, _begin(as_json, storage))
-    from statten import evaluate as evaluation
+    from statten import evaluation
 
     report = evaluation.evaluate(path, overrides)
-    return _print(report) if as_json else evaluation.summary(report)
+    if as_json:
+        return _print(report)
+    return evaluation.summary(report)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -330,7 +330,7 @@ class Config(Part):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -504,7 +504,8 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             wrong.add(name)
             continue
         part: type[Part] = field.annotation  # type: ignore[assignment]
-        sound, keys = dict(value or {}), []
+        sound: dict[str, Any] = dict(value or {})
+        keys: list[str] = []
         for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
             try:
                 parts[name] = part.model_validate(sound)

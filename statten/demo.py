@@ -7,7 +7,7 @@ from typing import Any
 from statten.cluster import ray_cluster
 from statten.config import load_config
 from statten.display import console, duration, run_summary
-from statten.evaluate import evaluate, summary
+from statten.evaluation import evaluate, summary
 from statten.overview import sweep_summary
 from statten.runs import free_name
 from statten.search import make_space, promote, tune

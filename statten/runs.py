@@ -29,7 +29,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -386,7 +386,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages = ("statten", "torch", "torchvision", "timm", "ray", "optuna", "spikingjelly", "numpy", "scikit-learn")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)
@@ -394,10 +394,9 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
+    commit: str | None = None
+    with suppress(OSError, subprocess.SubprocessError):  # installed without its repository
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),

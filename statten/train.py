@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
 from statten.config import Config, ScaleConfig, TrainConfig, UserError
-from statten.data import EvalLoader, Loaders, check_data, make_loaders
+from statten.data import Loaders, check_data, make_loaders
+from statten.data.loaders import Batch
 from statten.losses import make_loss
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed
 from statten.models import build_model
@@ -109,7 +110,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
     return state.best
 
 
-def validate(model: nn.Module, loader: EvalLoader, config: Config, prefix: str = "val/") -> dict[str, float]:
+def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
     """Loss, top-1, top-5 and firing rates per layer over all samples of all ranks.
 
     The loss is the plain cross-entropy of the mean logits, whatever the training loss is.

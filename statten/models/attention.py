@@ -89,6 +89,8 @@ class STAttenCore(nn.Module):
     counts, so that the neuron compares whole numbers.
     """
 
+    neuron_name = "out"
+
     def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
         super().__init__()
         self.heads, self.events, self.side = config.num_heads, config.events, config.tokens_per_side
@@ -115,10 +117,12 @@ class STAttenCore(nn.Module):
 class SDSACore(nn.Module):
     """Spike-driven self-attention (Yao et al., NeurIPS 2023): a channel of q passes where k and v agree often enough."""
 
+    neuron_name = "kv"
+
     def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
         super().__init__()
         self.heads, self.events = config.num_heads, config.events
-        self.kv_lif = neuron(config.attention_threshold, config.tau, config.surrogate_alpha, backend=backend)
+        self.lif = neuron(config.attention_threshold, config.tau, config.surrogate_alpha, backend=backend)
 
     def set_block_size(self, block_size: int) -> None:
         """Timesteps do not meet here, so that b has no effect."""
@@ -126,7 +130,7 @@ class SDSACore(nn.Module):
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]."""
         agreement = self._pool(shared_spikes(k_TBDHW, v_TBDHW)).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
-        return self._pool(q_TBDHW * self.kv_lif(agreement).to(q_TBDHW.dtype))
+        return self._pool(q_TBDHW * self.lif(agreement).to(q_TBDHW.dtype))
 
     def _pool(self, x_TBDHW: Tensor) -> Tensor:
         return pool_tokens_and_channels(x_TBDHW, self.heads) if self.events else x_TBDHW

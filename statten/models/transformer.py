@@ -7,6 +7,8 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 """
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import cast
 
 import torch
 from timm.layers import drop_path
@@ -36,7 +38,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         D = config.embed_dim
         widths = [config.in_channels, D // 8, D // 4, D // 2, D]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = pairwise(widths)
         self.stages = nn.ModuleList(conv_bn(nn.Conv2d(i, o, 3, padding=1, bias=False)) for i, o in pairs)
         self.lifs = nn.ModuleList(neuron() for _ in range(4))
         halve = nn.MaxPool2d(3, stride=2, padding=1)
@@ -108,6 +110,12 @@ class Block(nn.Module):
         x = x_TBDHW + self._drop(self.attn(x_TBDHW))
         return x + self._drop(self.mlp(x))
 
+    def spiking_layers(self) -> dict[str, nn.Module]:
+        """The neurons of this block by name, in the order of the forward pass."""
+        attn, mlp = self.attn, self.mlp
+        layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
+        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, "mlp.fc1": mlp.lif1, "mlp.fc2": mlp.lif2}
+
     def _drop(self, branch_TBDHW: Tensor) -> Tensor:
         if not (self.training and self.drop_rate):
             return branch_TBDHW
@@ -160,21 +168,18 @@ class STAttenTransformer(nn.Module):
                 f"`block_size` must be between 1 and `timesteps`, but got (block_size={block_size}, timesteps={timesteps})"
             )
         self.timesteps = timesteps
-        for block in self.blocks:
+        for block in self._blocks():
             block.attn.core.set_block_size(block_size)
 
     def spiking_layers(self) -> dict[str, nn.Module]:
         """Every layer of neurons by name, in the order of the forward pass."""
-        layers = {f"embed.{i}": lif for i, lif in enumerate(self.embed.lifs)}
-        for i, block in enumerate(self.blocks):
-            attn, mlp = block.attn, block.mlp
-            inner = {"out": attn.core.lif} if hasattr(attn.core, "lif") else {"kv": attn.core.kv_lif}
-            layers |= {
-                f"blocks.{i}.attn.{name}": lif
-                for name, lif in {"in": attn.lif, "q": attn.q_lif, "k": attn.k_lif, "v": attn.v_lif, **inner}.items()
-            }
-            layers |= {f"blocks.{i}.mlp.fc1": mlp.lif1, f"blocks.{i}.mlp.fc2": mlp.lif2}
+        layers: dict[str, nn.Module] = {f"embed.{i}": lif for i, lif in enumerate(self.embed.lifs)}
+        for i, block in enumerate(self._blocks()):
+            layers |= {f"blocks.{i}.{name}": lif for name, lif in block.spiking_layers().items()}
         return {**layers, "head": self.head_lif}
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     def _check(self, x: Tensor) -> None:
         c = self.config

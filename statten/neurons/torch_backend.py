@@ -30,7 +30,7 @@ class _LIF(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.constants = (None if isinstance(inv_tau, Tensor) else inv_tau, v_threshold, v_reset, alpha)
         spikes_T = torch.empty_like(x_T)
-        v = torch.full_like(x_T[0], v_reset, dtype=_membrane_dtype(x_T)) if len(x_T) else None
+        v = torch.full_like(x_T[0], v_reset, dtype=_membrane_dtype(x_T))
         for x, s in zip(x_T, spikes_T, strict=True):
             h = _charge(v, x, float(inv_tau), v_reset)
             torch.ge(h, v_threshold, out=s)
@@ -48,24 +48,22 @@ class _LIF(torch.autograd.Function):
 
         h_T = torch.empty_like(x_T, dtype=dtype)
         drive_T = torch.empty_like(h_T) if learn else None
-        v, s = None, None
+        v = torch.full_like(h_T[0], v_reset)
         for t, x in enumerate(x_T):
-            v = torch.full_like(h_T[0], v_reset) if t == 0 else _reset(h_T[t - 1].clone(), s, v_reset)
             h_T[t] = _charge(v, x, inv_tau, v_reset)
-            s = (h_T[t] >= v_threshold).to(dtype)
             if drive_T is not None:
                 drive_T[t] = x.to(dtype) - v + v_reset
+            v = _reset(h_T[t].clone(), h_T[t] >= v_threshold, v_reset)
 
         grad_x_T = torch.empty_like(x_T)
         grad_inv_tau = torch.zeros((), dtype=dtype, device=x_T.device)
-        grad_v = torch.zeros_like(h_T[0]) if len(h_T) else None
+        grad_v = torch.zeros_like(h_T[0])
         for t in range(len(h_T) - 1, -1, -1):
             silent = h_T[t] < v_threshold
             sigma = h_T[t].sub_(v_threshold).mul_(alpha).sigmoid_()
             grad_h = torch.ops.aten.sigmoid_backward(grad_T[t].to(dtype), sigma).mul_(alpha)
             grad_h.addcmul_(grad_v, silent)
-            torch.mul(grad_h, inv_tau, out=grad_v)
-            grad_x_T[t] = grad_v
+            grad_x_T[t] = torch.mul(grad_h, inv_tau, out=grad_v)
             if drive_T is not None:
                 grad_inv_tau += (grad_h * drive_T[t]).sum()
             grad_v = grad_h.mul_(1.0 - inv_tau)

@@ -235,7 +235,8 @@ def _range(path: str, kind: str, value: Any, step: Any, log: Any) -> Dimension:
         raise ConfigError(f"{path}: step must be above 0, but got {step!r}")
     if kind == "int":
         # The last value that the steps reach; Optuna would lower it with a warning.
-        return IntRange(path, low, low + (high - low) // (step or 1) * (step or 1), step or 1, log)
+        step = step or 1
+        return IntRange(path, int(low), int(low) + int(high - low) // step * step, step, log)
     return FloatRange(path, float(low), float(high), step, log)
 
 

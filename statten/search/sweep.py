@@ -62,13 +62,14 @@ class Sweep(RunFolder):
     def study(self) -> "optuna.Study":
         """Open the study for reading and writing; the sampler and the pruner come from the config."""
         import optuna
+        from optuna.study import StudyDirection
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = self._storage()
         search, name = self.config.search, self.info["study"]  # the folder may have been renamed since
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            direction = "maximize" if search.mode == "max" else "minimize"
-            optuna.create_study(storage=storage, study_name=name, direction=direction)
+            directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+            optuna.create_study(storage=storage, study_name=name, direction=directions[search.mode])
         return optuna.load_study(study_name=name, storage=storage, sampler=_sampler(search), pruner=_pruner(search))
 
     def _storage(self) -> "optuna.storages.JournalStorage":

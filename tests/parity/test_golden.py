@@ -121,7 +121,7 @@ def test_firing_rates(case):
         block.attn.lif.register_forward_hook(note(f"MS_SSA_Conv{i}_first_lif"))
         block.attn.core.register_forward_hook(note_core(f"MS_SSA_Conv{i}"))
         if case.config.attention == "sdsa":
-            block.attn.core.kv_lif.register_forward_hook(note(f"MS_SSA_Conv{i}_kv"))
+            block.attn.core.lif.register_forward_hook(note(f"MS_SSA_Conv{i}_kv"))
         block.mlp.lif1.register_forward_hook(note(f"MS_MLP_Conv{i}_fc1_lif"))
         block.mlp.lif2.register_forward_hook(note(f"MS_MLP_Conv{i}_fc2_lif"))
     model.head_lif.register_forward_hook(note("head_lif"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from statten.checkpoint import load_weights
-from statten.config import Config, UserError, with_overrides
+from statten.config import Config, UserError, parse_overrides, with_overrides
 from statten.data import make_test_loader
 from statten.display import console, progress_bar
 from statten.files import write_json
@@ -44,9 +44,8 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
         top1, top5 (percent), loss (cross-entropy), samples, firing_rates (spikes per neuron and timestep, by layer).
     """
     run, checkpoint = resolve(Path(path))
-    overrides = list(overrides.items()) if isinstance(overrides, Mapping) else list(overrides)
-    config = with_overrides(run.config, dict(overrides) if overrides and isinstance(overrides[0], tuple) else overrides)
-    config = with_overrides(config, {"scale.workers": 1})
+    changed = parse_overrides(overrides)
+    config = with_overrides(run.config, {**changed, "scale.workers": 1})
     preflight(config)
     device = torch.device(pick_device(config.scale))
     model = _load(config, checkpoint).to(device)
@@ -68,7 +67,7 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
         "seconds": time.monotonic() - began,
         "evaluated": now(),
     }
-    if not overrides:
+    if not changed:
         write_json(run.path / "evaluation.json", report)
     return report
 
