@@ -20,72 +20,98 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Neurons that are stepped through all timesteps together: their membranes then stay in a core's cache, where a whole layer's
+# would go to memory and back at every operation. A GPU wants the whole layer.
+CPU_CHUNK = 2**16
+
 
 class _LIF(torch.autograd.Function):
     """Saves its input alone; the membrane is built again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x_T: Tensor, inv_tau: Tensor | float, v_threshold: float, v_reset: float, alpha: float) -> Tensor:
-        tensors = (x_T, inv_tau) if isinstance(inv_tau, Tensor) else (x_T,)
-        ctx.save_for_backward(*tensors)
-        ctx.constants = (None if isinstance(inv_tau, Tensor) else inv_tau, v_threshold, v_reset, alpha)
-        spikes_T = torch.empty_like(x_T)
-        v = torch.full_like(x_T[0], v_reset, dtype=_membrane_dtype(x_T))
-        for x, s in zip(x_T, spikes_T, strict=True):
-            h = _charge(v, x, float(inv_tau), v_reset)
-            torch.ge(h, v_threshold, out=s)
-            v = _reset(h, s, v_reset)
-        return spikes_T
+        ctx.save_for_backward(x_T, *([inv_tau] if isinstance(inv_tau, Tensor) else []))
+        ctx.constants = (float(inv_tau), v_threshold, v_reset, alpha)
+        x_TN, layout = _rows(x_T)
+        spikes_TN = torch.empty_like(x_TN)
+        v_N, drive_N = _buffers(x_TN, 2)
+        for x, spikes in zip(*_chunks(x_TN, spikes_TN), strict=True):
+            v, drive = v_N[: x.shape[1]].fill_(v_reset), drive_N[: x.shape[1]]
+            for x_t, s_t in zip(x, spikes, strict=True):
+                _charge(v, x_t, drive, float(inv_tau), v_reset, out=v)
+                _reset(v, torch.ge(v, v_threshold, out=s_t).to(v.dtype), v_reset, out=v)
+        return _unrows(spikes_TN, x_T, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_T,) = grads
-        x_T, *rest = ctx.saved_tensors
-        constant, v_threshold, v_reset, alpha = ctx.constants
-        inv_tau = float(rest[0]) if rest else constant
-        learn = bool(rest) and ctx.needs_input_grad[1]
-        dtype = _membrane_dtype(x_T)
+        x_T, *learned = ctx.saved_tensors
+        inv_tau, v_threshold, v_reset, alpha = ctx.constants
+        x_TN, layout = _rows(x_T)
+        grad_TN = grads[0].permute(layout).reshape(x_TN.shape)
+        grad_x_TN = torch.empty_like(x_TN)
+        learn, steps = bool(learned) and ctx.needs_input_grad[1], len(x_TN)
+        buffers = _buffers(x_TN, 3 + steps * (2 if learn else 1))
+        grad_inv_tau = buffers.new_zeros(())
 
-        h_T = torch.empty_like(x_T, dtype=dtype)
-        drive_T = torch.empty_like(h_T) if learn else None
-        v = torch.full_like(h_T[0], v_reset)
-        for t, x in enumerate(x_T):
-            h_T[t] = _charge(v, x, inv_tau, v_reset)
-            if drive_T is not None:
-                drive_T[t] = x.to(dtype) - v + v_reset
-            v = _reset(h_T[t].clone(), h_T[t] >= v_threshold, v_reset)
-
-        grad_x_T = torch.empty_like(x_T)
-        grad_inv_tau = torch.zeros((), dtype=dtype, device=x_T.device)
-        grad_v = torch.zeros_like(h_T[0])
-        for t in range(len(h_T) - 1, -1, -1):
-            silent = h_T[t] < v_threshold
-            sigma = h_T[t].sub_(v_threshold).mul_(alpha).sigmoid_()
-            grad_h = torch.ops.aten.sigmoid_backward(grad_T[t].to(dtype), sigma).mul_(alpha)
-            grad_h.addcmul_(grad_v, silent)
-            grad_x_T[t] = torch.mul(grad_h, inv_tau, out=grad_v)
-            if drive_T is not None:
-                grad_inv_tau += (grad_h * drive_T[t]).sum()
-            grad_v = grad_h.mul_(1.0 - inv_tau)
-        return grad_x_T, grad_inv_tau.to(rest[0]) if learn else None, None, None, None
-
-
-def _membrane_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+        for x, grad, grad_x in zip(*_chunks(x_TN, grad_TN, grad_x_TN), strict=True):
+            v, fired, grad_v, *rest = buffers[:, : x.shape[1]]
+            h, drives = rest[:steps], rest[steps:] or [grad_v] * steps
+            v.fill_(v_reset)
+            for h_t, x_t, drive in zip(h, x, drives, strict=True):
+                _charge(v, x_t, drive, inv_tau, v_reset, out=h_t)
+                _reset(h_t, torch.ge(h_t, v_threshold, out=fired), v_reset, out=v)
+            grad_v.zero_()
+            for t in range(steps - 1, -1, -1):
+                grad_v.mul_(torch.lt(h[t], v_threshold, out=fired))
+                sigma = h[t].sub_(v_threshold).mul_(alpha).sigmoid_()
+                slope = fired  # its values are used up; the memory is not
+                torch.ops.aten.sigmoid_backward.grad_input(grad[t].to(sigma.dtype), sigma, grad_input=slope)
+                grad_h = grad_v.add_(slope, alpha=alpha)
+                if learn:
+                    grad_inv_tau += torch.dot(grad_h, drives[t])
+                grad_x[t] = torch.mul(grad_h, inv_tau, out=slope)
+                grad_v = grad_h.mul_(1.0 - inv_tau)
+        grad_w = grad_inv_tau.to(learned[0]) if learn else None
+        return _unrows(grad_x_TN, x_T, layout), grad_w, None, None, None
 
 
-def _charge(v: Tensor, x: Tensor, inv_tau: float, v_reset: float) -> Tensor:
-    """h = v + (x - (v - v_reset)) / tau."""
-    drive = x - v if x.dtype == v.dtype else x.to(v.dtype).sub_(v)
+def _rows(x_T: Tensor) -> tuple[Tensor, list[int]]:
+    """x as [T, N] in the order of its memory, copied only if it has gaps, and the permutation that gave it."""
+    layout = [0, *sorted(range(1, x_T.ndim), key=lambda axis: -x_T.stride(axis))]
+    return x_T.permute(layout).reshape(len(x_T), -1), layout
+
+
+def _unrows(y_TN: Tensor, x_T: Tensor, layout: list[int]) -> Tensor:
+    """Rows back in the shape of x, still in the order of its memory."""
+    back = sorted(range(x_T.ndim), key=layout.__getitem__)
+    return y_TN.view([x_T.shape[axis] for axis in layout]).permute(back)
+
+
+def _chunks(*rows: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    size = CPU_CHUNK if rows[0].device.type == "cpu" else max(1, rows[0].shape[1])
+    return tuple(row.split(size, dim=1) for row in rows)
+
+
+def _buffers(x_TN: Tensor, count: int) -> Tensor:
+    """Memory for one chunk at the membrane's precision: float32, or float64 for float64."""
+    width = min(x_TN.shape[1], CPU_CHUNK) if x_TN.device.type == "cpu" else x_TN.shape[1]
+    dtype = torch.float64 if x_TN.dtype == torch.float64 else torch.float32
+    return torch.empty(count, width, dtype=dtype, device=x_TN.device)
+
+
+def _charge(v: Tensor, x: Tensor, drive: Tensor, inv_tau: float, v_reset: float, *, out: Tensor) -> None:
+    """drive = x - (v - v_reset), h = v + drive / tau."""
+    torch.sub(x, v, out=drive)
     if v_reset:
-        drive += v_reset
-    return torch.add(v, drive, alpha=inv_tau, out=drive)
+        drive.add_(v_reset)
+    torch.add(v, drive, alpha=inv_tau, out=out)
 
 
-def _reset(h: Tensor, s: Tensor, v_reset: float) -> Tensor:
-    """v = h (1 - s) + v_reset s, in the memory of h."""
-    h.addcmul_(h, s.to(h.dtype), value=-1)
-    return h.add_(s, alpha=v_reset) if v_reset else h
+def _reset(h: Tensor, s: Tensor, v_reset: float, *, out: Tensor) -> None:
+    """v = h (1 - s) + v_reset s."""
+    torch.addcmul(h, h, s, value=-1, out=out)
+    if v_reset:
+        out.add_(s, alpha=v_reset)
 
 
 def lif(x_T: Tensor, inv_tau: Tensor | float, v_threshold: float, v_reset: float, alpha: float) -> Tensor:
@@ -99,6 +125,6 @@ def lif(x_T: Tensor, inv_tau: Tensor | float, v_threshold: float, v_reset: float
         alpha: steepness of the surrogate gradient.
 
     Returns:
-        Spikes 0 or 1, with the shape, type and layout of x_T.
+        Spikes 0 or 1, with the shape and type of x_T.
     """
     return _LIF.apply(x_T, inv_tau, v_threshold, v_reset, alpha)

@@ -96,7 +96,7 @@ def test_layouts(backend):
     compare(backend, expanded)
 
 
-@pytest.mark.parametrize("shape", [(4, 0, 3), (4, 1), (3, 8193)])
+@pytest.mark.parametrize("shape", [(4, 0, 3), (4, 1), (3, 8193), (2, 2**16 + 5)])
 def test_sizes(backend, shape):
     compare(backend, inputs(shape))
 
