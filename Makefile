@@ -25,8 +25,8 @@ demo: setup ## Sweep on bundled data, promote the best trial, evaluate it
 test: setup ## Lint, types and tests
 	@failed=; \
 	$(BIN)/ruff check . || failed="lint"; \
-	$(BIN)/ruff format --check . || failed="$$failed format"; \
-	$(BIN)/mypy || failed="$$failed types"; \
+	$(BIN)/ruff format --check . || failed="$${failed:+$$failed, }format"; \
+	$(BIN)/mypy || failed="$${failed:+$$failed, }types"; \
 	[ -z "$$failed" ] || echo "FAILED before the tests, see above: $$failed"; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) && [ -z "$$failed" ]
 
