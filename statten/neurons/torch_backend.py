@@ -77,7 +77,7 @@ class _LIF(torch.autograd.Function):
 
 def _rows(x_T: Tensor) -> tuple[Tensor, list[int]]:
     """x as [T, N] in the order of its memory, copied only if it has gaps, and the permutation that gave it."""
-    layout = [0, *sorted(range(1, x_T.ndim), key=lambda axis: -x_T.stride(axis))]
+    layout = [0, *sorted(range(1, x_T.ndim), key=lambda axis: -x_T.stride()[axis])]
     return x_T.permute(layout).reshape(len(x_T), -1), layout
 
 
