@@ -7,6 +7,7 @@ product, so nothing is permuted or copied. Products of spikes are whole numbers,
 2^24, whatever the order: they are returned unscaled, and the scale goes into the threshold of the neuron that follows.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -101,15 +102,20 @@ class STAttenCore(nn.Module):
     def set_block_size(self, block_size: int) -> None:
         """Change b, which owns no weights."""
         self.block_size = block_size
-        unit = self.side**2 * block_size if self.events else self.side
-        self.lif.v_threshold, self.lif.alpha = self.threshold * unit, self.alpha / unit
 
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]; 0, 1 or 2 in event mode."""
         counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size)
-        tail = len(counts) % self.block_size
-        if self.events and tail:  # the last, shorter block has the scale of its own length
-            counts = torch.cat([counts[:-tail], counts[-tail:] * (self.block_size / tail)])
+        b, unit = min(self.block_size, len(counts)), self.side
+        if self.events:
+            tail = len(counts) % b or b
+            # The last, shorter block has the scale of its own length: both scales are brought to a common multiple of the
+            # lengths, so that the neuron compares whole numbers still.
+            common = math.lcm(b, tail)
+            unit = self.side**2 * common
+            if tail != b:
+                counts = torch.cat([counts[:-tail] * (common // b), counts[-tail:] * (common // tail)])
+        self.lif.v_threshold, self.lif.alpha = self.threshold * unit, self.alpha / unit
         spikes = self.lif(counts).to(q_TBDHW.dtype)
         return spikes if mask_TBDHW is None else spikes * mask_TBDHW + mask_TBDHW
 
