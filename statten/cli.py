@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statten.config import Failed, UserError, load_config, recipe_names
-from statten.runs import Run, default_storage, free_name, locate
+from statten.runs import Run, check_name, default_storage, free_name, locate
 
 if TYPE_CHECKING:
     from statten.config import Config
@@ -73,6 +73,8 @@ def _begin(as_json: bool, storage: Path | None) -> Path:
 
 def _place(storage: Path, name: str | None, stem: str) -> Path:
     """The new folder of a run or sweep."""
+    if name is not None:
+        check_name(name)
     path = storage / (name or free_name(storage, stem))
     parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):

@@ -445,7 +445,9 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
         if not equals or not path:
             problems.append(f"--set takes PATH=VALUE such as model.depth=4, but got {item!r}")
             continue
-        parsed[path.strip()] = parse_yaml(text, f"--set {path}")
+        path, value = path.strip(), parse_yaml(text, f"--set {path}")
+        # 1111 is a number to YAML, but four digits to model.pooling.
+        parsed[path] = text.strip() if isinstance(value, int | float) and _is_text(path) else value
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -465,6 +467,14 @@ def field_at(path: str) -> Any:
     if isinstance(model, type) and issubclass(model, Part):
         raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
     return field
+
+
+def _is_text(path: str) -> bool:
+    try:
+        annotation = field_at(path).annotation
+    except ConfigError:
+        return False  # said where the override is applied
+    return str in (annotation, *get_args(annotation))
 
 
 def field_paths() -> list[str]:

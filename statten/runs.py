@@ -124,7 +124,7 @@ class Run(RunFolder):
 
         `extra` maps file names to further JSON content, such as splits.json; `weights` is copied to initial.safetensors.
         """
-        check_name(path)
+        check_name(path.name)
         try:
             with new_folder(path) as aside:
                 write_json(aside / cls.marker, {"kind": "run", "created": now(), "origin": origin}, durable=False)
@@ -343,12 +343,12 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
 # Names and places.
 
 
-def check_name(path: Path) -> None:
-    """Raise UserError unless the folder's name is one that every file system and TensorBoard can show."""
-    if not NAME.fullmatch(path.name):
+def check_name(name: str) -> None:
+    """Raise UserError unless a folder's name is one that every file system and TensorBoard can show."""
+    if not NAME.fullmatch(name):
         raise UserError(
             f"--name: must be letters, digits, '.', '_' or '-', at most 100 and starting with a letter or digit, "
-            f"but got {path.name!r}; the nearest is {re.sub(r'[^A-Za-z0-9._-]+', '-', path.name).strip('.-_') or 'run'!r}"
+            f"but got {name!r}; the nearest is {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-_')[:100] or 'run'!r}"
         )
 
 

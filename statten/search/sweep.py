@@ -41,7 +41,7 @@ class Sweep(RunFolder):
     @classmethod
     def create(cls, path: Path, config: Config, space: Space, extra: dict[str, Any] | None = None) -> "Sweep":
         """Make the folder, whole or not at all; raises UserError when the name is taken."""
-        check_name(path)
+        check_name(path.name)
         try:
             with new_folder(path) as aside:
                 write_json(aside / cls.marker, {"kind": "sweep", "created": now(), "study": path.name}, durable=False)

@@ -28,7 +28,7 @@ CASES = [
     ("train digits --set train.lr=-1", "train.lr: must be above 0, but got -1"),
     ("train digits --set model.depth", "--set takes PATH=VALUE such as model.depth=4, but got 'model.depth'"),
     ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten' or 'sdsa', but got 'softmax'"),
-    ("train digits --set train.optimizer=adamv", "did you mean adamw?"),
+    ("train digits --set train.optimizer=adamv", "'adamv'; did you mean adam?"),
     # rules between fields
     ("train digits --set model.block_size=8", "`block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4)"),
     ("train digits --set model.embed_dim=100", "`embed_dim` must be a multiple of 8, but got 100; the nearest is 96"),
