@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -228,7 +228,7 @@ class RunReport:
             write_text(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             self._purge = state.epoch
             if state.metrics:
-                self._write_events(state.metrics)
+                self._write_events(state)
 
     def step(self, state: Any, steps: int) -> None:
         """Tell where the epoch is, a few times a second."""
@@ -251,7 +251,7 @@ class RunReport:
                 file.write(json.dumps(state.metrics) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self._write_events(state.metrics)
+            self._write_events(state)
         if self.then:
             self.then(dict(state.metrics))
 
@@ -295,17 +295,19 @@ class RunReport:
         checkpoint.save(state, self.run.checkpoint_folder)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
-    def _write_events(self, metrics: dict[str, float]) -> None:
+    def _write_events(self, state: Any) -> None:
         if self._events is None:  # made with the first row, so that no event file is empty
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
 
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            for summary in hparams(_hyperparameters(self.config), {"val/top1": 0.0, "val/loss": 0.0})[:2]:
+            searched = ((self.run.info.get("origin") or {}).get("point") or {})
+            for summary in hparams(_hyperparameters(self.config, searched), {"best/top1": 0.0, "val/loss": 0.0})[:2]:
                 self._events.file_writer.add_summary(summary)
-        for tag, value in metrics.items():
+        # HParams shows a tag's last value: the best so far needs a tag of its own.
+        for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
             if tag != "epoch":
-                self._events.add_scalar(tag, value, int(metrics["epoch"]))
+                self._events.add_scalar(tag, value, state.epoch)
         self._events.flush()
 
 
@@ -329,14 +331,15 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _hyperparameters(config: Config) -> dict[str, Any]:
-    """Flat hyperparameters for TensorBoard's HParams page."""
+def _hyperparameters(config: Config, searched: Iterable[str]) -> dict[str, Any]:
+    """Flat hyperparameters for TensorBoard's HParams page, which shows the first few: those that a sweep varies."""
     flat = {}
     for part in ("data", "model", "train"):
         for name, value in getattr(config, part).model_dump(mode="json").items():
             if value is not None:
                 flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    return flat
+    first = [*searched, "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"]
+    return {path: flat[path] for path in dict.fromkeys([*first, *flat]) if path in flat}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -78,12 +78,12 @@ class LiveTable(Callback):
         row = {"point": point, "epoch": len(rows), "value": value, "seconds": seconds}
         self.rows[number] = {**row, "state": result.get("state", "failed"), "reason": result.get("reason")}
         if show and not console.is_terminal:
-            left = f"  {duration(self._left())} left" if self._left() else ""
+            left = f", {duration(self._left())} left" if self._done() < self.trials and self._left() else ""
             state = self.rows[number]["state"]
             console.print(
-                f"trial {self._done():>{len(str(self.trials))}}/{self.trials}  {describe(point):<28}  {self.metric} "
-                f"{self._shown(value):>6}  {'complete' if state == 'finished' else state} at epoch {len(rows)}/{self.epochs}"
-                f" in {duration(seconds)}{left}" + (f"  ({result['reason']})" if state == "failed" else "")
+                f"trial {number:>{len(str(self.trials))}}  {describe(point):<28}  {self.metric} {self._shown(value):>6}  "
+                f"{'complete' if state == 'finished' else state} at epoch {len(rows)}/{self.epochs} in {duration(seconds)}  "
+                f"({self._done()} of {self.trials} done{left})" + (f"  {result['reason']}" if state == "failed" else "")
             )
 
     def _done(self) -> int:

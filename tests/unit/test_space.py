@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from statten import demo
 from statten.config import ConfigError, load_config
 from statten.search.space import load_space, make_space
 
@@ -39,6 +40,12 @@ def test_shipped_spaces_propose_only_valid_configs(path):
         config = space.config(space.suggest(study.ask()))
         assert config.model.timesteps % config.model.block_size == 0
         space.config(space.random_point(generator))
+
+
+def test_the_demo_searches_the_space_of_the_file_that_it_names():
+    config = load_config("digits")
+    shipped = load_space(next(path for path in SPACES if path.stem == "digits"), config)
+    assert list(make_space(demo.SPACE, config).points()) == list(shipped.points())
 
 
 def test_a_divisor_of_a_field_outside_the_space_uses_the_base():
