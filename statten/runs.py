@@ -301,7 +301,7 @@ class RunReport:
             from torch.utils.tensorboard.summary import hparams
 
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            searched = ((self.run.info.get("origin") or {}).get("point") or {})
+            searched = (self.run.info.get("origin") or {}).get("point") or {}
             for summary in hparams(_hyperparameters(self.config, searched), {"best/top1": 0.0, "val/loss": 0.0})[:2]:
                 self._events.file_writer.add_summary(summary)
         # HParams shows a tag's last value: the best so far needs a tag of its own.
