@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from rich.live import Live
 from rich.table import Table
 
@@ -14,8 +14,8 @@ from statten.search.sweep import Sweep, describe, short
 STATES = {"finished": "[green]complete[/]", "stopped": "[yellow]stopped[/]", "failed": "[red]failed[/]"}
 
 
-class LiveTable(Callback):
-    """Ray Tune's callback that draws the sweep; a context manager around it."""
+class LiveTable(TrialProgressCallback):
+    """Ray Tune's callback that draws the sweep, in the place of Ray's own; a context manager around it."""
 
     ROWS = 24
 
@@ -54,6 +54,8 @@ class LiveTable(Callback):
         row.update(state="training", epoch=len(rows), value=max((r[self.metric] for r in rows), default=None))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **_: Any) -> None:
+        if "epoch" not in result:  # a trial that ended without training an epoch
+            return
         row = self.rows[trial.config["number"]]
         row["epoch"] = int(result["epoch"])
         values = [v for v in (row["value"], result[self.metric]) if v is not None]

@@ -75,16 +75,25 @@ class OptunaSearcher(Searcher):
         trial, step = self.active.get(trial_id), int(result["epoch"])
         if trial is None:
             return True
-        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        if step not in known and math.isfinite(result[self.metric]):
-            trial.report(result[self.metric], step)
-            if step < self.epochs and trial.should_prune():
-                run = self.sweep.trial(trial.number)
-                run.stop(f"stopped at epoch {step}: {self.metric} {result[self.metric]:.2f} is below the best at this rung")
-                self._tell(trial, run)
-                del self.active[trial_id]
-                return True
+        run = self.sweep.trial(trial.number)
+        if self._mirror(trial, run) and step < self.epochs and trial.should_prune():
+            run.stop(f"stopped at epoch {step}: {self.metric} {result[self.metric]:.2f} is below the best at this rung")
+            self._tell(trial, run)
+            del self.active[trial_id]
+            return True
         return False
+
+    def _mirror(self, trial: Trial, run: Run) -> bool:
+        """Bring the epochs that the run folder has and the study has not into the study; whether there were any.
+
+        A driver that was killed may have died between the two.
+        """
+        known = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        new = {int(r["epoch"]): r[self.metric] for r in run.metrics() if r["epoch"] not in known}
+        for epoch, value in new.items():
+            if math.isfinite(value):
+                trial.report(value, epoch)
+        return bool(new)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Write a trial's end into the study."""
@@ -97,6 +106,7 @@ class OptunaSearcher(Searcher):
         self._tell(trial, run)
 
     def _tell(self, trial: Trial, run: Run) -> FrozenTrial:
+        self._mirror(trial, run)
         result = run.result or {}
         if result["state"] == "finished":
             return self.study.tell(trial, result["best"][self.metric])

@@ -1,12 +1,19 @@
 """A sweep whose driver is killed with -9 is finished by `resume`: nothing twice, nothing lost, finished trials untouched."""
 
 import json
+from pathlib import Path
 
 import optuna
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from statten.config import Failed, load_config
+from statten.runs import Run
+from statten.search import resume_sweep
+from statten.search.searcher import OptunaSearcher
+from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.train import run_fit
 
 SPACE = """\
 model.timesteps:  {choices: [1, 2]}
@@ -84,3 +91,29 @@ def test_trials_of_two_workers_nest_a_trainer(statten, tmp_path):
     statten("tune", "digits", "--space", space, *options.split(), "--name", "wide", "--storage", tmp_path).finish()
     sweep = Sweep.open(tmp_path / "wide")
     assert sorted(states(sweep)) == [0, 1] and "COMPLETE" in states(sweep).values()
+
+
+def small_sweep(path, **overrides):
+    config = load_config("digits", {"train.epochs": 2, "search.trials": 1, "model.embed_dim": 32, **overrides})
+    return Sweep.create(path / "s", config, make_space({"model.depth": {"choices": [1]}}, config))
+
+
+def test_a_trial_killed_between_its_last_epoch_and_its_result_is_completed(tmp_path):
+    sweep = small_sweep(tmp_path)
+    with sweep.writing() as attempt:
+        started = OptunaSearcher(sweep, attempt).suggest("first")
+        run_fit(Run(Path(started["run"])), attempt)
+    (Path(started["run"]) / "result.json").unlink()
+    assert states(sweep) == {0: "RUNNING"}
+
+    resume_sweep(sweep)
+    ((trial, _),), run = sweep.rows(), sweep.trial(0)
+    assert trial.state.name == "COMPLETE" and run.state == "finished"
+    assert sorted(trial.intermediate_values) == [row["epoch"] for row in run.metrics()] == [1, 2]
+
+
+def test_a_sweep_whose_trials_all_diverge_says_so(tmp_path):
+    sweep = small_sweep(tmp_path, **{"train.lr": 1e30, "train.optimizer": "sgd", "search.trials": 2})
+    with pytest.raises(Failed, match="no trial reached its end: the loss is not finite after epoch 1"):
+        resume_sweep(sweep)
+    assert set(states(sweep).values()) == {"FAIL"}
