@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -298,11 +298,9 @@ class RunReport:
     def _write_events(self, state: Any) -> None:
         if self._events is None:  # made with the first row, so that no event file is empty
             from torch.utils.tensorboard import SummaryWriter
-            from torch.utils.tensorboard.summary import hparams
 
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            searched = (self.run.info.get("origin") or {}).get("point") or {}
-            for summary in hparams(_hyperparameters(self.config, searched), {"best/top1": 0.0, "val/loss": 0.0})[:2]:
+            for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
                 self._events.file_writer.add_summary(summary)
         # HParams shows a tag's last value: the best so far needs a tag of its own.
         for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
@@ -331,15 +329,23 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _hyperparameters(config: Config, searched: Iterable[str]) -> dict[str, Any]:
-    """Flat hyperparameters for TensorBoard's HParams page, which shows the first few: those that a sweep varies."""
+def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any]:
+    """What TensorBoard's HParams page needs: all hyperparameters, those that a sweep varies marked as the ones to show."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
     flat = {}
     for part in ("data", "model", "train"):
         for name, value in getattr(config, part).model_dump(mode="json").items():
             if value is not None:
                 flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    first = [*searched, "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"]
-    return {path: flat[path] for path in dict.fromkeys([*first, *flat]) if path in flat}
+    experiment, start, _ = hparams(flat, {"best/top1": 0.0, "val/loss": 0.0})
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for field in content.experiment.hparam_infos:
+        field.differs = field.name in (point or ("model.timesteps", "model.block_size", "model.depth", "model.embed_dim"))
+    plugin.content = content.SerializeToString()
+    return [experiment, start]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
