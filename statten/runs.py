@@ -330,7 +330,7 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
 
 
 def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any]:
-    """What TensorBoard's HParams page needs: all hyperparameters, those that a sweep varies marked as the ones to show."""
+    """What TensorBoard's HParams page needs: all hyperparameters, the few that it shows at first marked."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
@@ -342,8 +342,9 @@ def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any
     experiment, start, _ = hparams(flat, {"best/top1": 0.0, "val/loss": 0.0})
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
+    shown = {*(point or {}), "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}
     for field in content.experiment.hparam_infos:
-        field.differs = field.name in (point or ("model.timesteps", "model.block_size", "model.depth", "model.embed_dim"))
+        field.differs = field.name in shown
     plugin.content = content.SerializeToString()
     return [experiment, start]
 
