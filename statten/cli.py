@@ -249,7 +249,7 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
         return _print(rows)
     if not rows:
         return console.print(f"{folder} holds no runs yet; start with: statten train digits")
-    cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"]] for r in rows]
+    cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"][:16].replace("T", " ")] for r in rows]
     return console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
 
 

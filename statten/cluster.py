@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from statten.config import UserError
 
@@ -22,6 +23,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 
+TOKEN = Path.home() / ".ray" / "auth_token"
+
 
 @contextmanager
 def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[str, float]]:
@@ -36,6 +39,9 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address is not None and (TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ):
+        # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():  # a notebook's, or a test's

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,32 @@ def test_two_workers_agree_and_count_every_sample_once(tmp_path, monkeypatch):
     assert alone["val/top5"] == run.metrics()[-1]["val/top5"]
     assert alone["val/loss"] == pytest.approx(run.metrics()[-1]["val/loss"], rel=1e-5)
     assert round(alone["val/top1"] * total / 100, 6).is_integer(), "a share of the true number of samples"
+
+
+@pytest.mark.slow
+def test_a_run_joins_a_cluster_that_ray_start_made(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray_start = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
+    ]  # fmt: skip
+    options = "--set train.epochs=1 --set model.depth=1 --set model.embed_dim=32"
+    train = f"-m statten.cli train digits {options} --set scale.address=127.0.0.1:{port} --name joined --storage {tmp_path}"
+    with subprocess.Popen(ray_start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                with socket.socket() as client:
+                    if client.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            done = subprocess.run([sys.executable, *train.split()], capture_output=True, text=True, timeout=300)
+        finally:
+            head.terminate()  # with all processes of its node
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "joined").state == "finished"
 
 
 def test_ray_is_left_as_it_was_found():
