@@ -31,7 +31,8 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     """Join the Ray cluster at `address`, or start Ray on this machine, and yield its resources; leave it as found.
 
     Args:
-        address: host:port, ray://host:port or `auto`; None starts Ray here.
+        address: host:port, ray://host:port or `auto`; None means $RAY_ADDRESS, which Ray sets for a submitted job, or starts
+            Ray here.
         dashboard: also start the dashboard (loopback), which nested trainers need to give their resources back.
 
     Raises:
@@ -39,6 +40,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and (TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ):
         # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -52,6 +54,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     try:
         if address is None:
             ray.init(
+                address="local",  # without it, a cluster that crashed here some day would be waited for
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 dashboard_port=_free_port() if dashboard else None,
@@ -60,11 +63,14 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
                 logging_level=logging.ERROR,
             )
         else:
+            if address == "auto":
+                address = ray._private.services.get_ray_address_from_environment(address, None)
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise UserError(f"scale.address: cannot reach {where}: {_first_line(error)}") from None
+        if address is None:
+            raise UserError(f"Ray cannot start on this machine: {_first_line(error)}") from None
+        raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {_first_line(error)}") from None
     try:
         yield ray.cluster_resources()
     finally:

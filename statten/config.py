@@ -265,7 +265,7 @@ class ScaleConfig(Part):
     max_failures: Int = Field(3, ge=0)
     """How often a run whose worker was lost is started again from its newest checkpoint."""
     address: str | None = None
-    """Address of a Ray cluster; empty starts Ray on this machine."""
+    """Address of a Ray cluster, or `auto` on one of its machines; empty means $RAY_ADDRESS, else Ray is started here."""
 
 
 class SearchConfig(Part):

@@ -47,6 +47,7 @@ CASES = [
     (f"train digits --set scale.workers={CORES + 1} --set scale.device=cpu", f"the most is scale.workers={CORES}"),
     ("train digits --set scale.neuron_backend=cuppy", "scale.neuron_backend"),
     ("train digits --set scale.address=127.0.0.1:1", "scale.address: cannot reach the Ray cluster at 127.0.0.1:1"),
+    ("train digits --set scale.address=nowhere", "scale.address: "),
     # files and names
     ("train digitz", "no recipe or file is called 'digitz'; did you mean digits?"),
     ("train {runs}/none.yaml", "none.yaml: no such file"),

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -79,14 +80,22 @@ def test_two_workers_agree_and_count_every_sample_once(tmp_path, monkeypatch):
     assert round(alone["val/top1"] * total / 100, 6).is_integer(), "a share of the true number of samples"
 
 
+@pytest.fixture
+def short_path():
+    """A folder for Ray's sockets, whose paths must stay below 108 characters."""
+    with tempfile.TemporaryDirectory(prefix="ray") as path:
+        yield path
+
+
 @pytest.mark.slow
-def test_a_run_joins_a_cluster_that_ray_start_made(tmp_path):
+def test_a_run_joins_a_cluster_that_ray_start_made(tmp_path, short_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ray_start = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
         "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
+        f"--temp-dir={short_path}",
     ]  # fmt: skip
     options = "--set train.epochs=1 --set model.depth=1 --set model.embed_dim=32"
     train = f"-m statten.cli train digits {options} --set scale.address=127.0.0.1:{port} --name joined --storage {tmp_path}"
