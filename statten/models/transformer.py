@@ -191,7 +191,7 @@ class STAttenTransformer(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """The published initial weights: truncated normal with standard deviation 0.02, biases 0, BatchNorm as PyTorch has it."""
+    """Truncated normal weights with standard deviation 0.02 and biases 0; BatchNorm keeps PyTorch's."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
