@@ -278,9 +278,9 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
         problems.append(f"scale.device: cuda needs a GPU for each of {scale.workers} workers, but there are {gpus}; {fix}")
     if config.train.precision == "fp16" and device == "cpu":
         problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
-    for check in (check_data, _check_backend):
+    for check in (lambda: check_data(config), lambda: _check_backend(scale.neuron_backend, device)):
         try:
-            check(config)
+            check()
         except UserError as error:
             problems += error.problems
     if problems:
@@ -290,10 +290,10 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     return Preflight(parameters, steps, scale.workers, device, cpus_per_worker, memory)
 
 
-def _check_backend(config: Config) -> None:
-    from statten.neurons import select_backend
+def _check_backend(name: str, device: str) -> None:
+    from statten.neurons import check_backend
 
-    select_backend(config.scale.neuron_backend)
+    check_backend(name, device)
 
 
 def _measure(config: Config) -> tuple[int, int]:

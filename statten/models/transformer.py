@@ -45,11 +45,15 @@ class PatchEmbed(nn.Module):
         self.pools = nn.ModuleList(halve if digit == "1" else nn.Identity() for digit in config.pooling)
         self.rpe = conv_bn(nn.Conv2d(D, D, 3, padding=1, bias=False))
 
-    def forward(self, x_TBCHW: Tensor) -> Tensor:
-        """Frames [T, B, C, H, W] to the residual stream [T, B, D, H', W']."""
+    def forward(self, x_TBCHW: Tensor, timesteps: int) -> Tensor:
+        """Frames [T, B, C, H, W], or an image [1, B, C, H, W] for all T, to the residual stream [T, B, D, H', W'].
+
+        What one image gives in front of the first neuron is the same at every timestep, and computed once.
+        """
         x = x_TBCHW
         for stage, lif, pool in zip(self.stages[:3], self.lifs[:3], self.pools[:3], strict=True):
-            x = per_frame(pool, lif(per_frame(stage, x)))
+            conv, norm = cast(nn.Sequential, stage)
+            x = per_frame(pool, lif(per_frame(conv, x), timesteps, norm))
         shortcut = per_frame(self.pools[3], per_frame(self.stages[3], x))
         return _stream(shortcut) + per_frame(self.rpe, self.lifs[3](shortcut))
 
@@ -90,10 +94,12 @@ class MLP(nn.Module):
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
-        hidden = per_frame(self.fc1, self.lif1(x_TBDHW))
+        spikes = self.lif1(x_TBDHW)
         if self.inner_shortcut:
+            hidden = per_frame(self.fc1, spikes)
             return hidden + per_frame(self.fc2, self.lif2(x_TBDHW + hidden))
-        return per_frame(self.fc2, self.lif2(hidden))
+        conv, norm = self.fc1
+        return per_frame(self.fc2, self.lif2(per_frame(conv, spikes), norm=norm))
 
 
 class Block(nn.Module):
@@ -154,8 +160,7 @@ class STAttenTransformer(nn.Module):
             ValueError: x has another shape than the config says.
         """
         self._check(x)
-        x_TBCHW = x.transpose(0, 1) if self.config.events else x.unsqueeze(0).expand(self.timesteps, *x.shape)
-        x_TBDHW = self.embed(x_TBCHW)
+        x_TBDHW = self.embed(x.transpose(0, 1) if self.config.events else x.unsqueeze(0), self.timesteps)
         for block in self.blocks:
             x_TBDHW = block(x_TBDHW)
         logits_TBK = self.head(self.head_lif(x_TBDHW.mean((-1, -2))))

@@ -1,53 +1,75 @@
 """Spiking neurons over whole sequences: input [T, ...], output spikes of the same shape, no state between calls.
 
-A backend is one file with a function `lif(x_T, inv_tau, v_threshold, v_reset, alpha)` and one entry of NEURON_BACKENDS; the
-conformance tests hold every entry to `torch`, whose file has the equations.
+A backend is one file with a class of `dynamics.Backend`'s form and one entry of NEURON_BACKENDS; the conformance tests hold
+every entry to the equations, which stand in `torch_backend`.
 """
 
 import functools
 import logging
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from statten.config import UserError, nearest
-from statten.neurons import torch_backend
+from statten.neurons.cupy_backend import CupyBackend
+from statten.neurons.dynamics import Backend, Dynamics, Norm, Unavailable, Wanted
+from statten.neurons.native import NativeBackend
+from statten.neurons.torch_backend import TorchBackend
 
-__all__ = ["LIF", "NEURON_BACKENDS", "PLIF", "select_backend"]
+__all__ = ["LIF", "NEURON_BACKENDS", "PLIF", "Dynamics", "check_backend", "select_backend"]
 
 log = logging.getLogger("statten")
 
-Backend = Callable[[Tensor, Tensor | float, float, float, float], Tensor]
-NEURON_BACKENDS: dict[str, Backend] = {"torch": torch_backend.lif}
-# `auto` takes the first that runs here.
-_PREFERENCE = ("torch",)
+# `auto` takes the first that runs on the tensors' device.
+NEURON_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CupyBackend(), NativeBackend(), TorchBackend())}
 
 
 @functools.cache
-def select_backend(name: str = "auto") -> str:
-    """The backend that a name means, said once in the log.
+def select_backend(name: str, device: str) -> Backend:
+    """The backend that a name means on a type of device, said once in the log.
 
     Raises:
-        UserError: there is no such backend.
+        UserError: there is no such backend, or it cannot run here.
     """
-    if name == "auto":
-        name = _PREFERENCE[0]
-        log.info("neuron backend: %s (automatic choice)", name)
-    elif name not in NEURON_BACKENDS:
+    if name not in ("auto", *NEURON_BACKENDS):
         raise UserError(f"scale.neuron_backend: {name!r} is no backend; {nearest(name, ['auto', *NEURON_BACKENDS])}")
-    return name
+    reasons = []
+    for backend in NEURON_BACKENDS.values():
+        if name not in ("auto", backend.name):
+            continue
+        if backend.devices and device not in backend.devices:
+            if name == backend.name:
+                raise UserError(f"scale.neuron_backend: {name} runs on {' and '.join(backend.devices)}, not on {device}")
+            continue
+        try:
+            backend.check()
+        except Unavailable as reason:
+            if name == backend.name:
+                raise UserError(f"scale.neuron_backend: {name} cannot run here: {reason}") from None
+            reasons.append(f"{backend.name}: {reason}")
+            continue
+        if device != "meta":
+            why = "; not " + "; not ".join(reasons) if reasons else ""
+            log.info("neuron backend: %s (%s%s)", backend.name, "automatic choice" if name == "auto" else "as asked", why)
+        return backend
+    raise AssertionError("the torch backend takes every device")
+
+
+def check_backend(name: str, device: str) -> None:
+    """Raise UserError when a backend cannot run on a type of device; compile it if it is not yet compiled."""
+    select_backend(name, device)
 
 
 class LIF(nn.Module):
-    """Leaky integrate-and-fire neurons with input decay, hard reset and a sigmoid surrogate gradient.
+    """Leaky integrate-and-fire neurons with input decay and a sigmoid surrogate gradient.
 
     Args:
         v_threshold: firing threshold.
         tau: membrane time constant in timesteps, above 1.
         alpha: steepness of the surrogate gradient.
-        v_reset: membrane potential at the start and after a spike.
+        v_reset: membrane potential at the start and after a spike; None subtracts the threshold instead (soft reset).
+        detach_reset: leave the reset out of the gradient.
         backend: a key of NEURON_BACKENDS or `auto`.
     """
 
@@ -55,32 +77,77 @@ class LIF(nn.Module):
     step_mode = "m"
 
     def __init__(
-        self, v_threshold: float = 1.0, tau: float = 2.0, alpha: float = 4.0, v_reset: float = 0.0, backend: str = "auto"
+        self,
+        v_threshold: float = 1.0,
+        tau: float = 2.0,
+        alpha: float = 4.0,
+        v_reset: float | None = 0.0,
+        detach_reset: bool = True,
+        backend: str = "auto",
     ):
         super().__init__()
         self.v_threshold, self.tau, self.alpha, self.v_reset = v_threshold, tau, alpha, v_reset
-        self.backend = select_backend(backend)
+        self.detach_reset, self.backend = detach_reset, backend
+        self.spike_count: Tensor | None = None
+        """An int64 tensor [1] that every forward adds its spikes to, or None."""
 
     @property
     def inv_tau(self) -> Tensor | float:
         """1/tau."""
         return 1.0 / self.tau
 
-    def forward(self, x_T: Tensor) -> Tensor:
-        """Input current [T, ...] to spikes [T, ...]."""
-        return NEURON_BACKENDS[self.backend](x_T, self.inv_tau, self.v_threshold, self.v_reset, self.alpha)
+    def forward(self, x_T: Tensor, timesteps: int | None = None, norm: nn.BatchNorm2d | None = None) -> Tensor:
+        """Spikes [T, ...] of an input current.
+
+        Args:
+            x_T: input current [T, ...], or one frame [1, ...] that every timestep repeats.
+            timesteps: T, by default the frames of x_T.
+            norm: a BatchNorm through which x_T [T, B, C, H, W] goes first; its running statistics follow as if it were called.
+        """
+        device, dtype = x_T.device.type, x_T.dtype
+        backend = select_backend(self.backend, device)
+        if dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # the layer behind would cast the spikes
+        dynamics = Dynamics(self.v_threshold, self.v_reset, self.alpha, self.detach_reset)
+        wanted = Wanted(timesteps or len(x_T), dtype, self.spike_count)
+        if norm is None:
+            return backend.lif(x_T, self.inv_tau, dynamics, wanted)
+        statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
+        fields = Norm(norm.weight, norm.bias, norm.eps, *statistics)
+        spikes, mean, var = backend.norm_lif(x_T, self.inv_tau, dynamics, wanted, fields)
+        if norm.training:
+            _follow(norm, mean, var, samples=wanted.timesteps * x_T[0].numel() // len(mean))
+        return spikes
 
     def extra_repr(self) -> str:
-        return f"v_threshold={self.v_threshold:g}, tau={self.tau:g}, alpha={self.alpha:g}, backend={self.backend}"
+        reset = "" if self.v_reset == 0.0 else f", v_reset={self.v_reset}"
+        return f"v_threshold={self.v_threshold:g}, tau={self.tau:g}, alpha={self.alpha:g}{reset}, backend={self.backend}"
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, samples: int) -> None:
+    """Move running statistics towards those of a batch, as PyTorch's BatchNorm does."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    weight = norm.momentum if norm.momentum is not None else 1.0 / norm.num_batches_tracked.to(mean)
+    unbiased = var * (samples / (samples - 1))
+    norm.running_mean.copy_(torch.lerp(norm.running_mean.to(mean), mean, weight))
+    norm.running_var.copy_(torch.lerp(norm.running_var.to(mean), unbiased, weight))
 
 
 class PLIF(LIF):
     """LIF with a learned time constant, one per layer: 1/tau = sigmoid(w) (Fang et al., ICCV 2021)."""
 
     def __init__(
-        self, v_threshold: float = 1.0, tau: float = 2.0, alpha: float = 4.0, v_reset: float = 0.0, backend: str = "auto"
+        self,
+        v_threshold: float = 1.0,
+        tau: float = 2.0,
+        alpha: float = 4.0,
+        v_reset: float | None = 0.0,
+        detach_reset: bool = True,
+        backend: str = "auto",
     ):
-        super().__init__(v_threshold, tau, alpha, v_reset, backend)
+        super().__init__(v_threshold, tau, alpha, v_reset, detach_reset, backend)
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1.0)))
 
     @property

@@ -1,15 +1,17 @@
 """The neuron in plain PyTorch: the oracle that every other backend is held to, and what runs where none other can.
 
 Charge, fire and reset of the leaky integrate-and-fire neuron (REFERENCE: STAtten, CVPR 2025; SpikingJelly's LIFNode with
-input decay, hard reset and detached reset), with v[0] = v_reset:
+input decay), with v[0] = v_reset:
 
     h[t] = v[t-1] + (x[t] - (v[t-1] - v_reset)) / tau
     s[t] = 1 if h[t] >= v_threshold else 0
-    v[t] = h[t] (1 - s[t]) + v_reset s[t]
+    v[t] = h[t] (1 - s[t]) + v_reset s[t]            soft reset: v[t] = h[t] - v_threshold s[t], and v_reset is 0 above
 
-Backward, with the sigmoid surrogate sigma(alpha u) of the step at u = h - v_threshold:
+Backward, with the sigmoid surrogate sigma(alpha u) of the step at u = h - v_threshold, and d = alpha sigma (1 - sigma):
 
-    g_h[t]   = g_s[t] alpha sigma (1 - sigma) + g_v[t] (1 - s[t])
+    k[t]     = 1 - s[t]                              soft reset: 1
+               + d[t] (v_reset - h[t])               where the reset is differentiated; soft: - d[t] v_threshold
+    g_h[t]   = g_s[t] d[t] + g_v[t] k[t]
     g_x[t]   = g_h[t] / tau
     g_v[t-1] = g_h[t] (1 - 1/tau)
     g_(1/tau) = sum over t of g_h[t] (x[t] - (v[t-1] - v_reset))
@@ -20,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statten.neurons.dynamics import Backend, Dynamics, Norm, Wanted
+
 # Neurons that are stepped through all timesteps together: their membranes then stay in a core's cache, where a whole layer's
 # would go to memory and back at every operation. A GPU wants the whole layer.
 CPU_CHUNK = 2**16
@@ -29,23 +33,23 @@ class _LIF(torch.autograd.Function):
     """Saves its input alone; the membrane is built again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_T: Tensor, inv_tau: Tensor | float, v_threshold: float, v_reset: float, alpha: float) -> Tensor:
+    def forward(ctx: Any, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics) -> Tensor:
         ctx.save_for_backward(x_T, *([inv_tau] if isinstance(inv_tau, Tensor) else []))
-        ctx.constants = (float(inv_tau), v_threshold, v_reset, alpha)
+        ctx.constants = (float(inv_tau), dynamics)
         x_TN, layout = _rows(x_T)
         spikes_TN = torch.empty_like(x_TN)
         v_N, drive_N = _buffers(x_TN, 2)
         for x, spikes in zip(*_chunks(x_TN, spikes_TN), strict=True):
-            v, drive = v_N[: x.shape[1]].fill_(v_reset), drive_N[: x.shape[1]]
+            v, drive = v_N[: x.shape[1]].fill_(dynamics.rest), drive_N[: x.shape[1]]
             for x_t, s_t in zip(x, spikes, strict=True):
-                _charge(v, x_t, drive, float(inv_tau), v_reset, out=v)
-                _reset(v, torch.ge(v, v_threshold, out=s_t).to(v.dtype), v_reset, out=v)
+                _charge(v, x_t, drive, float(inv_tau), dynamics, out=v)
+                _reset(v, torch.ge(v, dynamics.v_threshold, out=s_t).to(v.dtype), dynamics, out=v)
         return _unrows(spikes_TN, x_T, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_T, *learned = ctx.saved_tensors
-        inv_tau, v_threshold, v_reset, alpha = ctx.constants
+        inv_tau, dynamics = ctx.constants
         x_TN, layout = _rows(x_T)
         grad_TN = grads[0].permute(layout).reshape(x_TN.shape)
         grad_x_TN = torch.empty_like(x_TN)
@@ -56,23 +60,27 @@ class _LIF(torch.autograd.Function):
         for x, grad, grad_x in zip(*_chunks(x_TN, grad_TN, grad_x_TN), strict=True):
             v, fired, grad_v, *rest = buffers[:, : x.shape[1]]
             h, drives = rest[:steps], rest[steps:] or [grad_v] * steps
-            v.fill_(v_reset)
+            v.fill_(dynamics.rest)
             for h_t, x_t, drive in zip(h, x, drives, strict=True):
-                _charge(v, x_t, drive, inv_tau, v_reset, out=h_t)
-                _reset(h_t, torch.ge(h_t, v_threshold, out=fired), v_reset, out=v)
+                _charge(v, x_t, drive, inv_tau, dynamics, out=h_t)
+                _reset(h_t, torch.ge(h_t, dynamics.v_threshold, out=fired), dynamics, out=v)
             grad_v.zero_()
             for t in range(steps - 1, -1, -1):
-                grad_v.mul_(torch.lt(h[t], v_threshold, out=fired))
-                sigma = h[t].sub_(v_threshold).mul_(alpha).sigmoid_()
+                sigma = torch.sub(h[t], dynamics.v_threshold, out=v).mul_(dynamics.alpha).sigmoid_()
+                if dynamics.detach_reset:
+                    if dynamics.v_reset is not None:
+                        grad_v.mul_(torch.lt(h[t], dynamics.v_threshold, out=fired))
+                else:
+                    grad_v.mul_(_kept(h[t], sigma, dynamics))
                 slope = fired  # its values are used up; the memory is not
                 torch.ops.aten.sigmoid_backward.grad_input(grad[t].to(sigma.dtype), sigma, grad_input=slope)
-                grad_h = grad_v.add_(slope, alpha=alpha)
+                grad_h = grad_v.add_(slope, alpha=dynamics.alpha)
                 if learn:
                     grad_inv_tau += torch.dot(grad_h, drives[t])
                 grad_x[t] = torch.mul(grad_h, inv_tau, out=slope)
                 grad_v = grad_h.mul_(1.0 - inv_tau)
         grad_w = grad_inv_tau.to(learned[0]) if learn else None
-        return _unrows(grad_x_TN, x_T, layout), grad_w, None, None, None
+        return _unrows(grad_x_TN, x_T, layout), grad_w, None
 
 
 def _rows(x_T: Tensor) -> tuple[Tensor, list[int]]:
@@ -99,32 +107,68 @@ def _buffers(x_TN: Tensor, count: int) -> Tensor:
     return torch.empty(count, width, dtype=dtype, device=x_TN.device)
 
 
-def _charge(v: Tensor, x: Tensor, drive: Tensor, inv_tau: float, v_reset: float, *, out: Tensor) -> None:
+def _charge(v: Tensor, x: Tensor, drive: Tensor, inv_tau: float, dynamics: Dynamics, *, out: Tensor) -> None:
     """drive = x - (v - v_reset), h = v + drive / tau."""
     torch.sub(x, v, out=drive)
-    if v_reset:
-        drive.add_(v_reset)
+    if dynamics.rest:
+        drive.add_(dynamics.rest)
     torch.add(v, drive, alpha=inv_tau, out=out)
 
 
-def _reset(h: Tensor, s: Tensor, v_reset: float, *, out: Tensor) -> None:
-    """v = h (1 - s) + v_reset s."""
+def _reset(h: Tensor, s: Tensor, dynamics: Dynamics, *, out: Tensor) -> None:
+    """v = h (1 - s) + v_reset s, or h - v_threshold s."""
+    if dynamics.v_reset is None:
+        torch.add(h, s, alpha=-dynamics.v_threshold, out=out)
+        return
     torch.addcmul(h, h, s, value=-1, out=out)
-    if v_reset:
-        out.add_(s, alpha=v_reset)
+    if dynamics.v_reset:
+        out.add_(s, alpha=dynamics.v_reset)
 
 
-def lif(x_T: Tensor, inv_tau: Tensor | float, v_threshold: float, v_reset: float, alpha: float) -> Tensor:
-    """Spikes of a layer of neurons over all timesteps.
+def _kept(h: Tensor, sigma: Tensor, dynamics: Dynamics) -> Tensor:
+    """dv/dh with the reset differentiated."""
+    slope = dynamics.alpha * sigma * (1 - sigma)
+    if dynamics.v_reset is None:
+        return 1 - dynamics.v_threshold * slope
+    return (h < dynamics.v_threshold) + slope * (dynamics.v_reset - h)
 
-    Args:
-        x_T: input current [T, ...], of any floating type and layout; the membrane is float32, or float64 for float64.
-        inv_tau: 1/tau, a number or a learned scalar tensor.
-        v_threshold: firing threshold.
-        v_reset: membrane potential at the start and after a spike.
-        alpha: steepness of the surrogate gradient.
 
-    Returns:
-        Spikes 0 or 1, with the shape and type of x_T.
-    """
-    return _LIF.apply(x_T, inv_tau, v_threshold, v_reset, alpha)
+class TorchBackend:
+    """Plain PyTorch."""
+
+    name = "torch"
+    devices: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Runs everywhere."""
+
+    def lif(self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted) -> Tensor:
+        """As `Backend.lif`."""
+        if len(x_T) != wanted.timesteps:
+            x_T = x_T.expand(wanted.timesteps, *x_T.shape[1:])
+        spikes = _LIF.apply(x_T, inv_tau, dynamics).to(wanted.dtype)
+        if wanted.count is not None:
+            wanted.count.add_(spikes.detach().sum(dtype=torch.float64).long())
+        return spikes
+
+    def norm_lif(
+        self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Backend.norm_lif`."""
+        return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
+
+
+def norm_then_lif(
+    backend: Backend, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Backend.norm_lif` in two steps, with PyTorch's BatchNorm."""
+    x, mean, var = x_T.flatten(0, 1), norm.mean, norm.var
+    if mean is None or var is None:
+        channels = x.shape[1]
+        mean, var = norm.weight.new_zeros(2, channels)
+        y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+        n = x.numel() // channels
+        var = var * ((n - 1) / n)  # PyTorch reports the unbiased one
+    else:
+        y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+    return backend.lif(y.unflatten(0, x_T.shape[:2]), inv_tau, dynamics, wanted), mean, var

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ from torch import nn
 from statten.config import ModelConfig, UserError
 from statten.metrics import FiringRates
 from statten.models import build_model
-from statten.neurons import LIF, NEURON_BACKENDS, PLIF, select_backend
+from statten.neurons import LIF, PLIF, native, select_backend
+from statten.neurons.dynamics import Unavailable
 
 SMALL = {"timesteps": 4, "block_size": 2, "depth": 2, "embed_dim": 32, "num_heads": 4, "image_size": 16, "num_classes": 7}
 
@@ -43,20 +45,80 @@ def lively() -> nn.Module:
 def test_auto_is_resolved_once_and_said_in_the_log(caplog):
     select_backend.cache_clear()
     with caplog.at_level(logging.INFO, logger="statten"):
-        names = {LIF().backend, LIF(backend="auto").backend, select_backend("auto")}
-    assert len(names) == 1 and names <= set(NEURON_BACKENDS)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and names.pop() in said[0]
+        for _ in range(2):
+            LIF()(torch.zeros(2, 3))
+    said = [record.getMessage() for record in caplog.records if "neuron backend" in record.getMessage()]
+    assert len(said) == 1 and f"neuron backend: {select_backend('auto', 'cpu').name} (automatic choice" in said[0]
 
 
-@pytest.mark.parametrize("name", NEURON_BACKENDS)
+def test_auto_takes_the_compiled_neuron_where_there_is_a_compiler():
+    assert select_backend("auto", "cpu").name == "native"
+
+
+def test_without_a_compiler_auto_takes_torch_and_says_why(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native.library.cache_clear()
+    select_backend.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger="statten"):
+            assert select_backend("auto", "cpu").name == "torch"
+        assert "torch (automatic choice; not native: $CXX names no-such-compiler, which is not on the PATH)" in caplog.text
+        with pytest.raises(UserError, match=r"neuron_backend: native cannot run here: \$CXX names no-such-compiler"):
+            select_backend("native", "cpu")
+    finally:
+        native.library.cache_clear()
+        select_backend.cache_clear()
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text('#!/bin/sh\necho "native.cpp:1: fatal error: no space left" >&2; exit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("STATTEN_CACHE", str(tmp_path / "cache"))
+    native.library.cache_clear()
+    try:
+        with pytest.raises(Unavailable, match=r"broken-c\+\+ cannot compile native.cpp: .*fatal error: no space left"):
+            native.library()
+        assert not list((tmp_path / "cache").glob("*.so"))
+    finally:
+        native.library.cache_clear()
+
+
+def test_the_library_is_compiled_once_for_several_processes(tmp_path):
+    """Two workers that start together: one compiles, the other waits and takes its file."""
+    code = "from statten.neurons import native; native.library(); print(native.library().native_calls())"
+    log = "import logging; logging.basicConfig(level=logging.INFO); "
+    command = [sys.executable, "-c", log + code]
+    environment = {**os.environ, "STATTEN_CACHE": str(tmp_path)}
+    workers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    found = [worker.communicate(timeout=300) for worker in workers]
+    assert [out.strip() for out, _ in found] == ["0", "0"]
+    assert sum("compiled" in err for _, err in found) == 1 and len(list(tmp_path.glob("*.so"))) == 1
+
+
+@pytest.mark.parametrize("name", ["native", "torch"])
 def test_a_named_backend_is_taken(name):
-    assert select_backend(name) == name and LIF(backend=name).backend == name
+    assert select_backend(name, "cpu").name == name
+
+
+def test_cupy_is_refused_on_a_cpu_in_one_sentence():
+    with pytest.raises(UserError, match=r"neuron_backend: cupy runs on cuda, not on cpu") as error:
+        select_backend("cupy", "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cupy_without_cupy_or_a_gpu_says_what_is_missing():
+    with pytest.raises(UserError, match=r"cupy cannot run here: (CuPy is not installed; type|there is no GPU)"):
+        select_backend("cupy", "cuda")
 
 
 def test_an_unknown_backend_is_one_sentence_with_the_nearest_name():
     with pytest.raises(UserError, match=r"'torhc' is no backend; did you mean torch\?") as error:
-        select_backend("torhc")
+        select_backend("torhc", "cpu")
     assert len(error.value.problems) == 1 and "\n" not in str(error.value)
 
 

@@ -1,0 +1,175 @@
+"""Autograd around compiled kernels: the same for the CPU's and the GPU's. Only the input is saved for the backward pass."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from statten.neurons.dynamics import MAX_TIMESTEPS, Dynamics, Frames, Norm, Wanted, channel_run, frames
+from statten.neurons.torch_backend import TorchBackend, norm_then_lif
+
+
+class Kernels(Protocol):
+    """The kernels of one machine. Frames lie in any two-stride layout, everything that is written is without gaps."""
+
+    name: str
+
+    def forward(
+        self,
+        x: Frames,
+        spikes_T: Tensor,
+        inv_tau: Tensor | float,
+        dynamics: Dynamics,
+        affine: Tensor | None,
+        run: int,
+        count: Tensor | None,
+    ) -> None:
+        """Write spikes; `affine` is [3, C] (scale, shift, mean) and `run` the neighbouring values of a channel."""
+
+    def backward(
+        self,
+        x: Frames,
+        grad_T: Tensor,
+        grad_x_T: Tensor,
+        inv_tau: Tensor | float,
+        dynamics: Dynamics,
+        affine: Tensor | None,
+        run: int,
+        learn: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Write the gradient g of the neuron's input.
+
+        Returns:
+            The gradient of 1/tau [] if `learn`; with `affine`, the sums [2, C] of g and of g (x - mean).
+        """
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether there are kernels for a storage type."""
+
+    def fuses(self, x_T: Tensor, run: int) -> bool:
+        """Whether BatchNorm can be fused for an input without gaps."""
+
+    def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
+        """Mean and biased variance of each channel, [2, C]."""
+
+    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
+        """grad_T <- a grad_T + b x_T + c per channel, with coefficients [3, C], in place."""
+
+
+class _LIF(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_T: Tensor,
+        inv_tau: Tensor | float,
+        dynamics: Dynamics,
+        wanted: Wanted,
+        kernels: Kernels,
+    ) -> Tensor:
+        x = frames(x_T)
+        spikes_T = x.empty(wanted.timesteps, wanted.dtype)
+        if spikes_T.numel():
+            kernels.forward(x, spikes_T, inv_tau, dynamics, None, 1, wanted.count)
+        ctx.save_for_backward(x_T, *([inv_tau] if isinstance(inv_tau, Tensor) else []))
+        ctx.constants = (inv_tau, dynamics, kernels)
+        return spikes_T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_T, *learned = ctx.saved_tensors
+        inv_tau, dynamics, kernels = ctx.constants
+        return *lif_backward(grads[0], x_T, learned[0] if learned else inv_tau, dynamics, kernels), None, None, None
+
+
+def lif_backward(
+    grad_T: Tensor, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, kernels: Kernels
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and of 1/tau, the second only if it is a tensor."""
+    x, learn = frames(x_T), isinstance(inv_tau, Tensor)
+    grad_x_T = x.empty(len(x_T), x_T.dtype)
+    learnt: Tensor | None = grad_x_T.new_zeros(()) if learn else None
+    if grad_T.numel():
+        learnt, _ = kernels.backward(x, x.ordered(grad_T), grad_x_T, inv_tau, dynamics, None, 1, learn)
+    return grad_x_T, learnt.to(inv_tau.dtype) if isinstance(inv_tau, Tensor) and learnt is not None else None
+
+
+class _NormLIF(torch.autograd.Function):
+    """Training-mode BatchNorm and the neuron behind it: what BatchNorm would write, and save, is never in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_T: Tensor,
+        inv_tau: Tensor | float,
+        weight: Tensor,
+        bias: Tensor,
+        dynamics: Dynamics,
+        wanted: Wanted,
+        norm: Norm,
+        run: int,
+        kernels: Kernels,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = frames(x_T)
+        if norm.mean is None or norm.var is None:
+            mean, var = kernels.moments(x.x, run, len(weight))
+        else:
+            mean, var = norm.mean, norm.var
+        inv_std = torch.rsqrt(var + norm.eps)
+        scale = weight * inv_std
+        affine = torch.stack([scale, bias - mean * scale, mean])
+        spikes_T = x.empty(wanted.timesteps, wanted.dtype)
+        kernels.forward(x, spikes_T, inv_tau, dynamics, affine, run, wanted.count)
+        ctx.save_for_backward(x_T, affine, inv_std, *([inv_tau] if isinstance(inv_tau, Tensor) else []))
+        ctx.constants, ctx.weight_dtype = (inv_tau, dynamics, run, kernels), weight.dtype
+        ctx.mark_non_differentiable(mean, var)
+        return spikes_T, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_T, affine, inv_std, *learned = ctx.saved_tensors
+        inv_tau, dynamics, run, kernels = ctx.constants
+        x = frames(x_T)
+        grad_x_T = x.empty(len(x_T), x_T.dtype)
+        learnt, sums = kernels.backward(
+            x, x.ordered(grads[0]), grad_x_T, learned[0] if learned else inv_tau, dynamics, affine, run, bool(learned)
+        )
+        assert sums is not None
+        grad_bias, grad_weight = sums[0], sums[1] * inv_std
+        # y = w (x - mean) i + b:  g_x = w i (g - mean(g) - (x - mean) i mean(g (x - mean) i))
+        n = grad_x_T.numel() // affine.shape[1]
+        slope = affine[0] * inv_std * grad_weight / -n
+        constant = affine[0] * grad_bias / -n - slope * affine[2]
+        kernels.combine(grad_x_T, x.x, torch.stack([affine[0], slope, constant]), run)
+        grad_tau = learnt.to(learned[0].dtype) if learned and learnt is not None else None
+        return grad_x_T, grad_tau, grad_weight.to(ctx.weight_dtype), grad_bias.to(ctx.weight_dtype), *[None] * 5
+
+
+class CompiledBackend(ABC):
+    """A backend over the kernels of one machine."""
+
+    def __init__(self, kernels: Kernels, devices: tuple[str, ...]):
+        self.name, self.kernels, self.devices = kernels.name, kernels, devices
+
+    @abstractmethod
+    def check(self) -> None:
+        """As `Backend.check`."""
+
+    def lif(self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted) -> Tensor:
+        """As `Backend.lif`."""
+        if wanted.timesteps > MAX_TIMESTEPS or not self.kernels.takes(x_T.dtype):
+            return TorchBackend().lif(x_T, inv_tau, dynamics, wanted)
+        return _LIF.apply(x_T, inv_tau, dynamics, wanted, self.kernels)
+
+    def norm_lif(
+        self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Backend.norm_lif`; fused where x_T has no gaps and its statistics are taken here, or no gradient is wanted."""
+        x = frames(x_T)
+        run, channels = channel_run(x_T.shape, x.strides), len(norm.weight)
+        # BatchNorm refuses one value per channel, and a fixed mean has another gradient.
+        fits = (norm.mean is None and x_T.numel() > channels) or (norm.mean is not None and not torch.is_grad_enabled())
+        fits = fits and x.dense and run is not None and wanted.timesteps <= MAX_TIMESTEPS
+        if run is None or not (fits and self.kernels.takes(x_T.dtype) and self.kernels.fuses(x_T, run)):
+            return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
+        return _NormLIF.apply(x_T, inv_tau, norm.weight, norm.bias, dynamics, wanted, norm, run, self.kernels)

@@ -1,0 +1,271 @@
+"""The neuron on NVIDIA GPUs: kernels.cu, compiled by NVRTC through CuPy for each number of timesteps and set of choices."""
+
+import fcntl
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statten.neurons.compiled import CompiledBackend
+from statten.neurons.dynamics import Dynamics, Frames, Unavailable, frames
+from statten.neurons.native import cache_folder
+
+BLOCK = 256
+# Threads that fill a large GPU twice: beyond them, a kernel that sums lets each thread take several groups.
+MOST_SUMMING_THREADS = 2 * 132 * 2048
+_TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "BFloat"}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a kernel is compiled for."""
+
+    steps: int
+    lanes: int
+    """Neighbouring neurons of a thread."""
+    storage: torch.dtype
+    spikes: torch.dtype
+    soft: bool = False
+    full: bool = False
+    learn: bool = False
+    replay: bool = False
+    affine: bool = False
+    count: bool = False
+
+    def options(self) -> tuple[str, ...]:
+        """NVRTC's options."""
+        choices = {name.upper(): int(getattr(self, name)) for name in ("soft", "full", "learn", "replay", "affine", "count")}
+        values = {"STEPS": self.steps, "LANES": self.lanes, **choices}
+        types = {"STORAGE": _TYPES[self.storage], "SPIKES": _TYPES[self.spikes]}
+        return ("--std=c++17", *(f"-D{name}={value}" for name, value in {**values, **types}.items()))
+
+
+@functools.cache
+def source() -> str:
+    """kernels.cu with recurrence.h in it: NVRTC then needs no search path."""
+    here = Path(__file__).parent
+    include = '#include "recurrence.h"\n'
+    recurrence = (here / "recurrence.h").read_text().replace("#pragma once\n", "")
+    return (here / "kernels.cu").read_text().replace(include, recurrence)
+
+
+def most_lanes(steps: int, storage: torch.dtype, spikes: torch.dtype, summing: bool = False) -> int:
+    """Neurons of a thread: 16 bytes of the smaller type, while the membranes of all timesteps (and sums) fit its registers."""
+    registers = 8 if steps <= 4 else 4 if steps <= 16 else 2 if steps <= 32 else 1
+    return min(16 // min(storage.itemsize, spikes.itemsize), max(1, registers // 2) if summing else registers)
+
+
+def fitting_lanes(most: int, *lengths: int) -> int:
+    """The largest power of two up to `most` that divides all lengths, offsets and strides."""
+    while any(length % most for length in lengths):
+        most //= 2
+    return most
+
+
+class Launcher:
+    """Compiles a variant once per device, and starts its kernels on PyTorch's current stream."""
+
+    def __init__(self) -> None:
+        self._modules: dict[tuple[int, Variant], Any] = {}
+
+    def __call__(self, variant: Variant, name: str, threads: int, device: torch.device, arguments: list[Any]) -> None:
+        """Run a kernel; the arguments are numpy scalars, addresses among them."""
+        import cupy
+
+        with torch.cuda.device(device):
+            module = self._modules.get((device.index, variant)) or self._compile(device, variant)
+            # CuPy's own current stream is not PyTorch's, and would race with it on side streams and in graph captures.
+            with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index):
+                module.get_function(name)(((threads + BLOCK - 1) // BLOCK,), (BLOCK,), tuple(arguments))
+
+    def _compile(self, device: torch.device, variant: Variant) -> Any:
+        import cupy
+
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        module = cupy.RawModule(code=source(), options=variant.options())
+        with open(folder / "cupy.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker compiles, the others on this machine read CuPy's cache
+            try:
+                module.compile()
+            except cupy.cuda.compiler.CompileException as error:
+                raise RuntimeError(f"NVRTC cannot compile the neurons for {variant}: {error}") from None
+        self._modules[(device.index, variant)] = module
+        return module
+
+
+class CupyKernels:
+    """The kernels over tensors on a GPU.
+
+    Args:
+        launch: starts a kernel; the tests have one that runs the same source on the CPU.
+    """
+
+    name = "cupy"
+
+    def __init__(self, launch: Any = None):
+        self.launch = launch or Launcher()
+
+    def forward(
+        self,
+        x: Frames,
+        spikes_T: Tensor,
+        inv_tau: Tensor | float,
+        dynamics: Dynamics,
+        affine: Tensor | None,
+        run: int,
+        count: Tensor | None,
+    ) -> None:
+        """As `Kernels.forward`."""
+        learned = isinstance(inv_tau, Tensor)
+        variant = self._variant(x, spikes_T, dynamics, affine, learned, count is not None)
+        groups, threads = _groups(variant, spikes_T[0].numel(), affine)
+        channels = affine.float().contiguous() if affine is not None else None
+        counts = torch.empty(threads, dtype=torch.int32, device=x.x.device) if count is not None else None
+        tau = _learned(inv_tau)
+        self.launch(
+            variant,
+            "lif_forward",
+            threads,
+            x.x.device,
+            [
+                *map(_address, (x.x, spikes_T, channels, counts, tau)),
+                *_strides(x, groups, threads, variant),
+                *_constants(inv_tau, dynamics, channels),
+            ],
+        )
+        if count is not None and counts is not None:
+            count += counts.sum(dtype=torch.int64)
+
+    def backward(
+        self,
+        x: Frames,
+        grad_T: Tensor,
+        grad_x_T: Tensor,
+        inv_tau: Tensor | float,
+        dynamics: Dynamics,
+        affine: Tensor | None,
+        run: int,
+        learn: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `Kernels.backward`."""
+        variant = self._variant(x, grad_T, dynamics, affine, isinstance(inv_tau, Tensor))
+        groups, threads = _groups(variant, grad_T[0].numel(), affine)
+        channels = affine.float().contiguous() if affine is not None else None
+        device = x.x.device
+        sums = torch.empty(2, threads * variant.lanes, dtype=torch.float32, device=device) if affine is not None else None
+        learnt = torch.empty(threads, dtype=torch.float32, device=device) if variant.learn else None
+        tau = _learned(inv_tau)
+        self.launch(
+            variant,
+            "lif_backward",
+            threads,
+            device,
+            [
+                *map(_address, (x.x, grad_T, grad_x_T, channels, sums, learnt, tau)),
+                *_strides(x, groups, threads, variant),
+                *_constants(inv_tau, dynamics, channels),
+            ],
+        )
+        total = sums.view(2, -1, affine.shape[1]).sum(1) if sums is not None and affine is not None else None
+        return learnt.sum() if learn and learnt is not None else None, total
+
+    def takes(self, dtype: torch.dtype) -> bool:
+        """As `Kernels.takes`."""
+        return dtype in _TYPES
+
+    def fuses(self, x_T: Tensor, run: int) -> bool:
+        """As `Kernels.fuses`: channels-last."""
+        return run == 1
+
+    def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
+        """As `Kernels.moments`."""
+        # With eps = 0 the inverse of a variance of 0 is infinite, and its inverse 0 again.
+        mean, inv_std = torch.batch_norm_stats(x_T.flatten(0, 1), 0.0)
+        return torch.stack([mean, inv_std.square().reciprocal()])
+
+    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
+        """As `Kernels.combine`."""
+        channels = coefficients.float().contiguous()
+        lanes = fitting_lanes(most_lanes(1, x_T.dtype, x_T.dtype), channels.shape[1], _misalignment(grad_T, x_T))
+        variant = Variant(1, lanes, x_T.dtype, x_T.dtype)
+        groups = grad_T.numel() // lanes
+        arguments = [*map(_address, (grad_T, x_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
+        self.launch(variant, "norm_combine", groups, x_T.device, arguments)
+
+    def _variant(
+        self, x: Frames, spikes_T: Tensor, dynamics: Dynamics, affine: Tensor | None, learn: bool, count: bool = False
+    ) -> Variant:
+        steps, replay = len(spikes_T), len(x.x) == 1
+        lengths = [x.length, x.row, 0 if replay else x.step, _misalignment(x.x, spikes_T)]
+        if affine is not None:
+            lengths.append(affine.shape[1])
+        lanes = fitting_lanes(most_lanes(steps, x.x.dtype, spikes_T.dtype, learn or affine is not None), *lengths)
+        soft, full = dynamics.v_reset is None, not dynamics.detach_reset
+        return Variant(steps, lanes, x.x.dtype, spikes_T.dtype, soft, full, learn, replay, affine is not None, count)
+
+
+def _misalignment(*tensors: Tensor) -> int:
+    """Values by which the worst of some tensors misses a 16-byte boundary, as something that lanes must divide."""
+    return min(((t.data_ptr() // t.element_size()) & 7 or 8 for t in tensors), default=8)
+
+
+def _learned(inv_tau: Tensor | float) -> Tensor | None:
+    # By address: its value is on the device, and asking for it would make the host wait.
+    return inv_tau.detach().float() if isinstance(inv_tau, Tensor) else None
+
+
+def _groups(variant: Variant, neurons: int, affine: Tensor | None) -> tuple[int, int]:
+    groups = neurons // variant.lanes
+    if not (variant.learn or variant.count or variant.affine):
+        return groups, groups
+    threads = min(groups, MOST_SUMMING_THREADS)
+    if affine is not None:  # a thread's groups must have the same channels
+        per_pixel = affine.shape[1] // variant.lanes
+        threads = max(1, threads // per_pixel) * per_pixel
+    return groups, threads
+
+
+# By-value numpy scalars: a CuPy array of one value would cost a copy that the host waits for.
+
+
+def _strides(x: Frames, groups: int, threads: int, variant: Variant) -> list[Any]:
+    return [np.int64(value) for value in (groups, threads, x.length // variant.lanes, x.step, x.row)]
+
+
+def _constants(inv_tau: Tensor | float, dynamics: Dynamics, channels: Tensor | None) -> list[Any]:
+    tau = 0.0 if isinstance(inv_tau, Tensor) else inv_tau
+    values = (tau, dynamics.v_threshold, dynamics.rest, dynamics.alpha)
+    return [np.int32(0 if channels is None else channels.shape[1]), *map(np.float32, values)]
+
+
+def _address(tensor: Tensor | None) -> Any:
+    return np.uint64(0 if tensor is None else tensor.data_ptr())
+
+
+class CupyBackend(CompiledBackend):
+    """CUDA kernels through CuPy."""
+
+    def __init__(self) -> None:
+        super().__init__(CupyKernels(), ("cuda",))
+
+    def check(self) -> None:
+        """As `Backend.check`."""
+        if importlib.util.find_spec("cupy") is None:
+            raise Unavailable("CuPy is not installed; type: make setup CUDA=1, or: pip install 'statten[cuda]'")
+        if not torch.cuda.is_available():
+            raise Unavailable("there is no GPU that PyTorch can use; type: statten doctor")
+        # CuPy's compiled kernels belong to this machine, like ours.
+        os.environ.setdefault("CUPY_CACHE_DIR", str(cache_folder() / "cupy"))
+        try:
+            x = torch.zeros(1, 8, device="cuda")
+            self.kernels.forward(frames(x), torch.empty_like(x), 0.5, Dynamics(), None, 1, None)
+        except Exception as error:
+            words = str(error).strip().splitlines()
+            raise Unavailable(f"a kernel does not run: {words[0] if words else type(error).__name__}") from None
