@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from statten.config import Failed, UserError, load_config, recipe_names
+from statten.config import Failed, UserError, load_config, nearest, recipe_names
 from statten.runs import Run, check_name, default_storage, free_name, locate
 
 if TYPE_CHECKING:
@@ -281,6 +281,27 @@ def doctor(
     else:
         console.print(doctors.render(checks))
     raise typer.Exit(0 if doctors.healthy(checks) else 1)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(metavar="lif|step|memory|attention", help="What to measure.")],
+    model: Annotated[str, typer.Option(help="cifar10_2_512, cifar10dvs_2_256_t16 or imagenet_8_768.")] = "cifar10_2_512",
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per step; default: 8 on a CPU, the recipe's on a GPU.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Measured turns; their median is reported.")] = 10,
+    output: Annotated[Path | None, typer.Option(help="Write the results there too, with the hardware named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and memory against SpikingJelly and against what the machine can do."""
+    from statten.bench import BENCHMARKS, documents, pick, run_benchmark
+
+    _begin(as_json, None)
+    if what not in BENCHMARKS:
+        raise UserError(f"{what!r} is no benchmark; {nearest(what, list(BENCHMARKS))}")
+    rows = run_benchmark(what, pick(device), repeats, model, batch, output)
+    if as_json:
+        _print(documents(rows))
 
 
 @app.command()

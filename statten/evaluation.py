@@ -14,7 +14,7 @@ from statten.display import console, progress_bar
 from statten.files import write_json
 from statten.models import build_model
 from statten.runs import Run, now
-from statten.train import pick_device, preflight, validate
+from statten.train import pick_device, place, preflight, validate
 
 
 def resolve(path: Path) -> tuple[Run, Path]:
@@ -48,7 +48,7 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
     config = with_overrides(run.config, {**changed, "scale.workers": 1})
     preflight(config)
     device = torch.device(pick_device(config.scale))
-    model = _load(config, checkpoint).to(device)
+    model = place(_load(config, checkpoint), device)
     loader = make_test_loader(config)
     began = time.monotonic()
     with progress_bar("batches") as bar:

@@ -134,7 +134,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     """A model with the seed's initial weights, its optimizer, schedule and loss scaler."""
     train = config.train
     torch.manual_seed(train.seed)
-    model = build_model(config.model, config.scale.neuron_backend).to(device)
+    model = place(build_model(config.model, config.scale.neuron_backend), device)
     optimizer = create_optimizer_v2(
         model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
     )
@@ -147,6 +147,12 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     )
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=train.precision == "fp16")
     return TrainState(model, optimizer, scheduler, scaler)
+
+
+def place(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a model to its device, in the layout that is fastest there: GPUs convolve in channels-last."""
+    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+    return model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def set_lr(state: TrainState, epochs: float, train: TrainConfig) -> None:

@@ -1,0 +1,321 @@
+"""Benchmarks: ours against a named peer, and against the floor that the machine sets, measured in the same run.
+
+Cases of a comparison take turns, so that whatever else the machine does falls on all of them; medians are reported. A ratio
+above 1 says that ours is better.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
+from torch import Tensor, nn
+
+from statten.config import ModelConfig, UserError, nearest
+from statten.display import console
+from statten.files import write_json
+from statten.models import build_model
+from statten.models.attention import statten as counts
+from statten.neurons import LIF, NEURON_BACKENDS
+from statten.neurons.dynamics import Unavailable
+from statten.runs import environment
+
+# The published sizes that the benchmarks know: model, and batch on a GPU.
+MODELS: dict[str, tuple[ModelConfig, int]] = {
+    "cifar10_2_512": (ModelConfig(timesteps=4, block_size=2, depth=2, embed_dim=512), 64),
+    "cifar10dvs_2_256_t16": (
+        ModelConfig(timesteps=16, block_size=4, depth=2, embed_dim=256, image_size=64, in_channels=2, events=True),
+        16,
+    ),
+    "imagenet_8_768": (
+        ModelConfig(timesteps=4, block_size=2, depth=8, embed_dim=768, image_size=224, pooling="1111", num_classes=1000),
+        64,
+    ),
+}
+CPU_BATCH = 8
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    case: str
+    metric: str
+    ours: float
+    peer: float
+    ratio: float
+    """Above 1 where ours is better."""
+
+
+def seconds(cases: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each case; the cases take turns."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(repeats + 2):
+        for name, run in cases.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= 2:  # the first ones compile, allocate and fill caches
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None = None) -> Iterator[Row]:
+    """Each neuron backend against SpikingJelly's LIFNode in a training pass, and against the bandwidth of a copy."""
+    shape = shape or ((4, 16, 64, 32, 32) if device.type == "cpu" else (4, 64, 256, 32, 32))
+    for precision, dtype in _DTYPES.items():
+        x = torch.randn(shape, device=device).to(dtype).requires_grad_()
+        grad, out = torch.randn_like(x), torch.empty_like(x)
+        layers: dict[str, nn.Module] = {"SpikingJelly": _peer_neuron(device)}
+        layers |= {name: LIF(backend=name) for name in usable_backends(device)}
+
+        def train(layer: nn.Module, x: Tensor = x, grad: Tensor = grad) -> None:
+            layer(x).backward(grad)
+            x.grad = None
+            functional.reset_net(layer)
+
+        def forward(layer: nn.Module, x: Tensor = x) -> None:
+            with torch.no_grad():
+                layer(x)
+
+        cases: dict[str, Callable[[], object]] = {"copy": lambda x=x, out=out: out.copy_(x.detach())}
+        for name, layer in layers.items():
+            cases[f"{name} training"] = lambda layer=layer: train(layer)
+            if name != "SpikingJelly":
+                cases[f"{name} forward"] = lambda layer=layer: forward(layer)
+        found = seconds(cases, device, repeats)
+        peer, size = found["SpikingJelly training"], x.numel() * x.element_size()
+        bandwidth = 2 * size / found["copy"]
+        for name in list(layers)[1:]:
+            case = f"{name} {precision} {list(shape)}"
+            training, alone = found[f"{name} training"], found[f"{name} forward"]
+            yield Row(case, "ms of a training pass, peer SpikingJelly LIFNode", 1e3 * training, 1e3 * peer, peer / training)
+            # Forward reads x and writes spikes; backward reads x and the gradient and writes one.
+            for metric, moved, took in (("forward", 2, alone), ("backward", 3, training - alone)):
+                rate = moved * size / max(took, 1e-9)
+                yield Row(case, f"GB/s of {metric} at floor bytes, peer a copy", rate / 1e9, bandwidth / 1e9, rate / bandwidth)
+
+
+def bench_step(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
+    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer."""
+    config, batch = _model(model, device, batch)
+    images, target = _samples(config, batch, device)
+    flops = count_flops(config, batch)
+    nets = {"SpikingJelly": _peer_model(config, device), "statten": _our_model(config, device)}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
+
+    def step(name: str, dtype: torch.dtype) -> None:
+        net, x = nets[name], images
+        if name == "SpikingJelly" and config.events:
+            x = images.transpose(0, 1)
+        with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+            loss = nn.functional.cross_entropy(net(x).float(), target)
+        loss.backward()
+        optimizers[name].step()
+        optimizers[name].zero_grad(set_to_none=True)
+        functional.reset_net(net)
+
+    cases: dict[str, Callable[[], object]] = {
+        f"{name} {precision}": lambda name=name, dtype=dtype: step(name, dtype)
+        for precision, dtype in _DTYPES.items()
+        for name in nets
+    }
+    for precision, dtype in _DTYPES.items():
+        a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+        cases[f"product {precision}"] = lambda a=a, b=b: a @ b
+        # On CPUs another library does the convolutions, and may be faster at the same product.
+        cases[f"convolution {precision}"] = lambda a=a, b=b: nn.functional.conv2d(a[None, :, :, None], b[:, :, None, None])
+    found = seconds(cases, device, repeats)
+    for precision in _DTYPES:
+        case, ours = f"{model} batch {batch} {precision}", found[f"statten {precision}"]
+        for peer in dict.fromkeys((precision, "fp32")):
+            theirs = found[f"SpikingJelly {peer}"]
+            metric = f"ms per training step, peer SpikingJelly SpikeDrivenTransformer in {peer}"
+            yield Row(case, metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
+        fastest = min(found[f"product {precision}"], found[f"convolution {precision}"])
+        rate, best = flops / ours, 2 * 2048**3 / fastest
+        yield Row(case, "GFLOP/s of the step, peer a matrix product of 2048 x 2048", rate / 1e9, best / 1e9, rate / best)
+
+
+def bench_memory(device: torch.device, model: str, batch: int | None = None) -> Iterator[Row]:
+    """Bytes that a step keeps for its backward pass, counted by saved-tensor hooks, against SpikingJelly's model."""
+    config, batch = _model(model, device, batch)
+    images, _ = _samples(config, batch, device)
+    for precision, dtype in _DTYPES.items():
+        kept = {}
+        for name, net in (("SpikingJelly", _peer_model(config, device)), ("statten", _our_model(config, device))):
+            x = images.transpose(0, 1) if name == "SpikingJelly" and config.events else images
+            with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+                kept[name] = saved_bytes(net, x)
+        ours, theirs = kept["statten"] / 2**20, kept["SpikingJelly"] / 2**20
+        metric = "MiB saved for backward, peer SpikingJelly SpikeDrivenTransformer"
+        yield Row(f"{model} batch {batch} {precision}", metric, ours, theirs, theirs / ours)
+
+
+def bench_attention(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
+    """`statten` attention, K^T V first, against Q K^T first, forward and backward, for each block size that divides T."""
+    config, batch = _model(model, device, batch)
+    T, D, side, heads = config.timesteps, config.embed_dim, config.tokens_per_side, config.num_heads
+    q, k, v = ((torch.rand(T, batch, D, side, side, device=device) < 0.2).float().requires_grad_() for _ in range(3))
+    for block in (b for b in range(1, T + 1) if T % b == 0):
+
+        def run(attend: Callable[..., Tensor], block: int = block) -> None:
+            attend(q, k, v, heads, block).sum().backward()
+            q.grad = k.grad = v.grad = None
+
+        found = seconds({"ours": lambda run=run: run(counts), "peer": lambda run=run: run(_scores_first)}, device, repeats)
+        ours, theirs = found["ours"], found["peer"]
+        case = f"{model} batch {batch} block {block}"
+        yield Row(case, "ms forward + backward, peer (Q K^T) V", 1e3 * ours, 1e3 * theirs, theirs / ours)
+
+
+def _scores_first(q: Tensor, k: Tensor, v: Tensor, heads: int, block: int) -> Tensor:
+    T, B, D, H, W = q.shape
+    # [blocks, B, heads, b N, d]
+    q, k, v = (
+        x.view(T // block, block, B, heads, D // heads, H * W).permute(0, 2, 3, 1, 5, 4).flatten(3, 4) for x in (q, k, v)
+    )
+    o = (q @ k.transpose(-1, -2)) @ v
+    return o.unflatten(3, (block, H * W)).permute(0, 3, 1, 2, 5, 4).reshape(T, B, D, H, W)
+
+
+def usable_backends(device: torch.device) -> list[str]:
+    """The neuron backends that run on a device."""
+    found = []
+    for name, backend in NEURON_BACKENDS.items():
+        if backend.devices and device.type not in backend.devices:
+            continue
+        try:
+            backend.check()
+        except Unavailable:
+            continue
+        found.append(name)
+    return found
+
+
+def saved_bytes(net: nn.Module, x: Tensor) -> int:
+    """Bytes of the distinct memory that a forward pass saves for its backward pass, weights left out."""
+    sizes: dict[tuple[int, int], int] = {}
+    alive = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[(storage.data_ptr(), storage.nbytes())] = storage.nbytes()
+        alive.append(tensor)  # or its memory would be given out again, and counted once
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = net(x)
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    del out
+    functional.reset_net(net)
+    return sum(size for (address, _), size in sizes.items() if address not in weights)
+
+
+def count_flops(config: ModelConfig, batch: int) -> float:
+    """Floating point operations of a training step's convolutions and products: three times those of the forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = build_model(config.model_copy(update={"attention": "sdsa"}), "torch")
+        size = (config.in_channels, config.image_size, config.image_size)
+        images = torch.empty(batch, *((config.timesteps,) if config.events else ()), *size)
+    with FlopCounterMode(display=False) as counter:
+        net(images)
+    return 3.0 * counter.get_total_flops()
+
+
+def _model(name: str, device: torch.device, batch: int | None) -> tuple[ModelConfig, int]:
+    if name not in MODELS:
+        raise UserError(f"--model: {name!r} is no benchmark's model; {nearest(name, list(MODELS))}")
+    config, gpu_batch = MODELS[name]
+    return config, batch or (gpu_batch if device.type == "cuda" else CPU_BATCH)
+
+
+def _samples(config: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    time_axis = (config.timesteps,) if config.events else ()
+    size = (batch, *time_axis, config.in_channels, config.image_size, config.image_size)
+    torch.manual_seed(0)
+    return torch.randn(size, device=device), torch.randint(config.num_classes, (batch,), device=device)
+
+
+def _our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+    from statten.train import place
+
+    return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
+
+
+def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
+    net = SpikeDrivenTransformer(
+        T=config.timesteps,
+        in_channels=config.in_channels,
+        num_classes=config.num_classes,
+        embed_dims=config.embed_dim,
+        num_heads=config.num_heads,
+        depths=config.depth,
+        mlp_ratio=config.mlp_ratio,
+        pooling_stat=config.pooling,
+    )
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    if device.type == "cuda":
+        functional.set_backend(net, "triton")
+    return net
+
+
+def _peer_neuron(device: torch.device) -> nn.Module:
+    layer = neuron.LIFNode(tau=2.0, surrogate_function=surrogate.Sigmoid(4.0), detach_reset=True, step_mode="m")
+    if device.type == "cuda":
+        functional.set_backend(layer, "triton")
+    return layer
+
+
+def documents(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON objects {case, metric, ours, peer, ratio}."""
+    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(row).items()} for row in rows]
+
+
+BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
+    "lif": lambda device, repeats, model, batch: bench_lif(device, repeats),
+    "step": bench_step,
+    "memory": lambda device, repeats, model, batch: bench_memory(device, model, batch),
+    "attention": bench_attention,
+}
+
+
+def pick(device: str) -> torch.device:
+    """The device that a name means; raises UserError."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device: {device!r} is no device; {nearest(device, ['auto', 'cpu', 'cuda'])}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: cuda needs a GPU that PyTorch can use; see: statten doctor")
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def run_benchmark(
+    what: str, device: torch.device, repeats: int, model: str, batch: int | None = None, output: Path | None = None
+) -> list[Row]:
+    """Run a benchmark, show its rows as they come, and write them to `output` with the hardware named."""
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output: there is no folder {output.parent}")
+    rows = []
+    with console.status(f"measuring {what}: the cases take turns, {repeats} each"):
+        for row in BENCHMARKS[what](device, repeats, model, batch):
+            console.print(f"{row.ratio:7.2f}x  {row.ours:10,.2f} {row.peer:10,.2f}  {row.case}: {row.metric}")
+            rows.append(row)
+    if output is not None:
+        machine = environment()
+        hardware = {key: machine[key] for key in ("processor", "cpus", "gpus", "cuda", "python", "versions", "commit")}
+        document = {"benchmark": what, "device": device.type, "threads": torch.get_num_threads(), "repeats": repeats}
+        write_json(output, {**document, "hardware": hardware, "results": documents(rows)})
+    return rows
