@@ -1,6 +1,6 @@
 """The same accuracy with every neuron backend and precision: `digits`, five seeds each, test part.
 
-    python benchmarks/accuracy.py [--seeds 5] [--epochs 12] [--output benchmarks/accuracy-cpu.json]
+python benchmarks/accuracy.py [--seeds 5] [--epochs 12] [--output benchmarks/accuracy-cpu.json]
 """
 
 import argparse
@@ -44,8 +44,16 @@ def main() -> None:
             print(f"{backend:7} {precision}  {mean:6.2f} ± {spread:.2f}   {' '.join(f'{x:.2f}' for x in found)}", flush=True)
             rows.append({"backend": backend, "precision": precision, "top1": found, "mean": mean, "stdev": spread})
     if options.output:
-        write_json(options.output, {"benchmark": "accuracy", "dataset": "digits", "epochs": options.epochs, "results": rows,
-                                    "hardware": environment()})
+        write_json(
+            options.output,
+            {
+                "benchmark": "accuracy",
+                "dataset": "digits",
+                "epochs": options.epochs,
+                "results": rows,
+                "hardware": environment(),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,11 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
             with torch.no_grad():
                 layer(x)
 
-        cases: dict[str, Callable[[], object]] = {"copy": lambda x=x, out=out: out.copy_(x.detach())}
+        cases: dict[str, Callable[[], object]] = {"copy": partial(out.copy_, x.detach())}
         for name, layer in layers.items():
-            cases[f"{name} training"] = lambda layer=layer: train(layer)
+            cases[f"{name} training"] = partial(train, layer)
             if name != "SpikingJelly":
-                cases[f"{name} forward"] = lambda layer=layer: forward(layer)
+                cases[f"{name} forward"] = partial(forward, layer)
         found = seconds(cases, device, repeats)
         peer, size = found["SpikingJelly training"], x.numel() * x.element_size()
         bandwidth = 2 * size / found["copy"]
@@ -126,15 +127,13 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
         functional.reset_net(net)
 
     cases: dict[str, Callable[[], object]] = {
-        f"{name} {precision}": lambda name=name, dtype=dtype: step(name, dtype)
-        for precision, dtype in _DTYPES.items()
-        for name in nets
+        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in _DTYPES.items() for name in nets
     }
     for precision, dtype in _DTYPES.items():
         a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-        cases[f"product {precision}"] = lambda a=a, b=b: a @ b
+        cases[f"product {precision}"] = partial(torch.mm, a, b)
         # On CPUs another library does the convolutions, and may be faster at the same product.
-        cases[f"convolution {precision}"] = lambda a=a, b=b: nn.functional.conv2d(a[None, :, :, None], b[:, :, None, None])
+        cases[f"convolution {precision}"] = partial(nn.functional.conv2d, a[None, :, :, None], b[:, :, None, None])
     found = seconds(cases, device, repeats)
     for precision in _DTYPES:
         case, ours = f"{model} batch {batch} {precision}", found[f"statten {precision}"]
@@ -173,7 +172,7 @@ def bench_attention(device: torch.device, repeats: int, model: str, batch: int |
             attend(q, k, v, heads, block).sum().backward()
             q.grad = k.grad = v.grad = None
 
-        found = seconds({"ours": lambda run=run: run(counts), "peer": lambda run=run: run(_scores_first)}, device, repeats)
+        found = seconds({"ours": partial(run, counts), "peer": partial(run, _scores_first)}, device, repeats)
         ours, theirs = found["ours"], found["peer"]
         case = f"{model} batch {batch} block {block}"
         yield Row(case, "ms forward + backward, peer (Q K^T) V", 1e3 * ours, 1e3 * theirs, theirs / ours)

@@ -287,7 +287,7 @@ def doctor(
 def bench(
     what: Annotated[str, typer.Argument(metavar="lif|step|memory|attention", help="What to measure.")],
     model: Annotated[str, typer.Option(help="cifar10_2_512, cifar10dvs_2_256_t16 or imagenet_8_768.")] = "cifar10_2_512",
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples per step; default: 8 on a CPU, the recipe's on a GPU.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per step; default: 8, on a GPU the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Measured turns; their median is reported.")] = 10,
     output: Annotated[Path | None, typer.Option(help="Write the results there too, with the hardware named.")] = None,

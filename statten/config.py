@@ -262,6 +262,10 @@ class ScaleConfig(Part):
     """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
     neuron_backend: str = "auto"
     """Implementation of the neurons; `auto` takes the fastest that can run here and logs which."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and run the block again in the backward pass: less memory, about a third more time."""
+    packed_spikes: bool = False
+    """Keep spikes for the backward pass at one bit each: less memory, a little more time."""
     max_failures: Int = Field(3, ge=0)
     """How often a run whose worker was lost is started again from its newest checkpoint."""
     address: str | None = None

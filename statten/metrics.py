@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from statten.neurons import LIF
+
 
 def is_distributed() -> bool:
     """Whether this process is one of several ranks."""
@@ -61,38 +63,41 @@ class Accuracy:
 class FiringRates:
     """Mean spikes per neuron and timestep of each spiking layer, over every sample that passed.
 
-    The rate is the sum of the layer's output over T, batch and positions, over their number.
+    The rate is the sum of the layer's output over T, batch and positions, over their number. Neurons count their spikes
+    themselves, inside their kernels.
     """
 
-    def __init__(self, layers: dict[str, nn.Module], device: torch.device | str):
+    def __init__(self, layers: dict[str, LIF], device: torch.device | str):
         self.names = list(layers)
         self._layers = layers
-        self._sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)
+        self._spikes = torch.zeros(len(self.names), 1, dtype=torch.int64, device=device)
+        self._neurons = [0] * len(self.names)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "FiringRates":
         for index, layer in enumerate(self._layers.values()):
+            layer.spike_count = self._spikes[index]
             self._handles.append(layer.register_forward_hook(self._hook(index)))
         return self
 
     def __exit__(self, *_: object) -> None:
+        for layer in self._layers.values():
+            layer.spike_count = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _hook(self, index: int):
         def add(_module: nn.Module, _inputs: tuple, spikes: Tensor) -> None:
-            # Per sample in float32, exact to 2^24 spikes; over samples in float64: the count has no rounding at all.
-            per_sample = spikes.detach().sum(dim=tuple(range(2, spikes.ndim)), dtype=torch.float32)
-            self._sums[0, index] += per_sample.sum(dtype=torch.float64)
-            self._sums[1, index] += spikes.numel()
+            self._neurons[index] += spikes.numel()
 
         return add
 
     def reduced(self) -> dict[str, float]:
         """Layer name to firing rate in spikes per neuron and timestep, over all ranks."""
-        spikes, neurons = sum_over_ranks(self._sums.clone()).tolist()
-        return {name: s / max(n, 1.0) for name, s, n in zip(self.names, spikes, neurons, strict=True)}
+        neurons = torch.tensor(self._neurons, dtype=torch.int64).to(self._spikes.device)
+        spikes, total = sum_over_ranks(torch.stack([self._spikes[:, 0], neurons])).tolist()
+        return {name: s / max(n, 1) for name, s, n in zip(self.names, spikes, total, strict=True)}
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from statten.data.loaders import Batch
 from statten.losses import make_loss
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed
 from statten.models import build_model
+from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, best_row, logging_to
 
 
@@ -70,7 +71,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             torch.manual_seed(stream(train.seed, epoch, state.step, rank))
             images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
             set_lr(state, epoch + state.step / steps, train)
-            with precision:
+            with precision, packed_spikes(config.scale.packed_spikes):
                 logits = replica(images)
                 loss = loss_of(logits.float(), target)
             state.scaler.scale(loss).backward()
@@ -135,6 +136,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     train = config.train
     torch.manual_seed(train.seed)
     model = place(build_model(config.model, config.scale.neuron_backend), device)
+    model.activation_checkpointing = config.scale.activation_checkpointing  # type: ignore[assignment]
     optimizer = create_optimizer_v2(
         model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
     )

@@ -2,9 +2,10 @@
 
 from statten.config import ModelConfig
 from statten.models.attention import ATTENTION
+from statten.models.folding import fold_batch_norm
 from statten.models.transformer import STAttenTransformer
 
-__all__ = ["ATTENTION", "STAttenTransformer", "build_model"]
+__all__ = ["ATTENTION", "STAttenTransformer", "build_model", "fold_batch_norm"]
 
 
 def build_model(config: ModelConfig, backend: str = "auto") -> STAttenTransformer:

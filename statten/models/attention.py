@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
+from statten.models.memory import MaxPool
 from statten.neurons import LIF
 
 
@@ -73,11 +74,11 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-class FramePool(nn.MaxPool2d):
+class FramePool(MaxPool):
     """3 x 3 max-pool, stride 1, over each frame of [T, B, D, H, W]: event mode spreads spikes to their neighbours."""
 
     def __init__(self) -> None:
-        super().__init__(3, stride=1, padding=1)
+        super().__init__(stride=1)
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         return super().forward(x_TBDHW.flatten(0, 1)).unflatten(0, x_TBDHW.shape[:2])

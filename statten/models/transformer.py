@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statten.config import ModelConfig
 from statten.models.attention import ATTENTION, FramePool
+from statten.models.memory import MaxPool, checkpointed
 from statten.neurons import LIF, PLIF
 
 Neuron = Callable[..., LIF]
@@ -41,8 +42,7 @@ class PatchEmbed(nn.Module):
         pairs = pairwise(widths)
         self.stages = nn.ModuleList(conv_bn(nn.Conv2d(i, o, 3, padding=1, bias=False)) for i, o in pairs)
         self.lifs = nn.ModuleList(neuron() for _ in range(4))
-        halve = nn.MaxPool2d(3, stride=2, padding=1)
-        self.pools = nn.ModuleList(halve if digit == "1" else nn.Identity() for digit in config.pooling)
+        self.pools = nn.ModuleList(MaxPool(stride=2) if digit == "1" else nn.Identity() for digit in config.pooling)
         self.rpe = conv_bn(nn.Conv2d(D, D, 3, padding=1, bias=False))
 
     def forward(self, x_TBCHW: Tensor, timesteps: int) -> Tensor:
@@ -116,7 +116,7 @@ class Block(nn.Module):
         x = x_TBDHW + self._drop(self.attn(x_TBDHW))
         return x + self._drop(self.mlp(x))
 
-    def spiking_layers(self) -> dict[str, nn.Module]:
+    def spiking_layers(self) -> dict[str, LIF]:
         """The neurons of this block by name, in the order of the forward pass."""
         attn, mlp = self.attn, self.mlp
         layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
@@ -141,6 +141,8 @@ class STAttenTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.timesteps = config.timesteps
+        self.activation_checkpointing = False
+        """Whether blocks keep their input alone, and run again in the backward pass."""
 
         def make_neuron(place: str) -> Neuron:
             kind = PLIF if config.neuron_at(place) == "plif" else LIF  # type: ignore[arg-type]
@@ -161,8 +163,9 @@ class STAttenTransformer(nn.Module):
         """
         self._check(x)
         x_TBDHW = self.embed(x.transpose(0, 1) if self.config.events else x.unsqueeze(0), self.timesteps)
+        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x_TBDHW = block(x_TBDHW)
+            x_TBDHW = checkpointed(block, x_TBDHW) if checkpointing else block(x_TBDHW)
         logits_TBK = self.head(self.head_lif(x_TBDHW.mean((-1, -2))))
         return logits_TBK if self.config.per_timestep_logits else logits_TBK.mean(0)
 
@@ -176,9 +179,9 @@ class STAttenTransformer(nn.Module):
         for block in self._blocks():
             block.attn.core.set_block_size(block_size)
 
-    def spiking_layers(self) -> dict[str, nn.Module]:
+    def spiking_layers(self) -> dict[str, LIF]:
         """Every layer of neurons by name, in the order of the forward pass."""
-        layers: dict[str, nn.Module] = {f"embed.{i}": lif for i, lif in enumerate(self.embed.lifs)}
+        layers = {f"embed.{i}": cast(LIF, lif) for i, lif in enumerate(self.embed.lifs)}
         for i, block in enumerate(self._blocks()):
             layers |= {f"blocks.{i}.{name}": lif for name, lif in block.spiking_layers().items()}
         return {**layers, "head": self.head_lif}

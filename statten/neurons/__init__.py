@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from statten.config import UserError, nearest
+from statten.neurons import operator as operator  # registers torch.ops.statten
 from statten.neurons.cupy_backend import CupyBackend
 from statten.neurons.dynamics import Backend, Dynamics, Norm, Unavailable, Wanted
 from statten.neurons.native import NativeBackend
+from statten.neurons.packing import mark, packed_spikes
 from statten.neurons.torch_backend import TorchBackend
 
-__all__ = ["LIF", "NEURON_BACKENDS", "PLIF", "Dynamics", "check_backend", "select_backend"]
+__all__ = ["LIF", "NEURON_BACKENDS", "PLIF", "Dynamics", "check_backend", "packed_spikes", "select_backend"]
 
 log = logging.getLogger("statten")
 
@@ -105,19 +107,30 @@ class LIF(nn.Module):
             norm: a BatchNorm through which x_T [T, B, C, H, W] goes first; its running statistics follow as if it were called.
         """
         device, dtype = x_T.device.type, x_T.dtype
-        backend = select_backend(self.backend, device)
         if dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)  # the layer behind would cast the spikes
+        if torch.compiler.is_compiling():
+            return self._operator(x_T, timesteps or len(x_T), norm, dtype)
+        backend = select_backend(self.backend, device)
         dynamics = Dynamics(self.v_threshold, self.v_reset, self.alpha, self.detach_reset)
         wanted = Wanted(timesteps or len(x_T), dtype, self.spike_count)
-        if norm is None:
-            return backend.lif(x_T, self.inv_tau, dynamics, wanted)
+        if not isinstance(norm, nn.BatchNorm2d):  # none, or folded into the convolution
+            return mark(backend.lif(x_T, self.inv_tau, dynamics, wanted), backend)
         statistics = (None, None) if norm.training else (norm.running_mean, norm.running_var)
         fields = Norm(norm.weight, norm.bias, norm.eps, *statistics)
         spikes, mean, var = backend.norm_lif(x_T, self.inv_tau, dynamics, wanted, fields)
         if norm.training:
             _follow(norm, mean, var, samples=wanted.timesteps * x_T[0].numel() // len(mean))
-        return spikes
+        return mark(spikes, backend)
+
+    def _operator(self, x_T: Tensor, timesteps: int, norm: nn.Module | None, dtype: torch.dtype) -> Tensor:
+        """`forward` for a compiler, which fuses what is around the neuron by itself."""
+        if norm is not None:
+            x_T = norm(x_T.flatten(0, 1)).unflatten(0, x_T.shape[:2])
+        learned = self.inv_tau if isinstance(self.inv_tau, Tensor) else None
+        inv_tau = 1.0 / self.tau if learned is None else 0.0
+        constants = (inv_tau, self.v_threshold, self.v_reset, self.alpha, self.detach_reset)
+        return torch.ops.statten.lif(x_T, learned, *constants, timesteps, dtype, self.backend)
 
     def extra_repr(self) -> str:
         reset = "" if self.v_reset == 0.0 else f", v_reset={self.v_reset}"

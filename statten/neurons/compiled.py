@@ -53,6 +53,12 @@ class Kernels(Protocol):
     def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
         """Mean and biased variance of each channel, [2, C]."""
 
+    def pack(self, spikes_N: Tensor) -> Tensor | None:
+        """As `Backend.pack`, or None where the kernels do not fit."""
+
+    def unpack(self, bits: Tensor, spikes_N: Tensor) -> bool:
+        """Write spikes; False where the kernels do not fit."""
+
     def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
         """grad_T <- a grad_T + b x_T + c per channel, with coefficients [3, C], in place."""
 
@@ -151,13 +157,17 @@ class CompiledBackend(ABC):
     def __init__(self, kernels: Kernels, devices: tuple[str, ...]):
         self.name, self.kernels, self.devices = kernels.name, kernels, devices
 
+    def runs(self, x_T: Tensor, timesteps: int) -> bool:
+        """Whether there is a kernel for an input; PyTorch takes the others."""
+        return timesteps <= MAX_TIMESTEPS and self.kernels.takes(x_T.dtype)
+
     @abstractmethod
     def check(self) -> None:
         """As `Backend.check`."""
 
     def lif(self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted) -> Tensor:
         """As `Backend.lif`."""
-        if wanted.timesteps > MAX_TIMESTEPS or not self.kernels.takes(x_T.dtype):
+        if not self.runs(x_T, wanted.timesteps):
             return TorchBackend().lif(x_T, inv_tau, dynamics, wanted)
         return _LIF.apply(x_T, inv_tau, dynamics, wanted, self.kernels)
 
@@ -169,7 +179,19 @@ class CompiledBackend(ABC):
         run, channels = channel_run(x_T.shape, x.strides), len(norm.weight)
         # BatchNorm refuses one value per channel, and a fixed mean has another gradient.
         fits = (norm.mean is None and x_T.numel() > channels) or (norm.mean is not None and not torch.is_grad_enabled())
-        fits = fits and x.dense and run is not None and wanted.timesteps <= MAX_TIMESTEPS
-        if run is None or not (fits and self.kernels.takes(x_T.dtype) and self.kernels.fuses(x_T, run)):
+        fits = fits and x.dense and self.runs(x_T, wanted.timesteps)
+        if run is None or not (fits and self.kernels.fuses(x_T, run)):
             return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
         return _NormLIF.apply(x_T, inv_tau, norm.weight, norm.bias, dynamics, wanted, norm, run, self.kernels)
+
+    def pack(self, spikes_N: Tensor) -> Tensor:
+        """As `Backend.pack`."""
+        bits = self.kernels.pack(spikes_N) if self.kernels.takes(spikes_N.dtype) else None
+        return TorchBackend().pack(spikes_N) if bits is None else bits
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """As `Backend.unpack`."""
+        spikes_N = torch.empty(count, dtype=dtype, device=bits.device)
+        if self.kernels.takes(dtype) and self.kernels.unpack(bits, spikes_N):
+            return spikes_N
+        return TorchBackend().unpack(bits, count, dtype)

@@ -190,6 +190,22 @@ class CupyKernels:
         mean, inv_std = torch.batch_norm_stats(x_T.flatten(0, 1), 0.0)
         return torch.stack([mean, inv_std.square().reciprocal()])
 
+    def pack(self, spikes_N: Tensor) -> Tensor | None:
+        """As `Kernels.pack`."""
+        bits = torch.empty((len(spikes_N) + 7) // 8, dtype=torch.uint8, device=spikes_N.device)
+        return bits if self._bits("spikes_pack", spikes_N, spikes_N, bits) else None
+
+    def unpack(self, bits: Tensor, spikes_N: Tensor) -> bool:
+        """As `Kernels.unpack`."""
+        return self._bits("spikes_unpack", spikes_N, bits, spikes_N)
+
+    def _bits(self, kernel: str, spikes_N: Tensor, source: Tensor, target: Tensor) -> bool:
+        if len(spikes_N) % 8 or _misalignment(spikes_N) % 8:
+            return False
+        variant, count = Variant(1, 8, spikes_N.dtype, spikes_N.dtype), len(spikes_N) // 8
+        self.launch(variant, kernel, count, spikes_N.device, [_address(source), _address(target), np.int64(count)])
+        return True
+
     def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
         """As `Kernels.combine`."""
         channels = coefficients.float().contiguous()

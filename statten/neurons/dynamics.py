@@ -84,6 +84,12 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`lif` of the batch-normalised input; returns spikes, and the mean and biased variance that were used."""
 
+    def pack(self, spikes_N: Tensor) -> Tensor:
+        """Spikes [N] as bits [ceil(N / 8)] of type uint8, the first in the lowest bit."""
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """The first `count` spikes of packed ones, [count]."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frames:
@@ -113,16 +119,26 @@ class Frames:
         return y_T if y_T.stride() == self.strides else self.empty(len(y_T), y_T.dtype).copy_(y_T)
 
 
+def dense_strides(x_T: Tensor) -> tuple[int, ...]:
+    """Strides without gaps for frames in x_T's order of memory; the first is the size of a frame."""
+    shape, strides, size = x_T.shape, [0] * x_T.ndim, 1
+    for axis in reversed(_order(x_T)):
+        strides[axis] = size
+        size *= shape[axis]
+    return size, *strides[1:]
+
+
+def _order(x_T: Tensor) -> list[int]:
+    """The axes of a frame, outermost in memory first."""
+    return sorted(range(1, x_T.ndim), key=lambda axis: -x_T.stride()[axis])
+
+
 def frames(x_T: Tensor) -> Frames:
     """How x_T lies in memory; only what no two strides can describe is copied."""
-    shape, stride = x_T.shape[1:], x_T.stride()[1:]
-    order = sorted(range(len(shape)), key=lambda axis: -stride[axis])
-    dense, size = [0] * len(shape), 1
-    for axis in reversed(order):
-        dense[axis] = size
-        size *= shape[axis]
+    shape, stride, strides = x_T.shape, x_T.stride(), dense_strides(x_T)
+    size = strides[0]
     length, rows, row = 1, 1, 0
-    for axis in reversed(order):
+    for axis in reversed(_order(x_T)):
         if shape[axis] == 1:
             continue
         if rows == 1 and stride[axis] == length:
@@ -134,11 +150,10 @@ def frames(x_T: Tensor) -> Frames:
         else:
             row = -1
             break
-    strides = (size, *dense)
     if row < 0 or (rows > 1 and row < length):  # too many gaps, or values that repeat
         plain = torch.empty_strided(x_T.shape, strides, dtype=x_T.dtype, device=x_T.device).copy_(x_T)
         return Frames(plain, 1, size, size, 0, strides)
-    return Frames(x_T, rows, length, x_T.stride()[0], row, strides)
+    return Frames(x_T, rows, length, stride[0], row, strides)
 
 
 def channel_run(shape: torch.Size, strides: tuple[int, ...]) -> int | None:

@@ -190,3 +190,24 @@ extern "C" __global__ void __launch_bounds__(256) norm_combine(
         narrow(c.scale[k] * widen(g.v[k]) + c.shift[k] * widen(values.v[k]) + c.mean[k], g.v[k]);
     write(grad + group * LANES, g);
 }
+
+// Eight spikes, a byte: the first in the lowest bit. LANES is 8 here.
+extern "C" __global__ void __launch_bounds__(256) spikes_pack(
+    const S* __restrict__ spikes, unsigned char* __restrict__ bits, int64_t bytes) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= bytes) return;
+    const Pack<S> values = read(spikes + i * LANES);
+    unsigned byte = 0;
+    UNROLL for (int k = 0; k < LANES; ++k) byte |= unsigned(widen(values.v[k]) != M(0)) << k;
+    bits[i] = (unsigned char)byte;
+}
+
+extern "C" __global__ void __launch_bounds__(256) spikes_unpack(
+    const unsigned char* __restrict__ bits, S* __restrict__ spikes, int64_t bytes) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= bytes) return;
+    const unsigned byte = bits[i];
+    Pack<S> values;
+    UNROLL for (int k = 0; k < LANES; ++k) narrow(byte >> k & 1u ? M(1) : M(0), values.v[k]);
+    write(spikes + i * LANES, values);
+}

@@ -301,6 +301,35 @@ template <class S> struct Norm {
     }
 };
 
+// Spikes [length] as bits, eight in a byte, the first in the lowest bit.
+template <class S> struct Bits {
+    typedef typename MembraneOf<S>::type M;
+
+    static void pack(const Problem& p) {
+        const S* spikes = (const S*)p.x;
+        uint8_t* bits = (uint8_t*)p.out;
+        const int64_t bytes = (p.length + 7) / 8;
+        bool team = p.threads > 1 && p.length >= WORTH_A_TEAM;
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (team)
+        for (int64_t i = 0; i < bytes; ++i) {
+            unsigned byte = 0;
+            const int n = int(std::min<int64_t>(8, p.length - 8 * i));
+            for (int k = 0; k < n; ++k) byte |= unsigned(widen(spikes[8 * i + k]) != M(0)) << k;
+            bits[i] = uint8_t(byte);
+        }
+    }
+
+    static void unpack(const Problem& p) {
+        const uint8_t* bits = (const uint8_t*)p.x;
+        S* spikes = (S*)p.out;
+        bool team = p.threads > 1 && p.length >= WORTH_A_TEAM;
+#pragma omp parallel for schedule(static) num_threads(p.threads) if (team)
+        for (int64_t i = 0; i < p.length / 8; ++i)
+            SIMD for (int k = 0; k < 8; ++k) narrow(bits[i] >> k & 1 ? M(1) : M(0), spikes[8 * i + k]);
+        for (int64_t i = p.length / 8 * 8; i < p.length; ++i) narrow(bits[i / 8] >> i % 8 & 1 ? M(1) : M(0), spikes[i]);
+    }
+};
+
 }  // namespace
 
 static std::atomic<int64_t> calls;
@@ -311,6 +340,7 @@ extern "C" int64_t native_calls() { return calls; }
     extern "C" void function##_##type(const Problem* p) { ++calls, call(*p); }
 #define LIF(name, S, O) EXPORT(forward, name, (Lif<S, O>::forward)) EXPORT(backward, name, (Lif<S, O>::backward))
 #define NORM(name, S) EXPORT(moments, name, Norm<S>::moments) EXPORT(combine, name, Norm<S>::combine)
+#define BITS(name, S) EXPORT(pack, name, Bits<S>::pack) EXPORT(unpack, name, Bits<S>::unpack)
 
 LIF(float64_float64, double, double)
 LIF(float32_float32, float, float)
@@ -318,7 +348,7 @@ LIF(float32_float16, float, Half)
 LIF(float32_bfloat16, float, BFloat)
 LIF(float16_float16, Half, Half)
 LIF(bfloat16_bfloat16, BFloat, BFloat)
-NORM(float64, double)
-NORM(float32, float)
-NORM(float16, Half)
-NORM(bfloat16, BFloat)
+NORM(float64, double) BITS(float64, double)
+NORM(float32, float) BITS(float32, float)
+NORM(float16, Half) BITS(float16, Half)
+NORM(bfloat16, BFloat) BITS(bfloat16, BFloat)

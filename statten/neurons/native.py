@@ -109,6 +109,19 @@ class NativeKernels:
         _call("moments", problem, x_T)
         return sums
 
+    def pack(self, spikes_N: Tensor) -> Tensor:
+        """As `Kernels.pack`."""
+        bits = torch.empty((len(spikes_N) + 7) // 8, dtype=torch.uint8)
+        problem = _Problem(x=spikes_N.data_ptr(), out=bits.data_ptr(), length=len(spikes_N), threads=torch.get_num_threads())
+        _call("pack", problem, spikes_N)
+        return bits
+
+    def unpack(self, bits: Tensor, spikes_N: Tensor) -> bool:
+        """As `Kernels.unpack`."""
+        problem = _Problem(x=bits.data_ptr(), out=spikes_N.data_ptr(), length=len(spikes_N), threads=torch.get_num_threads())
+        _call("unpack", problem, spikes_N)
+        return True
+
     def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
         """As `Kernels.combine`."""
         problem = _Problem(x=x_T.data_ptr(), grad=grad_T.data_ptr(), out=grad_T.data_ptr(), length=x_T.numel(), run=run)

@@ -27,6 +27,7 @@ from statten.neurons.dynamics import Backend, Dynamics, Norm, Wanted
 # Neurons that are stepped through all timesteps together: their membranes then stay in a core's cache, where a whole layer's
 # would go to memory and back at every operation. A GPU wants the whole layer.
 CPU_CHUNK = 2**16
+_BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 
 class _LIF(torch.autograd.Function):
@@ -156,6 +157,15 @@ class TorchBackend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `Backend.norm_lif`."""
         return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
+
+    def pack(self, spikes_N: Tensor) -> Tensor:
+        """As `Backend.pack`."""
+        fired = torch.nn.functional.pad(spikes_N != 0, (0, -len(spikes_N) % 8)).view(-1, 8)
+        return (fired * _BITS.to(fired.device)).sum(1, dtype=torch.uint8)
+
+    def unpack(self, bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """As `Backend.unpack`."""
+        return ((bits[:, None] & _BITS.to(bits.device)) != 0).view(-1)[:count].to(dtype)
 
 
 def norm_then_lif(

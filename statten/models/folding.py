@@ -1,0 +1,20 @@
+"""Inference without BatchNorm: its scale and shift go into the convolution in front of it."""
+
+import copy
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of a model for inference, every convolution and its BatchNorm made one convolution with a bias.
+
+    The results are those of the model in evaluation mode, up to rounding: a membrane that ties with its threshold may decide
+    otherwise. The copy cannot be trained.
+    """
+    folded = copy.deepcopy(model).eval()
+    for module in list(folded.modules()):
+        if isinstance(module, nn.Sequential) and [type(part) for part in module] == [nn.Conv2d, nn.BatchNorm2d]:
+            conv, norm = module
+            module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return folded.requires_grad_(False)

@@ -1,0 +1,63 @@
+"""What keeps less for the backward pass than PyTorch's own layers, at the cost of computing it again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from statten.neurons.packing import is_marked, mark
+
+
+class _MaxPool(torch.autograd.Function):
+    """Saves its input, which the layer before it holds anyway, and not the 64-bit index of every output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.stride = stride
+        return nn.functional.max_pool2d(x, 3, stride, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        window = ([3, 3], [ctx.stride] * 2, [1, 1], [1, 1], False)
+        _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window)
+        return torch.ops.aten.max_pool2d_with_indices_backward(grads[0], x, *window, indices), None
+
+
+class MaxPool(nn.Module):
+    """3 x 3 max-pool with padding 1 over maps [..., C, H, W]; the pooled spikes are spikes."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = is_marked(x)
+        pooled = _MaxPool.apply(x, self.stride)
+        return pooled if backend is None else mark(pooled, backend)
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
+
+
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """A block that keeps its input alone and runs again in the backward pass, without counting a batch twice."""
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
