@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from statten.config import ModelConfig, UserError, nearest
 from statten.display import console
 from statten.files import write_json
-from statten.models import build_model
+from statten.models import build_model, fold_batch_norm
 from statten.models.attention import statten as counts
-from statten.neurons import LIF, NEURON_BACKENDS
+from statten.neurons import LIF, NEURON_BACKENDS, packed_spikes
 from statten.neurons.dynamics import Unavailable
 from statten.runs import environment
 
@@ -129,6 +129,19 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
     cases: dict[str, Callable[[], object]] = {
         f"{name} {precision}": partial(step, name, dtype) for precision, dtype in _DTYPES.items() for name in nets
     }
+    inference = {"SpikingJelly": nets["SpikingJelly"], "statten": fold_batch_norm(nets["statten"])}
+
+    def infer(name: str) -> None:
+        net = inference[name]
+        training = net.training
+        net.eval()
+        with torch.inference_mode():
+            net(images.transpose(0, 1) if name == "SpikingJelly" and config.events else images)
+        functional.reset_net(net)
+        net.train(training)
+
+    for name in nets:
+        cases[f"{name} inference"] = partial(infer, name)
     for precision, dtype in _DTYPES.items():
         a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
         cases[f"product {precision}"] = partial(torch.mm, a, b)
@@ -144,21 +157,33 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
         fastest = min(found[f"product {precision}"], found[f"convolution {precision}"])
         rate, best = flops / ours, 2 * 2048**3 / fastest
         yield Row(case, "GFLOP/s of the step, peer a matrix product of 2048 x 2048", rate / 1e9, best / 1e9, rate / best)
+    ours, theirs = found["statten inference"], found["SpikingJelly inference"]
+    metric = "ms of inference with BatchNorm folded, peer SpikingJelly SpikeDrivenTransformer"
+    yield Row(f"{model} batch {batch} fp32", metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
 
 
 def bench_memory(device: torch.device, model: str, batch: int | None = None) -> Iterator[Row]:
     """Bytes that a step keeps for its backward pass, counted by saved-tensor hooks, against SpikingJelly's model."""
     config, batch = _model(model, device, batch)
     images, _ = _samples(config, batch, device)
+    net = _our_model(config, device)
+    ways: dict[str, tuple[nn.Module, bool, bool]] = {
+        "SpikingJelly": (_peer_model(config, device), False, False),
+        "statten": (net, False, False),
+        "statten with packed_spikes": (net, True, False),
+        "statten with activation_checkpointing": (net, False, True),
+    }
     for precision, dtype in _DTYPES.items():
         kept = {}
-        for name, net in (("SpikingJelly", _peer_model(config, device)), ("statten", _our_model(config, device))):
+        for name, (model_of_it, packed, checkpointing) in ways.items():
             x = images.transpose(0, 1) if name == "SpikingJelly" and config.events else images
+            net.activation_checkpointing = checkpointing  # type: ignore[assignment]
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-                kept[name] = saved_bytes(net, x)
-        ours, theirs = kept["statten"] / 2**20, kept["SpikingJelly"] / 2**20
+                kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
+        theirs = kept.pop("SpikingJelly")
         metric = "MiB saved for backward, peer SpikingJelly SpikeDrivenTransformer"
-        yield Row(f"{model} batch {batch} {precision}", metric, ours, theirs, theirs / ours)
+        for name, ours in kept.items():
+            yield Row(f"{name}, {model} batch {batch} {precision}", metric, ours, theirs, theirs / ours)
 
 
 def bench_attention(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
@@ -202,8 +227,14 @@ def usable_backends(device: torch.device) -> list[str]:
     return found
 
 
-def saved_bytes(net: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct memory that a forward pass saves for its backward pass, weights left out."""
+def saved_bytes(net: nn.Module, x: Tensor, packed: bool = False) -> int:
+    """Bytes of the distinct memory that a forward pass saves for its backward pass, weights left out.
+
+    Args:
+        net: the network.
+        x: its input.
+        packed: save spikes as bits.
+    """
     sizes: dict[tuple[int, int], int] = {}
     alive = []
 
@@ -213,7 +244,7 @@ def saved_bytes(net: nn.Module, x: Tensor) -> int:
         alive.append(tensor)  # or its memory would be given out again, and counted once
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), packed_spikes(packed, keep):
         out = net(x)
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     del out
@@ -266,7 +297,7 @@ def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
         pooling_stat=config.pooling,
     )
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    net = net.to(device, memory_format=layout).train()
     if device.type == "cuda":
         functional.set_backend(net, "triton")
     return net

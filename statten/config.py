@@ -266,6 +266,8 @@ class ScaleConfig(Part):
     """Keep only the input of each block and run the block again in the backward pass: less memory, about a third more time."""
     packed_spikes: bool = False
     """Keep spikes for the backward pass at one bit each: less memory, a little more time."""
+    cuda_graphs: bool = False
+    """Record a training step's kernels once and replay them: faster where the CPU cannot feed the GPU, as with small models."""
     max_failures: Int = Field(3, ge=0)
     """How often a run whose worker was lost is started again from its newest checkpoint."""
     address: str | None = None

@@ -60,6 +60,8 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
     """
     train, report = config.train, report or NoReport()
     model = state.model
+    if config.scale.cuda_graphs:
+        record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
     loss_of, precision = make_loss(train), autocast(config, state.device)
     steps, rank = loaders.train.steps_per_epoch, dist.get_rank() if is_distributed() else 0
@@ -154,7 +156,24 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a model to its device, in the layout that is fastest there: GPUs convolve in channels-last."""
     layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    return model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    return model.to(device=device, memory_format=layout)
+
+
+def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.device) -> None:
+    """Replace the model's training passes by CUDA graphs of them; evaluation stays as it is. Before DDP wraps the model."""
+    images, _ = next(iter(batches.batches(0)))
+    # Recording runs the model: what that does to its statistics is undone.
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    precision = autocast(config, device)
+    if isinstance(precision, torch.autocast):
+        # A weight that was cast before the recording would be read from memory that is gone at the replay.
+        precision = torch.autocast(device.type, precision.fast_dtype, cache_enabled=False)
+    with precision:
+        torch.cuda.make_graphed_callables(model, (images.to(device),))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def set_lr(state: TrainState, epochs: float, train: TrainConfig) -> None:
@@ -286,6 +305,12 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
         problems.append(f"scale.device: cuda needs a GPU for each of {scale.workers} workers, but there are {gpus}; {fix}")
     if config.train.precision == "fp16" and device == "cpu":
         problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
+    if scale.cuda_graphs:
+        if device == "cpu":
+            problems.append("scale.cuda_graphs: needs a GPU, but the device is cpu; set it to false")
+        for other in ("activation_checkpointing", "packed_spikes"):
+            if getattr(scale, other):
+                problems.append(f"scale.cuda_graphs: cannot record a step with scale.{other}; set one of them to false")
     for check in (lambda: check_data(config), lambda: _check_backend(scale.neuron_backend, device)):
         try:
             check()

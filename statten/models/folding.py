@@ -14,7 +14,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
-        if isinstance(module, nn.Sequential) and [type(part) for part in module] == [nn.Conv2d, nn.BatchNorm2d]:
-            conv, norm = module
+        if not isinstance(module, nn.Sequential) or len(module) != 2:
+            continue
+        conv, norm = module
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return folded.requires_grad_(False)

@@ -85,10 +85,10 @@ class _LIF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_T, *learned = ctx.saved_tensors
         inv_tau, dynamics, kernels = ctx.constants
-        return *lif_backward(grads[0], x_T, learned[0] if learned else inv_tau, dynamics, kernels), None, None, None
+        return *_lif_backward(grads[0], x_T, learned[0] if learned else inv_tau, dynamics, kernels), None, None, None
 
 
-def lif_backward(
+def _lif_backward(
     grad_T: Tensor, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, kernels: Kernels
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of 1/tau, the second only if it is a tensor."""
@@ -170,6 +170,14 @@ class CompiledBackend(ABC):
         if not self.runs(x_T, wanted.timesteps):
             return TorchBackend().lif(x_T, inv_tau, dynamics, wanted)
         return _LIF.apply(x_T, inv_tau, dynamics, wanted, self.kernels)
+
+    def lif_backward(
+        self, grad_T: Tensor, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Backend.lif_backward`."""
+        if not self.runs(x_T, len(grad_T)):
+            return TorchBackend().lif_backward(grad_T, x_T, inv_tau, dynamics)
+        return _lif_backward(grad_T, x_T, inv_tau, dynamics, self.kernels)
 
     def norm_lif(
         self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm

@@ -79,6 +79,11 @@ class Backend(Protocol):
             wanted: what the spikes, 0 or 1, are to be.
         """
 
+    def lif_backward(
+        self, grad_T: Tensor, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x_T and of 1/tau (None if it is a number) from that of the spikes [T, ...]."""
+
     def norm_lif(
         self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
     ) -> tuple[Tensor, Tensor, Tensor]:

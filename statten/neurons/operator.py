@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.neurons.compiled import CompiledBackend, lif_backward
 from statten.neurons.dynamics import Dynamics, Wanted, dense_strides
 
 
@@ -59,17 +58,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the learned 1/tau (0 if it is not learned)."""
     tau = inv_tau if learned_inv_tau is None else learned_inv_tau
-    dynamics, runs = Dynamics(v_threshold, v_reset, alpha, detach_reset), _backend(backend, x_T)
-    if isinstance(runs, CompiledBackend) and runs.runs(x_T, timesteps):
-        grad_x_T, grad_tau = lif_backward(grad_T, x_T, tau, dynamics, runs.kernels)
-    else:
-        with torch.enable_grad():
-            x_T = x_T.detach().requires_grad_()
-            tau = tau.detach().requires_grad_() if isinstance(tau, Tensor) else tau
-            spikes_T = runs.lif(x_T, tau, dynamics, Wanted(timesteps, dtype))
-            wanted = [x_T, tau] if isinstance(tau, Tensor) else [x_T]
-            found = torch.autograd.grad(spikes_T, wanted, grad_T)
-        grad_x_T, grad_tau = found[0], found[1] if len(found) > 1 else None
+    dynamics = Dynamics(v_threshold, v_reset, alpha, detach_reset)
+    grad_x_T, grad_tau = _backend(backend, x_T).lif_backward(grad_T, x_T, tau, dynamics)
     if grad_x_T.stride() != dense_strides(x_T):
         grad_x_T = torch.empty_strided(x_T.shape, dense_strides(x_T), dtype=x_T.dtype, device=x_T.device).copy_(grad_x_T)
     return grad_x_T, grad_x_T.new_zeros(()) if grad_tau is None else grad_tau

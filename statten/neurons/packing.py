@@ -5,7 +5,7 @@ type, 1/32 in float32, for two more passes over the spikes.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,15 +78,28 @@ def _unpack(saved: Any) -> Tensor:
 
 
 @contextmanager
-def packed_spikes(on: bool = True) -> Iterator[None]:
-    """Save spikes for the backward pass as bits; around the forward pass."""
+def packed_spikes(on: bool = True, seen: Callable[[Tensor], object] | None = None) -> Iterator[None]:
+    """Save spikes for the backward pass as bits; around the forward pass.
+
+    Args:
+        on: False does nothing.
+        seen: is called with what is saved in the end, tensor by tensor.
+    """
     global _marked
     if not on:
         yield
         return
     before, _marked = _marked, _Marked()
+    pack = _marked.pack
+
+    def save(tensor: Tensor) -> Any:
+        saved = pack(tensor)
+        if seen is not None:
+            seen(saved.bits if isinstance(saved, _Packed) else saved)
+        return saved
+
     try:
-        with torch.autograd.graph.saved_tensors_hooks(_marked.pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(save, _unpack):
             yield
     finally:
         _marked = before

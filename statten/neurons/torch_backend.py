@@ -51,37 +51,45 @@ class _LIF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_T, *learned = ctx.saved_tensors
         inv_tau, dynamics = ctx.constants
-        x_TN, layout = _rows(x_T)
-        grad_TN = grads[0].permute(layout).reshape(x_TN.shape)
-        grad_x_TN = torch.empty_like(x_TN)
-        learn, steps = bool(learned) and ctx.needs_input_grad[1], len(x_TN)
-        buffers = _buffers(x_TN, 3 + steps * (2 if learn else 1))
-        grad_inv_tau = buffers.new_zeros(())
+        return *_backward(grads[0], x_T, learned[0] if learned else inv_tau, dynamics), None
 
-        for x, grad, grad_x in zip(*_chunks(x_TN, grad_TN, grad_x_TN), strict=True):
-            v, fired, grad_v, *rest = buffers[:, : x.shape[1]]
-            h, drives = rest[:steps], rest[steps:] or [grad_v] * steps
-            v.fill_(dynamics.rest)
-            for h_t, x_t, drive in zip(h, x, drives, strict=True):
-                _charge(v, x_t, drive, inv_tau, dynamics, out=h_t)
-                _reset(h_t, torch.ge(h_t, dynamics.v_threshold, out=fired), dynamics, out=v)
-            grad_v.zero_()
-            for t in range(steps - 1, -1, -1):
-                sigma = torch.sub(h[t], dynamics.v_threshold, out=v).mul_(dynamics.alpha).sigmoid_()
-                if dynamics.detach_reset:
-                    if dynamics.v_reset is not None:
-                        grad_v.mul_(torch.lt(h[t], dynamics.v_threshold, out=fired))
-                else:
-                    grad_v.mul_(_kept(h[t], sigma, dynamics))
-                slope = fired  # its values are used up; the memory is not
-                torch.ops.aten.sigmoid_backward.grad_input(grad[t].to(sigma.dtype), sigma, grad_input=slope)
-                grad_h = grad_v.add_(slope, alpha=dynamics.alpha)
-                if learn:
-                    grad_inv_tau += torch.dot(grad_h, drives[t])
-                grad_x[t] = torch.mul(grad_h, inv_tau, out=slope)
-                grad_v = grad_h.mul_(1.0 - inv_tau)
-        grad_w = grad_inv_tau.to(learned[0]) if learn else None
-        return _unrows(grad_x_TN, x_T, layout), grad_w, None
+
+def _backward(
+    grad_T: Tensor, x_T: Tensor, learned_or_fixed: Tensor | float, dynamics: Dynamics
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and of 1/tau, the second only if it is a tensor."""
+    learn, inv_tau = isinstance(learned_or_fixed, Tensor), float(learned_or_fixed)
+    x_TN, layout = _rows(x_T)
+    grad_TN = grad_T.permute(layout).reshape(x_TN.shape)
+    grad_x_TN = torch.empty_like(x_TN)
+    steps = len(x_TN)
+    buffers = _buffers(x_TN, 3 + steps * (2 if learn else 1))
+    grad_inv_tau = buffers.new_zeros(())
+
+    for x, grad, grad_x in zip(*_chunks(x_TN, grad_TN, grad_x_TN), strict=True):
+        v, fired, grad_v, *rest = buffers[:, : x.shape[1]]
+        h, drives = rest[:steps], rest[steps:] or [grad_v] * steps
+        v.fill_(dynamics.rest)
+        for h_t, x_t, drive in zip(h, x, drives, strict=True):
+            _charge(v, x_t, drive, inv_tau, dynamics, out=h_t)
+            _reset(h_t, torch.ge(h_t, dynamics.v_threshold, out=fired), dynamics, out=v)
+        grad_v.zero_()
+        for t in range(steps - 1, -1, -1):
+            sigma = torch.sub(h[t], dynamics.v_threshold, out=v).mul_(dynamics.alpha).sigmoid_()
+            if dynamics.detach_reset:
+                if dynamics.v_reset is not None:
+                    grad_v.mul_(torch.lt(h[t], dynamics.v_threshold, out=fired))
+            else:
+                grad_v.mul_(_kept(h[t], sigma, dynamics))
+            slope = fired  # its values are used up; the memory is not
+            torch.ops.aten.sigmoid_backward.grad_input(grad[t].to(sigma.dtype), sigma, grad_input=slope)
+            grad_h = grad_v.add_(slope, alpha=dynamics.alpha)
+            if learn:
+                grad_inv_tau += torch.dot(grad_h, drives[t])
+            grad_x[t] = torch.mul(grad_h, inv_tau, out=slope)
+            grad_v = grad_h.mul_(1.0 - inv_tau)
+    grad_tau = grad_inv_tau.to(learned_or_fixed) if isinstance(learned_or_fixed, Tensor) else None
+    return _unrows(grad_x_TN, x_T, layout), grad_tau
 
 
 def _rows(x_T: Tensor) -> tuple[Tensor, list[int]]:
@@ -151,6 +159,16 @@ class TorchBackend:
         if wanted.count is not None:
             wanted.count.add_(spikes.detach().sum(dtype=torch.float64).long())
         return spikes
+
+    def lif_backward(
+        self, grad_T: Tensor, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Backend.lif_backward`."""
+        if len(x_T) == len(grad_T):
+            return _backward(grad_T.to(x_T.dtype), x_T, inv_tau, dynamics)
+        frames_T = x_T.expand(len(grad_T), *x_T.shape[1:])
+        grad_x_T, grad_tau = _backward(grad_T.to(x_T.dtype), frames_T, inv_tau, dynamics)
+        return grad_x_T.sum(0, keepdim=True), grad_tau
 
     def norm_lif(
         self, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
