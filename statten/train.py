@@ -156,7 +156,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move a model to its device, in the layout that is fastest there: GPUs convolve in channels-last."""
     layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    return model.to(device=device, memory_format=layout)
+    return model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.device) -> None:
@@ -170,7 +170,7 @@ def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.
         # A weight that was cast before the recording would be read from memory that is gone at the replay.
         precision = torch.autocast(device.type, precision.fast_dtype, cache_enabled=False)
     with precision:
-        torch.cuda.make_graphed_callables(model, (images.to(device),))  # type: ignore[arg-type]
+        torch.cuda.make_graphed_callables(model, (images.to(device),))
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
