@@ -296,8 +296,7 @@ def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         pooling_stat=config.pooling,
     )
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    net = net.to(device, memory_format=layout).train()
+    net = net.to(device, memory_format=torch.channels_last).train()  # its fastest layout too
     if device.type == "cuda":
         functional.set_backend(net, "triton")
     return net

@@ -154,9 +154,8 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
 
 
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a model to its device, in the layout that is fastest there: GPUs convolve in channels-last."""
-    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    return model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    """Move a model to its device, in channels-last: GPUs and CPUs convolve, and pool, fastest in it."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.device) -> None:
