@@ -46,7 +46,7 @@ def compile_for(architecture: int, variant: Variant) -> dict[str, dict[str, int]
     words = log.value.decode()
     assert not failed, f"sm_{architecture} {variant}: {words[:2000]}"
     found = re.findall(
-        r"for '?(\w+)'?.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
         words,
         re.DOTALL,
     )
