@@ -1,6 +1,7 @@
 """Every neuron backend against the equations, written out naively in float64 with autograd doing the gradients."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_sizes(backend, shape):
     if backend.name == "emulated" and math.prod(shape) > 1e5:
         pytest.skip("a thread at a time")
     compare(backend, inputs(shape))
+
+
+@pytest.mark.skipif(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 12e9, reason="needs 12 GB of free memory")
+def test_values_beyond_32_bits_of_elements(backend):
+    """Frames that lie 2^30 values apart, and 2^31 spikes of one frame."""
+    if backend.name != "native":
+        pytest.skip("the others' indices are PyTorch's, or are tested on a GPU")
+    x = torch.empty(4 << 30, dtype=torch.bfloat16).as_strided((4, 512), (1 << 30, 1))  # only what is touched takes memory
+    compare(backend, x.copy_(inputs((4, 512))))
+    x, grad = inputs((1, (1 << 25) + 8), dtype=torch.bfloat16), torch.ones(64, (1 << 25) + 8, dtype=torch.bfloat16)
+    spikes = backend.lif(x, 0.5, Dynamics(), Wanted(64, x.dtype))
+    found, _ = backend.lif_backward(grad, x, 0.5, Dynamics())
+    for part in (slice(0, 99), slice(-99, None)):
+        few = like(x[:, part])
+        expected = backend.lif(few, 0.5, Dynamics(), Wanted(64, x.dtype))
+        expected.backward(grad[:, part])
+        assert torch.equal(spikes[:, part], expected) and torch.equal(found[:, part], few.grad)
 
 
 @pytest.mark.parametrize("constants", [{}, {"v_reset": None, "detach_reset": False}, {"v_reset": 0.1}])
