@@ -23,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_markup_mode=None)
+app.add_typer(energy_app, name="energy")
 USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
@@ -207,12 +209,35 @@ def promote(
 
 
 @app.command()
-def evaluate(target: Target, overrides: Set = [], storage: Storage = None, as_json: Json = False) -> None:  # noqa: B006
+def evaluate(
+    target: Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")],
+    overrides: Set = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")] = None,
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")] = True,
+    large: Annotated[bool, typer.Option("--large", help="Images at 288 pixels, the centre of 320.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the samples.")] = 1,
+    rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure firing rates and energy.")] = True,
+    first_layer_once: Annotated[
+        bool, typer.Option("--first-layer-once", help="Count a repeated image's first layer once.")
+    ] = False,
+    skip_padding: Annotated[bool, typer.Option("--skip-padding", help="Do not count additions into zero padding.")] = False,
+    memory_cost: Annotated[
+        float | None, typer.Option(min=0, metavar="PJ", help="Also count memory traffic, at so many pJ a byte.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
     """Evaluate a checkpoint, a run's best epoch or a sweep's best trial on the test part."""
     path = locate(target, _begin(as_json, storage))
     from statten import evaluation
+    from statten.energy import Conventions
 
-    report = evaluation.evaluate(path, overrides)
+    conventions = Conventions(
+        "once" if first_layer_once else "every_timestep", "skipped" if skip_padding else "counted", memory_cost
+    )
+    report = evaluation.evaluate(
+        path, overrides, data=data, ema=ema, large=large, workers=workers, rates=rates, conventions=conventions, storage=storage
+    )
     if as_json:
         return _print(report)
     return evaluation.summary(report)
@@ -302,6 +327,21 @@ def bench(
     rows = run_benchmark(what, pick(device), repeats, model, batch, output)
     if as_json:
         _print(documents(rows))
+
+
+@energy_app.command("check")
+def check_energy(file: Annotated[Path, typer.Argument(help="energy.json or report.json.")], as_json: Json = False) -> None:
+    """Recompute an energy ledger from the file alone; exit code 2 and a sentence for each row that does not add up."""
+    _begin(as_json, None)
+    from statten.display import console
+    from statten.energy import check_file
+
+    found = check_file(file)
+    if as_json:
+        return _print({"rows": len(found["rows"]), "total": found["total"], "non_spiking": found["non_spiking"]["total"]})
+    total = found["total"]
+    counts = f"{total['macs']:,.0f} MACs, {total['sops']:,.0f} SOPs"
+    return console.print(f"{len(found['rows'])} rows add up: {counts}, {total['pj'] / 1e6:.6f} uJ a sample")
 
 
 @app.command()

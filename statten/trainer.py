@@ -1,6 +1,8 @@
 """Ray Train around `fit`: workers, their restarts, and the run folder that they share."""
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from statten.display import following
 from statten.files import write_json
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
+
+RankFunction = Callable[[dict[str, Any], int, int], None]
 
 
 def train(config: Config, path: Path, weights: Path | None = None, origin: dict[str, Any] | None = None) -> Run:
@@ -58,28 +62,11 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     Args:
         then: a Ray Train callback that hears every report, such as Tune's.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    gpu = plan.device == "cuda"
     scratch = run.path.resolve() / "ray"
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"run": str(run.path.resolve()), "attempt": attempt, "threads": plan.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=plan.world_size,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
-        ),
-        run_config=RunConfig(
-            name=attempt,
-            storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=run.config.scale.max_failures),
-            callbacks=[then] if then else None,
-        ),
-    )
+    settings = {"run": str(run.path.resolve()), "attempt": attempt}
+    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, run.config.scale.max_failures, then)
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -89,6 +76,62 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
         raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
+
+
+def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, config: Config, scratch: Path) -> None:
+    """Run a function of another room on as many Ray Train workers as the plan has; what it finds it writes to files.
+
+    Args:
+        worker: a module's function (settings, rank, world_size).
+        settings: plain values; `threads` is added.
+        scratch: Ray's own folder, removed when all is well.
+
+    Raises:
+        Failed: a worker failed more than `scale.max_failures` times.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    with ray_cluster(config.scale.address):
+        ranked = functools.partial(_ranked, worker)
+        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, None)
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise Failed(f"{_cause(error)}; details are in {scratch}; the same command goes on where it was") from error
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _ranked(worker: RankFunction, settings: dict[str, Any]) -> None:
+    import ray.train
+
+    context = ray.train.get_context()
+    worker(settings, context.get_world_rank(), context.get_world_size())
+
+
+def _torch_trainer(
+    worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], plan: Preflight, name: str, scratch: Path,
+    max_failures: int, then: Any,
+) -> Any:  # fmt: skip
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = plan.device == "cuda"
+    return TorchTrainer(
+        worker,
+        train_loop_config={**settings, "threads": plan.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.world_size,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[then] if then else None,
+        ),
+    )
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -6,14 +6,16 @@ The published names are on the left; its q, k and v are one convolution here.
 import argparse
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from statten.config import ModelConfig, UserError
+from statten.config import Config, ConfigError, ModelConfig, UserError, build_config, with_overrides
 from statten.models.transformer import STAttenTransformer
 
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
@@ -96,61 +98,183 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return theirs
 
 
-# The published arguments that shape the network, and what they are here.
-_ARGUMENTS = {
-    "num_classes": "num_classes",
-    "img_size": "image_size",
-    "in_channels": "in_channels",
-    "pooling_stat": "pooling",
-    "layer": "depth",
-    "dim": "embed_dim",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-    "time_steps": "timesteps",
-    "chunk_size": "block_size",
-    "TET": "per_timestep_logits",
+# Published arguments and the fields that they are here. The first part shapes the network, and must be there.
+_SHAPE = {
+    "num_classes": "model.num_classes",
+    "img_size": "model.image_size",
+    "in_channels": "model.in_channels",
+    "pooling_stat": "model.pooling",
+    "layer": "model.depth",
+    "dim": "model.embed_dim",
+    "num_heads": "model.num_heads",
+    "mlp_ratio": "model.mlp_ratio",
+    "time_steps": "model.timesteps",
+    "chunk_size": "model.block_size",
+    "TET": "model.per_timestep_logits",
+}
+_OTHERS = {
+    "dataset": "data.name",
+    "drop_path": "model.drop_path",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "val_batch_size": "train.eval_batch_size",
+    "opt": "train.optimizer",
+    "lr": "train.lr",
+    "min_lr": "train.min_lr",
+    "warmup_epochs": "train.warmup_epochs",
+    "warmup_lr": "train.warmup_lr",
+    "cooldown_epochs": "train.cooldown_epochs",
+    "weight_decay": "train.weight_decay",
+    "momentum": "train.momentum",
+    "clip_grad": "train.clip_grad",
+    "smoothing": "train.label_smoothing",
+    "TET_means": "train.tet_mean",
+    "TET_lamb": "train.tet_lambda",
+    "seed": "train.seed",
+    "crop_pct": "data.crop_pct",
+    "interpolation": "data.interpolation",
+    "mean": "data.mean",
+    "std": "data.std",
 }
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a published checkpoint holds, once it has been read safely."""
+
+    arguments: dict[str, Any]
+    """The command line that trained it."""
+    weights: dict[str, Tensor]
+    """The chosen weights, under our names."""
+    averaged: bool
+    """Whether these are the moving average (EMA)."""
+    epoch: int | None
+    """Epoch that it was written at, counted from 0."""
+
+
 def published_config(arguments: Mapping[str, Any]) -> ModelConfig:
-    """The model that a published checkpoint's arguments describe; raises UserError when one is missing."""
-    missing = [name for name in _ARGUMENTS if name not in arguments]
+    """The model that a published checkpoint's arguments describe; raises UserError when one is missing or wrong."""
+    return translate(arguments)[0].model
+
+
+def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]]]:
+    """The config that published arguments describe, and what became of each of them.
+
+    Returns:
+        The config, and a row per argument: `argument`, `value`, `field` (None if it was dropped) and `reason` of that.
+
+    Raises:
+        UserError: an argument that shapes the network is missing or breaks a rule.
+    """
+    missing = [name for name in _SHAPE if name not in arguments]
     if missing:
         raise UserError(f"published arguments: {', '.join(missing)} missing")
-    fields = {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items()}
     # The published model uses PLIF in the MLP and the head only.
     neuron = {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif"
-    attention = "sdsa" if arguments.get("attention_mode") == "SDT" else "statten"
-    events = bool(arguments.get("dvs_mode", arguments["in_channels"] == 2))
-    return ModelConfig.model_validate({**fields, "neuron": neuron, "attention": attention, "events": events})
+    fields: dict[str, Any] = {
+        **{ours: arguments[theirs] for theirs, ours in _SHAPE.items()},
+        "model.neuron": neuron,
+        "model.attention": "sdsa" if arguments.get("attention_mode") == "SDT" else "statten",
+        "model.events": bool(arguments.get("dvs_mode", arguments["in_channels"] == 2)),
+        "train.loss": "tet" if arguments["TET"] else "cross_entropy",
+    }
+    try:
+        config = build_config({}, fields)
+    except ConfigError as error:
+        raise ConfigError([f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]) from None
+    told = _SHAPE | {"spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
+    rows = [_row(name, arguments[name], path) for name, path in told.items() if name in arguments]
+    # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
+    for name, path in _OTHERS.items():
+        if name in arguments:
+            value = arguments[name]
+            wanted = str(value).rpartition("/")[2].replace("-", "") if name == "dataset" else value
+            try:
+                config = with_overrides(config, {path: wanted})
+                rows.append(_row(name, value, path))
+            except ConfigError as error:
+                rows.append(_row(name, value, None, error.problems[0].removeprefix("--set ")))
+    unknown = [name for name in arguments if name not in told and name not in _OTHERS]
+    return config, rows + [_row(name, arguments[name], None, "has no field here") for name in unknown]
 
 
-def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> STAttenTransformer:
-    """The model of a checkpoint (.pth.tar) as the published trainer writes it, in evaluation mode.
+def _row(argument: str, value: Any, field: str | None, reason: str = "") -> dict[str, Any]:
+    plain = value if isinstance(value, str | int | float | bool | None) else str(value)
+    return {"argument": argument, "value": plain, "field": field, "reason": reason}
+
+
+def read_published(path: str | Path, ema: bool = True) -> Published:
+    """Read a checkpoint (.pth.tar) as the published trainer writes it, without running anything that is in it.
 
     Args:
         path: the file.
         ema: take the averaged weights (`state_dict_ema`) where the file has them, instead of the trained ones.
-        backend: implementation of the neurons.
 
     Raises:
-        UserError: unreadable, holding more than tensors and plain arguments, or not fitting the model.
+        UserError: unreadable, damaged, or holding more than tensors and plain arguments.
     """
     path = Path(path)
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
     if not isinstance(saved, dict) or not {"state_dict", "args"} <= set(saved):
         raise UserError(f"{path}: must hold state_dict and args, as the published trainer writes them")
-    model = STAttenTransformer(published_config(vars(saved["args"])), backend)
-    key = "state_dict_ema" if ema and saved.get("state_dict_ema") else "state_dict"
+    if not isinstance(saved["args"], argparse.Namespace):
+        raise UserError(f"{path}: args must be the trainer's arguments, but are of type {type(saved['args']).__name__}")
+    averaged = ema and bool(saved.get("state_dict_ema"))
+    state = saved["state_dict_ema" if averaged else "state_dict"]
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: the weights must be a mapping of names to tensors, but are a {type(state).__name__}")
+    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    odd += [name for name, value in state.items() if name not in odd and not bool(value.isfinite().all())]
+    if odd:
+        raise UserError(f"{path}: {', '.join(map(str, odd))}: not a tensor of finite numbers")
     try:
-        model.load_state_dict(from_published(saved[key]))
-    except RuntimeError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+        weights = from_published(state)
+    except UserError as error:
+        raise UserError([f"{path}: {problem}" for problem in error.problems]) from None
+    epoch = saved.get("epoch")
+    return Published(vars(saved["args"]), weights, averaged, epoch if isinstance(epoch, int) else None)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise UserError where the file is missing, or its check sums do not fit: torch.load does not look at them."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        return  # older than zip archives; torch.load has its say
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    if damaged:
+        raise UserError(f"{path}: damaged: {damaged} does not match its check sum")
+
+
+def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> STAttenTransformer:
+    """The model of a published checkpoint in evaluation mode; arguments and errors are those of `read_published`."""
+    found = read_published(path, ema)
+    model = STAttenTransformer(published_config(found.arguments), backend)
+    fit_weights(model, found.weights, path)
     return model.eval()
+
+
+def fit_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load weights into a model; raises UserError that names those that are missing, unknown or of another shape."""
+    wanted = model.state_dict()
+    problems = []
+    if missing := [name for name in wanted if name not in weights]:
+        problems.append(f"{source}: weights missing: {', '.join(missing)}")
+    if unknown := [name for name in weights if name not in wanted]:
+        problems.append(f"{source}: no place for the weights {', '.join(unknown)}")
+    for name, value in weights.items():
+        if name in wanted and value.shape != wanted[name].shape:
+            problems.append(f"{source}: {name} must be {list(wanted[name].shape)}, but is {list(value.shape)}")
+    if problems:
+        raise UserError(problems)
+    model.load_state_dict(weights)

@@ -1,0 +1,125 @@
+"""Evaluation on the test part, which nothing else reads: accuracy, rates and energy of our runs and of published weights.
+
+    <run>/evaluations/<dataset>-T4-b2-<digest>/     or <storage>/evaluations/<file>-..., for a published checkpoint
+        report.json          everything that was found, the energy ledger included
+        report.md            the same as tables
+        energy.json          the ledger alone, for: statten energy check
+        samples.safetensors  label, prediction, rank, confidence and loss of every sample, for: statten compare
+        rates.png, ...       pictures
+        tensorboard/         the same for TensorBoard
+
+The digest covers weights, model and data: the same evaluation goes to the same folder, another one never does.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statten.config import UserError, build_config, with_overrides
+from statten.data import make_test_loader
+from statten.display import progress_bar
+from statten.energy import Conventions
+from statten.evaluation.measure import Measured, chunk_path, chunks, load, measure_chunks, merge, save
+from statten.evaluation.report import build, summary
+from statten.evaluation.show import write
+from statten.evaluation.targets import Target, open_target, resolve
+from statten.files import write_json
+from statten.runs import default_storage
+from statten.train import preflight
+from statten.trainer import on_workers
+
+__all__ = ["Measured", "Target", "evaluate", "measure_target", "open_target", "resolve", "summary"]
+
+
+def evaluate(
+    path: Path | str,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    data: str | None = None,
+    ema: bool = True,
+    large: bool = False,
+    workers: int = 1,
+    rates: bool = True,
+    conventions: Conventions | None = None,
+    storage: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a sweep's best trial, a run's best epoch, a checkpoint or a published checkpoint on the test part of a dataset.
+
+    Args:
+        path: folder of the sweep, run or checkpoint, or a published `.pth.tar`.
+        overrides: fields to change, such as model.timesteps, which owns no weights.
+        data: name of the dataset; empty means the one that it was trained on.
+        ema: take averaged weights where there are some.
+        large: images at 288 pixels, the centre of 320.
+        workers: processes that share the samples; the counts do not depend on their number.
+        rates: also measure firing rates and energy.
+        conventions: what the energy ledger counts how.
+        storage: where reports of published checkpoints go; those of a run go to its own folder.
+
+    Returns:
+        top1, top5 (percent), loss (cross-entropy), samples, firing_rates (spikes per neuron and timestep, by layer), layers,
+        calibration, classes, energy, throughput, and where it was written.
+    """
+    target = open_target(Path(path), overrides, data, ema, large)
+    folder = home(target, storage)
+    began = time.monotonic()
+    found = measure_target(target, folder, workers, rates)
+    report = build(target, found, time.monotonic() - began, workers, conventions or Conventions())
+    report["folder"] = str(folder)
+    save(found, folder / "samples.safetensors")
+    write(report, folder)
+    if target.run and not target.changed:
+        write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
+    return report
+
+
+def home(target: Target, storage: Path | None = None) -> Path:
+    """The folder that belongs to an evaluation, and to it alone: in its run, or for a published checkpoint in the storage."""
+    m = target.config.model
+    name = f"{target.config.data.name}-T{m.timesteps}-b{m.block_size}-{target.key()}"
+    if target.run:
+        return target.run.path / "evaluations" / name
+    return (storage or default_storage()) / "evaluations" / f"{target.name}-{name}"
+
+
+def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool = True) -> Measured:
+    """Measure a target's test part, on so many workers, going on with what an earlier attempt left in `folder`."""
+    config = with_overrides(target.config, {"scale.workers": workers})
+    plan = preflight(config)
+    target.model()  # weights that do not fit are named before any folder is made
+    total = make_test_loader(config).total
+    if workers > total:
+        raise UserError(f"--workers: there are {total} test samples for {workers} workers; the most is --workers {total}")
+    of = chunks(total, workers)
+    scratch = folder / f"chunks-{target.key(rates=rates)}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    if workers == 1:
+        with progress_bar("samples") as bar:
+            task = bar.add_task("test part", total=total, rate="")
+            step = lambda samples: bar.advance(task, samples)  # noqa: E731
+            measure_chunks(target.model(), config, scratch, list(range(of)), of, rates, step)
+    else:
+        settings = {"source": str(target.source.resolve()), "averaged": target.averaged}
+        settings |= {"config": config.model_dump(mode="json"), "folder": str(scratch.resolve()), "of": of, "rates": rates}
+        with progress_bar("chunks") as bar:
+            bar.add_task(f"test part on {workers} workers", total=None, rate="")
+            on_workers(_worker, settings, plan, config, scratch / "ray")
+    found = merge([load(chunk_path(scratch, chunk, of)) for chunk in range(of)])
+    shutil.rmtree(scratch)
+    return found
+
+
+def _worker(settings: dict[str, Any], rank: int, world_size: int) -> None:
+    """What each Ray Train worker runs: its share of the chunks."""
+    of = settings["of"]
+    torch.set_num_threads(settings["threads"])
+    source, folder = Path(settings["source"]), Path(settings["folder"])
+    config = build_config(settings["config"])
+    run, _ = resolve(source)
+    target = Target(source, config, settings["averaged"], run)
+    mine = list(range(rank, of, world_size))
+    measure_chunks(target.model(), config, folder, mine, of, settings["rates"])

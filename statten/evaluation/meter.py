@@ -1,0 +1,106 @@
+"""Spikes of every neuron by timestep, and the inputs of every operation, over a whole set.
+
+Every measured point has one tensor on the device that each batch is added to: the sum over samples, [T, C, H, W]. Rates by
+timestep, dead neurons and the energy ledger all follow from these sums. They are whole numbers below 2^24, which float32 holds
+exactly: whatever the batches and workers, the same samples give the same sums.
+
+Points: the spiking layers by their names (embed.0, blocks.0.attn.q, ...), and where an operation reads something else,
+
+    embed.0.pooled         what the next convolution reads
+    blocks.0.attn.query    q as attention reads it (pooled in event mode)
+    blocks.0.attn.pairs    additions of K^T V: pairs of a k and a v that spike at the same token (of a head), [T]
+    blocks.0.attn.mixed    what the projection reads (0, 1 or 2 in event mode; mixed_nonzero, [T], counts those above 0)
+
+B batch, T timesteps, D embedding, h heads, N tokens.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from statten.models import STAttenTransformer
+
+
+class SpikeMeter:
+    """Measures while it is entered: `with SpikeMeter(model) as meter: model(x)`."""
+
+    def __init__(self, model: STAttenTransformer):
+        self.model = model
+        self.sums: dict[str, Tensor] = {}
+        """Sums over samples, by point; on the model's device."""
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "SpikeMeter":
+        model, c = self.model, self.model.config
+        for name, layer in model.spiking_layers().items():
+            self._after(layer, partial(self._add, name))
+        for i in (0, 1, 2):
+            if c.pooling[i] == "1":
+                self._after(model.embed.pools[i], partial(self._add_frames, f"embed.{i}.pooled"))
+        for i, block in enumerate(model.blocks):
+            core, prefix = block.attn.core, f"blocks.{i}.attn"  # type: ignore[union-attr]
+            self._handles.append(core.register_forward_pre_hook(self._reader(prefix)))  # type: ignore[union-attr]
+            if c.attention == "sdsa":
+                self._handles.append(core.lif.register_forward_pre_hook(self._agreement(prefix)))  # type: ignore[union-attr]
+            if c.attention == "sdsa" or c.events:  # else the neuron's own spikes
+                self._after(core, partial(self._add_mixed, f"{prefix}.mixed"))  # type: ignore[arg-type]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def counts(self) -> dict[str, Tensor]:
+        """The sums of all points on the CPU, those that are a spiking layer's own spikes included."""
+        found = {name: value.cpu() for name, value in self.sums.items()}
+        for i in range(self.model.config.depth):
+            prefix = f"blocks.{i}.attn"
+            for point, layer in (("query", "q"), ("mixed", "out")):
+                if f"{prefix}.{point}" not in found:
+                    found[f"{prefix}.{point}"] = found[f"{prefix}.{layer}"]
+        return found
+
+    def _add(self, name: str, x_TBCHW: Tensor) -> None:
+        self._sum(name, x_TBCHW.sum(1, dtype=torch.float32))
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value.clone()
+
+    def _after(self, module: nn.Module, add: Callable[[Tensor], None]) -> None:
+        self._handles.append(module.register_forward_hook(lambda _module, _inputs, output: add(output)))
+
+    def _add_frames(self, name: str, x: Tensor) -> None:
+        self._add(name, x.unflatten(0, (self.model.timesteps, -1)))
+
+    def _add_mixed(self, name: str, x_TBCHW: Tensor) -> None:
+        self._add(name, x_TBCHW)
+        if self.model.config.events and self.model.config.attention == "statten":  # 0, 1 or 2
+            self._sum(f"{name}_nonzero", x_TBCHW.flatten(1).count_nonzero(1).double())
+
+    def _reader(self, prefix: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        c = self.model.config
+
+        def add(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            q, k, v = inputs[:3]
+            if c.events:
+                self._add(f"{prefix}.query", q)
+            if c.attention == "statten":
+                # Of each token, (spikes of k) x (spikes of v) additions in every head.
+                per_head = [x.flatten(3).unflatten(2, (c.num_heads, -1)).sum(3, dtype=torch.float32) for x in (k, v)]
+                self._sum(f"{prefix}.pairs", (per_head[0] * per_head[1]).sum((1, 2, 3), dtype=torch.float64))
+
+        return add
+
+    def _agreement(self, prefix: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._sum(f"{prefix}.pairs", inputs[0].flatten(1).sum(1, dtype=torch.float64))
+
+        return add

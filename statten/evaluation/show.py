@@ -1,0 +1,166 @@
+"""A report as files: JSON, Markdown, TensorBoard, pictures."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from statten.evaluation.report import LAYER_COLUMNS, headline, layer_rows, warnings
+from statten.files import write_json, write_text
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write or replace everything that a report's folder holds."""
+    write_json(folder / "report.json", report)
+    if "energy" in report:
+        write_json(folder / "energy.json", report["energy"])
+    write_text(folder / "report.md", markdown(report))
+    figures = pictures(report)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    _tensorboard(report, figures, folder / "tensorboard")
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown: headline, layers, energy ledger, classes."""
+    parts = [f"# {report['target']} on {report['data']} ({report['part']} part)", *headline(report), *warnings(report)]
+    parts.append(f"Checkpoint `{report['checkpoint']}`, evaluated {report['evaluated']}.")
+    if report["imported"]:
+        cells = [[r["argument"], r["value"], r["field"] or f"dropped: {r['reason']}"] for r in report["imported"]]
+        parts += ["## Imported arguments", md_table(["argument", "value", "becomes"], cells)]
+    if "layers" in report:
+        parts += ["## Firing rates", md_table(LAYER_COLUMNS, layer_rows(report))]
+        parts += ["## Energy of a sample", _energy_table(report["energy"])]
+    rows = [[row["class"], row["samples"], f"{row['top1']:.2f}"] for row in report["classes"]]
+    parts += ["## Classes", md_table(["class", "samples", "top-1 %"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def md_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _energy_table(ledger: dict[str, Any]) -> str:
+    columns = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", "pJ", "formula"]
+    rows = [
+        [r["layer"], r["kind"], f"{r['rate']:.4f}", r["flops"], r["timesteps"], f"{r['operations']:.1f}", r["unit"],
+         f"{r['pj']:.1f}", r["formula"]]
+        for r in ledger["rows"]
+    ]  # fmt: skip
+    total, dense = ledger["total"], ledger["non_spiking"]["total"]
+    rows.append(
+        ["**total**", "", "", "", "", f"{total['macs']:.1f} + {total['sops']:.1f}", "MACs + SOPs", f"{total['pj']:.1f}", ""]
+    )
+    rows.append(["non-spiking, same size", "", "", "", "", f"{dense['macs']:.1f}", "MACs", f"{dense['pj']:.1f}", ""])
+    conventions = ", ".join(f"{name}: {value}" for name, value in ledger["conventions"].items())
+    return f"{md_table(columns, rows)}\n\nConventions: {conventions}."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures.
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure; matplotlib's Agg canvas alone, so that no window system is asked for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def pictures(report: dict[str, Any]) -> dict[str, Any]:
+    """Figures by name: rates by layer and timestep, energy by layer, confusion, calibration."""
+    made = {"calibration": _calibration(report)}
+    if "confusion" in report:
+        made["confusion"] = _confusion(report)
+    if "layers" in report:
+        made |= {"rates": _rates(report), "energy": _energy(report["energy"])}
+    return made
+
+
+def heat_map(cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, form: str) -> Any:
+    """A table as a heat map with its values written in; a cell that is not a number stays white."""
+    made = figure(2.5 + 0.8 * len(columns), 1.4 + 0.3 * max(len(rows), 3))
+    axes = made.add_subplot()
+    image = axes.imshow(cells, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    low, high = image.get_clim()
+    for i, row in enumerate(cells):
+        for j, value in enumerate(row):
+            if value == value:  # not a NaN
+                colour = "black" if value > (low + high) / 2 else "white"
+                axes.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=colour)
+    axes.set_title(title, fontsize=10)
+    return made
+
+
+def _rates(report: dict[str, Any]) -> Any:
+    cells = [row["by_timestep"] for row in report["layers"]]
+    names = [row["layer"] for row in report["layers"]]
+    steps = [str(t + 1) for t in range(len(cells[0]))]
+    return heat_map(cells, names, steps, "Firing rate by timestep (spikes per neuron)", "{:.3f}")
+
+
+def _energy(ledger: dict[str, Any]) -> Any:
+    rows = ledger["rows"]
+    made = figure(7, 1.5 + 0.25 * len(rows))
+    axes = made.add_subplot()
+    colours = ["tab:red" if row["unit"] == "MACs" else "tab:blue" for row in rows]
+    axes.barh([row["layer"] for row in rows], [row["pj"] / 1e3 for row in rows], color=colours)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("nJ per sample (red: MACs, blue: SOPs)")
+    dense = ledger["non_spiking"]["total"]["pj"]
+    axes.set_title(f"Energy {ledger['total']['pj'] / 1e6:.3f} uJ; non-spiking, same size {dense / 1e6:.3f} uJ", fontsize=10)
+    return made
+
+
+def _confusion(report: dict[str, Any]) -> Any:
+    n = len(report["confusion"])
+    names = [str(i) for i in range(n)]
+    if n <= 20:
+        made = heat_map(report["confusion"], names, names, f"Confusion, top-1 {report['top1']:.2f} %", "{:.0f}")
+    else:
+        made = figure(7, 6)
+        image = made.add_subplot().imshow(report["confusion"], cmap="viridis")
+        made.colorbar(image)
+    axes = made.axes[0]
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("label")
+    return made
+
+
+def _calibration(report: dict[str, Any]) -> Any:
+    bins = report["calibration"]["bins"]
+    made = figure(5, 4)
+    axes = made.add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.set_title(f"Expected calibration error {report['calibration']['ece']:.4f}", fontsize=10)
+    return made
+
+
+def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)  # events of the same evaluation, which would be shown beside these
+    with SummaryWriter(str(folder)) as events:
+        scalars = {f"test/{name}": report[name] for name in ("top1", "top5", "loss")}
+        scalars["test/ece"] = report["calibration"]["ece"]
+        if "energy" in report:
+            scalars["test/energy_uj"] = report["energy"]["total"]["pj"] / 1e6
+        for row in report.get("layers", []):
+            for t, rate in enumerate(row["by_timestep"]):
+                events.add_scalar(f"test_firing_rate/{row['layer']}", rate, t + 1)
+        for name, value in scalars.items():
+            events.add_scalar(name, value, 0)
+        for name, made in figures.items():
+            events.add_figure(name, made, close=False)
+        events.add_text("report", markdown(report))

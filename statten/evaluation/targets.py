@@ -1,0 +1,133 @@
+"""What `evaluate` can be pointed at: a checkpoint, a run, a sweep, or a published checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statten.checkpoint import load_weights
+from statten.config import Config, ConfigError, UserError, field_at, parse_overrides, with_overrides
+from statten.files import sha256
+from statten.models import STAttenTransformer, build_model
+from statten.models.published import fit_weights, read_published, translate
+from statten.runs import Run
+from statten.train import pick_device, place
+
+_EMA = "ema.safetensors"  # of a checkpoint folder
+
+
+@dataclass(frozen=True)
+class Target:
+    """Weights with the config that they are evaluated with."""
+
+    source: Path
+    """The checkpoint folder, or the published file."""
+    config: Config
+    """Its config with the overrides."""
+    averaged: bool
+    """Whether the moving average (EMA) of the weights is taken."""
+    run: Run | None = None
+    """The run that it belongs to."""
+    changed: dict[str, Any] = field(default_factory=dict)
+    """The overrides."""
+    imported: list[dict[str, Any]] = field(default_factory=list)
+    """What became of each argument of a published checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.run.name if self.run else self.source.name.removesuffix(".pth.tar")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights under our names, verified."""
+        if self.run is None:
+            return read_published(self.source, self.averaged).weights
+        found = load_weights(self.source)  # checks every file of the folder
+        return load_weights(self.source / _EMA) if self.averaged else found
+
+    def model(self) -> STAttenTransformer:
+        """The model with its weights on its device; raises UserError where they do not fit."""
+        model = build_model(self.config.model, self.config.scale.neuron_backend)
+        fit_weights(model, self.weights(), self.source)
+        device = torch.device(pick_device(self.config.scale))
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        return place(model, device)  # type: ignore[return-value]
+
+    def key(self, **further: Any) -> str:
+        """A digest of everything that decides the numbers."""
+        path = self.source if self.source.is_file() else self.source / (_EMA if self.averaged else "model.safetensors")
+        model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
+        decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.config.train.precision, **further}
+        text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def open_target(
+    path: Path,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    data: str | None = None,
+    ema: bool = True,
+    large: bool = False,
+) -> Target:
+    """Find the weights and the config that a path means.
+
+    Args:
+        path: a sweep (its best trial), a run (its best epoch), a checkpoint folder or a published `.pth.tar`.
+        overrides: fields to change, such as model.timesteps, which owns no weights.
+        data: name of the dataset, the same as data.name.
+        ema: take the moving average of the weights where there is one.
+        large: evaluate images larger than they were trained: 288 pixels, the centre of 320.
+
+    Raises:
+        UserError: no such thing, or it cannot be read.
+    """
+    changed: dict[str, Any] = {"data.name": data} if data else {}
+    if large:
+        changed |= _large()
+    changed |= parse_overrides(overrides)
+    run, source = resolve(path)
+    if run is None:
+        found = read_published(source, ema)
+        config, rows = translate(found.arguments)
+        dataset = next((row for row in rows if row["argument"] == "dataset"), None)
+        if "data.name" not in changed and (dataset is None or dataset["field"] is None):
+            why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
+            raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
+        return Target(source, with_overrides(config, changed), found.averaged, None, changed, rows)
+    averaged = ema and (source / _EMA).is_file()
+    return Target(source, with_overrides(run.config, changed), averaged, run, changed)
+
+
+def resolve(path: Path) -> tuple[Run | None, Path]:
+    """The run and the checkpoint that a path means; no run with a published checkpoint."""
+    if (path / "sweep.json").is_file():
+        from statten.search.sweep import Sweep
+
+        sweep = Sweep.open(path)
+        run = sweep.trial(sweep.best_trial().number)
+        return run, run.best_checkpoint()
+    if (path / "run.json").is_file():
+        run = Run.open(path)
+        return run, run.best_checkpoint()
+    if (path / "state.json").is_file():
+        return Run.open(path.resolve().parent.parent), path
+    if path.is_file() and path.name.endswith((".tar", ".pth", ".pt")):
+        return None, path
+    raise UserError(
+        f"{path}: is neither a run, a sweep nor a checkpoint folder, nor a published checkpoint (.pth.tar); "
+        f"list what is there with: statten runs"
+    )
+
+
+def _large() -> dict[str, Any]:
+    try:
+        field_at("data.crop_pct")
+    except ConfigError:
+        raise UserError("--large: needs a dataset of image files, and there is none in this version") from None
+    return {"model.image_size": 288, "data.crop_pct": 0.9}

@@ -1,0 +1,239 @@
+"""`evaluate`: the same counts whatever the batches and chunks; the report follows from the counts; published files."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from evaluated import make_run, published_file
+from torch import nn
+
+from statten import cli
+from statten.config import UserError
+from statten.data import make_test_loader
+from statten.energy import Conventions
+from statten.evaluation import evaluate, measure_target, open_target
+from statten.evaluation.measure import chunk_path, load, measure, merge
+from statten.evaluation.report import build, calibration, classes, confusion, layers, warnings
+from statten.metrics import evaluating
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: make_run(folder / name, name) for name in ("digits", "digits_events")}
+
+
+def same(a, b) -> None:
+    assert torch.equal(a.index, b.index) and torch.equal(a.records, b.records)
+    assert set(a.sums) == set(b.sums)
+    for name in a.sums:
+        assert torch.equal(a.sums[name], b.sums[name]), name
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_events"])
+def test_batches_and_chunks_do_not_change_a_count(runs, name):
+    found = []
+    for batch, of in ((7, 1), (64, 1), (359, 1), (64, 2)):
+        target = open_target(runs[name].path, {"train.eval_batch_size": batch})
+        model = target.model()
+        found.append(merge([measure(model, make_test_loader(target.config, i, of), target.config) for i in range(of)]))
+    assert found[0].samples == 359 and found[0].sums["embed.0"].sum() > 0
+    for other in found[1:]:
+        same(found[0], other)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_events"])
+def test_counts_are_those_of_the_outputs(runs, name):
+    """Against the plain outputs of every module, kept whole and summed afterwards."""
+    target = open_target(runs[name].path)
+    model, loader = target.model(), make_test_loader(target.config)
+    kept, inputs = {}, {}
+    for layer, module in model.spiking_layers().items():
+        module.register_forward_hook(lambda _m, _i, out, layer=layer: kept.setdefault(layer, []).append(out))
+    proj = model.blocks[0].attn.proj
+    proj.register_forward_pre_hook(lambda _m, args: inputs.setdefault("mixed", []).append(args[0]))
+    model.embed.stages[3].register_forward_pre_hook(lambda _m, args: inputs.setdefault("pooled", []).append(args[0]))
+    with evaluating(model):
+        for x, _ in loader:
+            model(x)
+    counted = measure(target.model(), loader, target.config)
+    assert len(kept) == 12
+    for layer, outputs in kept.items():
+        whole = torch.cat(outputs, 1)
+        assert torch.equal(whole.sum(1), counted.sums[layer]), layer
+    mixed = torch.cat([x.unflatten(0, (target.config.model.timesteps, -1)) for x in inputs["mixed"]], 1)
+    assert torch.equal(mixed.sum(1), counted.sums["blocks.0.attn.mixed"])
+    if name == "digits_events":
+        assert mixed.max() == 2
+        nonzero = counted.sums["blocks.0.attn.mixed_nonzero"]
+        assert torch.equal((mixed != 0).flatten(1).sum(1).double(), nonzero)
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(runs, tmp_path, monkeypatch):
+    from statten import evaluation
+    from statten.evaluation import measure as measuring
+
+    monkeypatch.setattr(measuring, "CHUNK", 100)
+    target, real, seen = open_target(runs["digits"].path), measuring.measure, []
+
+    def stops(model, loader, *rest):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(loader.samples)
+        return real(model, loader, *rest)
+
+    monkeypatch.setattr(measuring, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measure_target(target, tmp_path)
+    scratch = next(tmp_path.glob("chunks-*"))
+    kept = chunk_path(scratch, 0, 4)
+    assert kept.is_file() and load(kept).samples == 90
+    monkeypatch.setattr(measuring, "measure", lambda *args: seen.append(1) or real(*args))
+    found = measure_target(target, tmp_path)
+    assert seen.count(1) == 2, "two chunks of four were there"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(measuring, "CHUNK", 8192)
+    same(found, evaluation.measure_target(target, tmp_path))
+
+
+def test_the_report_follows_from_the_records(runs):
+    target = open_target(runs["digits"].path)
+    found = measure_target(target, runs["digits"].path / "scratch")
+    model = target.model()
+    with evaluating(model):
+        batches = [(model(x), y) for x, y in make_test_loader(target.config)]
+    logits, y = torch.cat([a for a, _ in batches]).double(), torch.cat([b for _, b in batches])
+    report = build(target, found, 1.0, 1, Conventions())
+    assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == y).double().mean().item())
+    assert report["top5"] == pytest.approx(100 * (logits.topk(5).indices == y[:, None]).any(1).double().mean().item())
+    assert report["loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-12)
+    matrix = confusion(found, 10)
+    for i in range(10):
+        assert torch.equal(matrix[i], torch.bincount(logits.argmax(1)[y == i], minlength=10))
+    assert sum(row["samples"] * row["top1"] / 100 for row in classes(found, 10)) == pytest.approx(report["top1"] * 3.59)
+    confidence = logits.softmax(1).amax(1)
+    gap, right = 0.0, (logits.argmax(1) == y).double()
+    for low in range(15):
+        inside = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+        if inside.any():
+            gap += inside.double().mean().item() * abs((right[inside].mean() - confidence[inside].mean()).item())
+    assert calibration(found)["ece"] == pytest.approx(gap, rel=1e-9)
+
+
+def test_dead_and_saturated_neurons_are_named(runs):
+    target = open_target(runs["digits"].path)
+    model = target.model()
+    with torch.no_grad():
+        model.embed.stages[1][1].weight.zero_()
+        model.embed.stages[1][1].bias.fill_(-1.0)  # never reaches the threshold
+        model.blocks[0].mlp.fc1[1].weight.zero_()
+        model.blocks[0].mlp.fc1[1].bias.fill_(9.0)  # always does
+    found = measure(model, make_test_loader(target.config), target.config)
+    rows = {row["layer"]: row for row in layers(found, target.config.model)}
+    assert rows["embed.1"]["state"] == "dead" and rows["embed.1"]["rate"] == 0
+    assert rows["blocks.0.mlp.fc2"]["state"] == "saturated" and rows["blocks.0.mlp.fc2"]["rate"] == 1
+    assert rows["embed.0"]["state"] == "alive"
+    said = warnings({"layers": list(rows.values())})
+    assert any(line.startswith("embed.1 is dead: all of its") for line in said)
+    assert any(line.startswith("blocks.0.mlp.fc2 is saturated") for line in said)
+
+
+def test_files_and_another_evaluation_beside_them(runs):
+    run = runs["digits"]
+    report = evaluate(run.path)
+    folder = Path(report["folder"])
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "report.json", "report.md", "energy.json", "samples.safetensors", "tensorboard", "rates.png", "energy.png",
+        "confusion.png", "calibration.png",
+    }  # fmt: skip
+    assert json.loads((folder / "report.json").read_text())["top1"] == report["top1"]
+    assert "| embed.conv0 | conv3x3 |" in (folder / "report.md").read_text()
+    assert json.loads((run.path / "evaluation.json").read_text())["top1"] == report["top1"]
+    before = (folder / "report.json").read_bytes()
+    other = evaluate(run.path, {"model.timesteps": 2, "model.block_size": 1})
+    assert other["folder"] != report["folder"] and other["timesteps"] == 2
+    assert (folder / "report.json").read_bytes() == before
+    assert Path(evaluate(run.path)["folder"]) == folder, "the same evaluation has the same place"
+
+
+def test_a_published_checkpoint_is_evaluated_as_our_own(runs, tmp_path):
+    run = runs["digits"]
+    ours = open_target(run.path)
+    averaged = {k: v + 0.01 if v.is_floating_point() else v for k, v in ours.weights().items()}
+    from statten.checkpoint import to_published
+
+    ddp = {f"module.{k}": v for k, v in to_published(averaged).items()}
+    path = published_file(tmp_path / "digits.pth.tar", ours.config, ours.weights(), state_dict_ema=ddp)
+    own = evaluate(run.path)
+    trained = evaluate(path, data="digits", ema=False, storage=tmp_path)
+    assert [trained[k] for k in ("top1", "top5", "loss", "firing_rates")] == [
+        own[k] for k in ("top1", "top5", "loss", "firing_rates")
+    ]
+    assert trained["weights"] == "trained" and trained["folder"].startswith(str(tmp_path / "evaluations" / "digits-digits-T4"))
+    ema = evaluate(path, data="digits", storage=tmp_path)
+    assert ema["weights"] == "averaged (EMA)" and ema["loss"] != trained["loss"]
+    told = {row["argument"]: row for row in ema["imported"]}
+    assert told["dim"]["field"] == "model.embed_dim" and told["lr"]["field"] == "train.lr"
+    assert told["workers"]["field"] is None and told["workers"]["reason"]
+
+
+BAD = [
+    ({"state_dict": {}}, "missing"),
+    ({"args": {"dim": 32}}, "args must be the trainer's arguments, but are of type dict"),
+    ({"state_dict": [1]}, "the weights must be a mapping of names to tensors"),
+    ({"state_dict": {"head.weight": 3}}, "head.weight: not a tensor of finite numbers"),
+    ({"state_dict": {"head.weight": torch.tensor([float("nan")])}}, "head.weight: not a tensor of finite numbers"),
+    ({"state_dict": {"extra.weight": torch.ones(1)}}, "no place for extra.weight"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_a_tampered_file_is_refused(runs, tmp_path, changes, sentence):
+    ours = open_target(runs["digits"].path)
+    state = {k: v for k, v in ours.weights().items() if not k.startswith("blocks")}
+    weights = changes.pop("state_dict", None)
+    path = published_file(
+        tmp_path / "bad.pth.tar", ours.config, state, **changes, **({"state_dict": weights} if weights else {})
+    )
+    with pytest.raises(UserError, match=sentence) as caught:
+        evaluate(path, data="digits", storage=tmp_path / "storage")
+    assert all(str(path) in problem for problem in caught.value.problems)
+    assert not (tmp_path / "storage").exists()
+
+
+def test_damage_inside_the_archive_is_found(tmp_path):
+    content = bytearray((GOLDEN / "reference_checkpoint.pth.tar").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "flipped.pth.tar").write_bytes(content)
+    with pytest.raises(UserError, match="does not match its check sum"):
+        open_target(tmp_path / "flipped.pth.tar")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (f"evaluate {GOLDEN}/reference_checkpoint.pth.tar --data digits", "model.in_channels: must be 1 for digits, but got 3"),
+        (f"evaluate {GOLDEN}/reference_checkpoint.pth.tar --data digitz", "'digitz'; did you mean digits?"),
+        ("evaluate {run} --workers 0", "Invalid value for '--workers'"),
+        ("evaluate {run} --set model.embed_dim=64", "must be ["),
+        ("energy check {run}/none.json", "none.json: no such file"),
+        ("energy check {run}/run.json", "is not an energy ledger"),
+    ],
+)
+def test_sentences(runs, tmp_path, monkeypatch, capsys, arguments, sentence):
+    words = arguments.replace("{run}", str(runs["digits"].path)).split()
+    if words[0] == "evaluate":
+        words += ["--storage", str(tmp_path / "s")]
+    before = sorted(runs["digits"].path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["statten", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr()
+    assert caught.value.code == 2 and shown.out == "" and sentence in shown.err
+    assert all(line.startswith("statten: ") for line in shown.err.strip().splitlines())
+    assert sorted(runs["digits"].path.rglob("*")) == before and not (tmp_path / "s").exists()
