@@ -1,0 +1,192 @@
+"""The energy ledger against SpikingJelly's counters on the same batch, against a count by hand, and against itself."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from evaluated import SMALL, alive, make_run
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
+
+from statten.config import ModelConfig, UserError, load_config
+from statten.data import make_test_loader
+from statten.energy import Conventions, check, check_file, ledger, operations
+from statten.evaluation import evaluate
+from statten.evaluation.meter import SpikeMeter
+from statten.metrics import evaluating
+
+aten = torch.ops.aten
+SKIPPED = Conventions(padding="skipped", first_layer="once")
+"""The two conventions in which SpikingJelly differs from the published formula: it counts no additions into padding, and the
+first convolution as often as it runs, which is once for an image here."""
+
+
+class Counted:
+    """A model, one batch through it, our ledger of that batch and SpikingJelly's counts of the same forward pass."""
+
+    def __init__(self, name: str, **fields):
+        overrides = {**SMALL, "scale.neuron_backend": "torch", **{k.replace("__", "."): v for k, v in fields.items()}}
+        config = load_config(name, overrides)
+        self.model, self.config = alive(config).model, config.model
+        self.x = next(iter(make_test_loader(config)))[0][:16]
+        synops, macs = SynOpCounter(), MACCounter()
+        with evaluating(self.model), SpikeMeter(self.model) as meter:
+            self.model(self.x)
+        # In inference mode, operators reach the counter under names that it has no rules for.
+        with torch.no_grad(), DispatchCounterMode([synops, macs]):
+            self.model.eval()(self.x)
+        self.counts, self.synops, self.macs = meter.counts(), synops.get_counts(), macs.get_counts()
+        self.ledger = ledger(self.config, self.config.timesteps, self.counts, 16, SKIPPED)
+
+    def theirs(self, counts: dict, module: str, *ops) -> float:
+        """SpikingJelly's count of some operators inside a module, per sample."""
+        found = counts.get(f"STAttenTransformer.{module}", {})
+        return sum(found.get(op, 0) for op in ops) / 16
+
+
+MODULES = {
+    "embed.conv0": "embed.stages.0.0", "embed.conv1": "embed.stages.1.0", "embed.conv2": "embed.stages.2.0",
+    "embed.conv3": "embed.stages.3.0", "embed.rpe": "embed.rpe.0", "attn.qkv": "attn.qkv.0", "attn.proj": "attn.proj.0",
+    "mlp.fc1": "mlp.fc1.0", "mlp.fc2": "mlp.fc2.0", "head": "head",
+}  # fmt: skip
+
+
+def module_of(layer: str) -> str | None:
+    block, _, rest = layer.rpartition("attn.") if ".attn." in layer else layer.rpartition("mlp.")
+    if layer in MODULES:
+        return MODULES[layer]
+    inner = MODULES.get(f"{'attn' if '.attn.' in layer else 'mlp'}.{rest}")
+    return inner and block + inner
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_events"])
+def test_every_row_is_what_spikingjelly_counts(name):
+    case = Counted(name, model__attention_threshold=0.05)  # low, so that attention fires too
+    events, total_ours, total_theirs = case.config.events, 0.0, 0.0
+    for row in case.ledger["rows"]:
+        module = module_of(row["layer"])
+        linear = (aten.convolution.default, aten.addmm.default, aten.mm.default)
+        if row["kind"] == "product":
+            continue  # below: both products are one module's
+        counts = case.macs if row["unit"] == "MACs" else case.synops
+        theirs = case.theirs(counts, module, *linear)
+        if events and row["layer"].endswith("attn.proj"):
+            # Convention: where attention is masked its output is 0, 1 or 2. To SpikingJelly that is no spike train: it counts a
+            # dense layer. We count a 2 as two additions.
+            assert theirs == 0
+            proj = next(op for op in operations(case.config) if op.layer == row["layer"])
+            assert case.theirs(case.macs, module, *linear) == proj.flops * case.config.timesteps
+            theirs = binary_parts(case)
+        assert row["operations"] == pytest.approx(theirs, rel=1e-3), row["layer"]
+        assert row["operations"] > 0
+        total_ours, total_theirs = total_ours + row["operations"], total_theirs + theirs
+    products = [row for row in case.ledger["rows"] if row["kind"] == "product"]
+    theirs = case.theirs(case.synops, "blocks.0.attn.core", aten.bmm.default)
+    assert sum(row["operations"] for row in products) == pytest.approx(theirs, rel=1e-3)
+    total_ours += sum(row["operations"] for row in products)
+    total_theirs += theirs
+    written = case.ledger["total"]
+    assert written["macs"] + written["sops"] == pytest.approx(total_ours, rel=1e-12)
+    assert total_ours == pytest.approx(total_theirs, rel=1e-3)
+
+
+def binary_parts(case: Counted) -> float:
+    """SpikingJelly's count of the projection fed with the two spike trains whose sum is its input."""
+    kept, proj = [], case.model.blocks[0].attn.proj[0]
+    handle = proj.register_forward_pre_hook(lambda _m, args: kept.append(args[0]))
+    with evaluating(case.model):
+        case.model(case.x)
+    handle.remove()
+    counter = SynOpCounter()
+    with torch.no_grad(), DispatchCounterMode([counter]):
+        for least in (1, 2):
+            proj((kept[0].clone() >= least).float())
+    return counter.get_total() / 16
+
+
+def test_sdsa_counts_its_sums_which_spikingjelly_has_no_rule_for():
+    case = Counted("digits", model__attention="sdsa")
+    seen = []
+    case.model.blocks[0].attn.core.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    with evaluating(case.model):
+        case.model(case.x)
+    _, k, v, _ = seen[0]
+    row = next(row for row in case.ledger["rows"] if row["kind"] == "product")
+    assert row["operations"] == pytest.approx((k * v).sum().item() / 16, rel=1e-9)
+    for row in case.ledger["rows"]:
+        if row["kind"] != "product":
+            counts = case.macs if row["unit"] == "MACs" else case.synops
+            linear = (aten.convolution.default, aten.addmm.default, aten.mm.default)
+            assert row["operations"] == pytest.approx(case.theirs(counts, module_of(row["layer"]), *linear), rel=1e-3)
+
+
+def test_a_one_block_model_by_hand():
+    """D = 16, 2 heads, 4 x 4 tokens of an 8 x 8 image after one halving; T = 3, b = 2; every rate is set to a known number."""
+    config = ModelConfig(
+        embed_dim=16, num_heads=2, depth=1, mlp_ratio=2, pooling="0001", image_size=8, in_channels=1, num_classes=5, timesteps=3
+    )
+    rates = {
+        "embed.0": 0.5, "embed.1": 0.25, "embed.2": 0.125, "embed.3": 0.5, "blocks.0.attn.in": 0.5, "blocks.0.attn.query": 0.25,
+        "blocks.0.attn.mixed": 0.125, "blocks.0.mlp.fc1": 0.5, "blocks.0.mlp.fc2": 0.25, "head": 0.75,
+    }  # fmt: skip
+    shapes = {
+        "embed.0": (2, 8, 8), "embed.1": (4, 8, 8), "embed.2": (8, 8, 8), "embed.3": (16, 4, 4), "head": (16,),
+        "blocks.0.mlp.fc2": (32, 4, 4),
+    }  # fmt: skip
+    counts = {name: torch.full((3, *shapes.get(name, (16, 4, 4))), 8 * rate) for name, rate in rates.items()}
+    counts["blocks.0.attn.pairs"] = torch.tensor([80.0, 160.0, 240.0])  # over 8 samples
+    found = ledger(config, 3, counts, 8)
+    by_hand = {  # rate * T * FLOPs of a timestep
+        "embed.conv0": 3 * 64 * 9 * 1 * 2,
+        "embed.conv1": 0.5 * 3 * 64 * 9 * 2 * 4,
+        "embed.conv2": 0.25 * 3 * 64 * 9 * 4 * 8,
+        "embed.conv3": 0.125 * 3 * 64 * 9 * 8 * 16,
+        "embed.rpe": 0.5 * 3 * 16 * 9 * 16 * 16,
+        "blocks.0.attn.qkv": 0.5 * 3 * 16 * 16 * 48,
+        "blocks.0.attn.kv": (80 + 160 + 240) / 8,
+        "blocks.0.attn.qkv_product": 0.25 * 3 * 16 * 16 * 8,
+        "blocks.0.attn.proj": 0.125 * 3 * 16 * 16 * 16,
+        "blocks.0.mlp.fc1": 0.5 * 3 * 16 * 16 * 32,
+        "blocks.0.mlp.fc2": 0.25 * 3 * 16 * 32 * 16,
+        "head": 0.75 * 3 * 16 * 5,
+    }
+    assert {row["layer"]: row["operations"] for row in found["rows"]} == pytest.approx(by_hand, rel=1e-12)
+    macs = by_hand.pop("embed.conv0")
+    assert found["total"]["pj"] == pytest.approx(4.6 * macs + 0.9 * sum(by_hand.values()), rel=1e-12)
+    # Without padding: of 8 x 8 positions with 9 additions each, 22 x 22 lie inside, and 10 x 10 of 4 x 4.
+    inside = {row["layer"]: row["inside"] for row in found["rows"]}
+    assert inside["embed.conv1"] == pytest.approx(22 * 22 / (9 * 64)) and inside["embed.rpe"] == pytest.approx(100 / 144)
+    once = ledger(config, 3, counts, 8, Conventions("once"))
+    assert found["total"]["macs"] == 3 * once["total"]["macs"]
+    # The same layers with numbers, once, and softmax attention's two products of N N D.
+    dense = 2 * 64 * 9 + 8 * 64 * 9 + 32 * 64 * 9 + 128 * 64 * 9 + 256 * 16 * 9
+    dense += 16 * 16 * 48 + 2 * 16 * 16 * 16 + 16 * 16 * 16 + 2 * 16 * 16 * 32 + 16 * 5
+    assert found["non_spiking"]["total"]["macs"] == dense
+    memory = ledger(config, 3, counts, 8, Conventions(memory_pj_per_byte=2.0))
+    head = memory["rows"][-1]
+    assert head["bytes"] == 4 * 80 + 2 + 4 * 5 and head["memory_pj"] == 2.0 * 3 * head["bytes"]
+    assert memory["total"]["pj"] == pytest.approx(found["total"]["pj"] + memory["total"]["memory_pj"], rel=1e-12)
+
+
+def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
+    report = evaluate(make_run(tmp_path / "run").path)
+    path = Path(report["folder"]) / "energy.json"
+    found = check_file(path)
+    assert check_file(Path(report["folder"]) / "report.json") == found
+    assert found["total"]["pj"] == pytest.approx(math.fsum(row["pj"] for row in found["rows"]))
+
+    def changed(change) -> str:
+        other = copy.deepcopy(found)
+        change(other)
+        with pytest.raises(UserError) as caught:
+            check(json.loads(json.dumps(other)), "ledger.json")
+        return str(caught.value)
+
+    assert "embed.conv1: operations is written as" in changed(lambda d: d["rows"][1].update(rate=d["rows"][1]["rate"] * 1.01))
+    assert "total: sops is written as" in changed(lambda d: d["rows"].pop(3))
+    assert "total: pj is written as 1.0" in changed(lambda d: d["total"].update(pj=1.0))
+    assert "embed.conv0: pj is written as" in changed(lambda d: d["conventions"].update(mac_pj=3.7))
+    assert "head: rate must be between 0 and 2" in changed(lambda d: d["rows"][-1].update(rate=3.0))
+    assert "is not an energy ledger" in changed(lambda d: d.pop("rows"))
