@@ -29,6 +29,9 @@ USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unkn
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
 Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
+Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
+Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
 Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
@@ -210,10 +213,10 @@ def promote(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")],
+    target: Evaluated,
     overrides: Set = [],  # noqa: B006
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")] = None,
-    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")] = True,
+    data: OnData = None,
+    ema: Ema = True,
     large: Annotated[bool, typer.Option("--large", help="Images at 288 pixels, the centre of 320.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the samples.")] = 1,
     rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure firing rates and energy.")] = True,
@@ -241,6 +244,67 @@ def evaluate(
     if as_json:
         return _print(report)
     return evaluation.summary(report)
+
+
+@app.command()
+def anytime(
+    target: Evaluated,
+    overrides: Set = [],  # noqa: B006
+    data: OnData = None,
+    ema: Ema = True,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy, energy and latency after 1 .. T timesteps, and early exit by confidence."""
+    path = locate(target, _begin(as_json, storage))
+    from statten.evaluation import anytime as times
+
+    report = times.anytime(path, overrides, data=data, ema=ema, storage=storage)
+    return _print(report) if as_json else times.anytime_summary(report)
+
+
+@app.command()
+def grid(
+    target: Evaluated,
+    overrides: Set = [],  # noqa: B006
+    timesteps: Annotated[
+        list[int], typer.Option(min=1, max=64, help="A number of timesteps; may be given several times. Default: powers of 2.")
+    ] = [],  # noqa: B006
+    recalibrate: Annotated[
+        int, typer.Option(min=0, metavar="BATCHES", help="Find BatchNorm's statistics anew from so many training batches.")
+    ] = 0,
+    data: OnData = None,
+    ema: Ema = True,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy and energy of one set of weights at every (timesteps, block size)."""
+    path = locate(target, _begin(as_json, storage))
+    from statten.evaluation import anytime as times
+
+    report = times.grid(
+        path, overrides, timesteps=timesteps or None, recalibrate=recalibrate, data=data, ema=ema, storage=storage
+    )
+    return _print(report) if as_json else times.grid_summary(report)
+
+
+@app.command()
+def compare(
+    targets: Annotated[list[str], typer.Argument(help="Two or more runs, sweeps, checkpoints or published files.")],
+    overrides: Set = [],  # noqa: B006
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
+    data: OnData = None,
+    ema: Ema = True,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
+    folder = _begin(as_json, storage)
+    paths = [locate(target, folder) for target in targets]
+    from statten.evaluation import compare as comparing
+
+    report = comparing.compare(paths, overrides, data=data, ema=ema, resamples=resamples, storage=storage)
+    return _print(report) if as_json else comparing.compare_summary(report)
 
 
 @app.command()

@@ -31,7 +31,9 @@ class SpikeMeter:
     def __init__(self, model: STAttenTransformer):
         self.model = model
         self.sums: dict[str, Tensor] = {}
-        """Sums over samples, by point; on the model's device."""
+        """Sums over samples, by point; on the model's device, [T, 1, C H W] with C, H, W in the order that memory has them."""
+        self._axes: dict[str, tuple[int, ...]] = {}  # that order
+        self._shapes: dict[str, torch.Size] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "SpikeMeter":
@@ -57,7 +59,7 @@ class SpikeMeter:
 
     def counts(self) -> dict[str, Tensor]:
         """The sums of all points on the CPU, those that are a spiking layer's own spikes included."""
-        found = {name: value.cpu() for name, value in self.sums.items()}
+        found = {name: self._ordered(name, value).cpu() for name, value in self.sums.items()}
         for i in range(self.model.config.depth):
             prefix = f"blocks.{i}.attn"
             for point, layer in (("query", "q"), ("mixed", "out")):
@@ -66,7 +68,23 @@ class SpikeMeter:
         return found
 
     def _add(self, name: str, x_TBCHW: Tensor) -> None:
-        self._sum(name, x_TBCHW.sum(1, dtype=torch.float32))
+        x = x_TBCHW if x_TBCHW.dtype == torch.float64 else x_TBCHW.float()
+        if name not in self.sums:
+            self._axes[name] = tuple(sorted(range(2, x.ndim), key=lambda axis: (-x.stride()[axis], axis)))
+            self._shapes[name] = torch.Size(x.shape[axis] for axis in self._axes[name])
+            self.sums[name] = x.new_zeros(len(x), 1, self._shapes[name].numel())
+        # A product with ones, in memory's order: several times faster on CPUs than a sum over the second axis.
+        flat = x.permute(0, 1, *self._axes[name]).flatten(2)
+        with torch.autocast(x.device.type, enabled=False):
+            self.sums[name].baddbmm_(x.new_ones(len(x), 1, x.shape[1]), flat)
+
+    def _ordered(self, name: str, value: Tensor) -> Tensor:
+        """A sum as [T, C, H, W]."""
+        if name not in self._axes:
+            return value
+        axes = self._axes[name]
+        back = [0] + [1 + axes.index(axis) for axis in range(2, 2 + len(axes))]
+        return value.view(len(value), *self._shapes[name]).permute(back).contiguous().float()
 
     def _sum(self, name: str, value: Tensor) -> None:
         if name in self.sums:
@@ -93,9 +111,11 @@ class SpikeMeter:
             if c.events:
                 self._add(f"{prefix}.query", q)
             if c.attention == "statten":
-                # Of each token, (spikes of k) x (spikes of v) additions in every head.
-                per_head = [x.flatten(3).unflatten(2, (c.num_heads, -1)).sum(3, dtype=torch.float32) for x in (k, v)]
-                self._sum(f"{prefix}.pairs", (per_head[0] * per_head[1]).sum((1, 2, 3), dtype=torch.float64))
+                # Of each token, (spikes of k) x (spikes of v) additions in every head; a product sums the channels of heads.
+                heads = torch.eye(c.num_heads, device=k.device).repeat_interleave(c.embed_dim // c.num_heads, 0)
+                with torch.autocast(k.device.type, enabled=False):
+                    k_heads, v_heads = (x.movedim(2, -1).float() @ heads for x in (k, v))
+                self._sum(f"{prefix}.pairs", (k_heads * v_heads).flatten(1).sum(1, dtype=torch.float64))
 
         return add
 

@@ -51,18 +51,19 @@ class Target:
         return load_weights(self.source / _EMA) if self.averaged else found
 
     def model(self) -> STAttenTransformer:
-        """The model with its weights on its device; raises UserError where they do not fit."""
+        """The model with its weights on its device, in evaluation mode; raises UserError where they do not fit."""
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
         device = torch.device(pick_device(self.config.scale))
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        return place(model, device)  # type: ignore[return-value]
+        return place(model.eval(), device)  # type: ignore[return-value]
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
         path = self.source if self.source.is_file() else self.source / (_EMA if self.averaged else "model.safetensors")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
+        data.pop("workers")  # who reads does not matter
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.config.train.precision, **further}
         text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

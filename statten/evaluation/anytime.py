@@ -1,0 +1,294 @@
+"""How good, how costly and how late an answer is after 1 .. T timesteps, and how far one set of weights carries: (T, b).
+
+Timesteps and blocks own no weights. After t timesteps a network of T has seen what a network of t sees, with a last, shorter
+block where b does not divide t: so it is run with t timesteps and blocks of min(b, t). Event clips keep the frames that they
+were cut into for T, and the first t of them are read.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from statten.config import Config, ConfigError, UserError, with_overrides
+from statten.data import make_loaders, make_test_loader
+from statten.display import console, progress_bar, table
+from statten.energy import Conventions, ledger
+from statten.evaluation.measure import Measured, measure
+from statten.evaluation.report import accuracy
+from statten.evaluation.show import figure, heat_map, md_table
+from statten.evaluation.targets import Target, open_target
+from statten.files import write_json, write_text
+from statten.models import STAttenTransformer
+from statten.train import preflight
+
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Confidence levels at which early exit is reported."""
+
+
+class _FirstFrames:
+    """A loader's clips cut to their first t frames."""
+
+    def __init__(self, loader: Any, timesteps: int):
+        self._loader, self._timesteps, self._indices = loader, timesteps, loader._indices
+
+    def __iter__(self) -> Any:
+        for x, y in self._loader:
+            yield x[:, : self._timesteps], y
+
+
+def anytime(
+    path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = (), *, data: str | None = None, ema: bool = True,
+    storage: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Accuracy, energy and latency after 1 .. T timesteps, and early exit by confidence, on the test part.
+
+    Early exit: a sample's answer is taken at the first t at which its largest softmax probability reaches a level, else at T.
+    Its energy is that of the mean sample after the t timesteps.
+
+    Args:
+        path: as in `evaluate`, overrides, data, ema and storage too.
+
+    Returns:
+        `steps`: a row for each t; `early_exit`: a row for each level.
+    """
+    from statten.evaluation import home
+
+    target = open_target(Path(path), overrides, data, ema)
+    config = with_overrides(target.config, {"scale.workers": 1})
+    preflight(config)
+    model, m = target.model(), config.model
+    loader = make_test_loader(config)
+    rows, records = [], []
+    with progress_bar("timesteps") as bar:
+        task = bar.add_task("after t timesteps", total=m.timesteps, rate="")
+        for t in range(1, m.timesteps + 1):
+            model.set_timesteps(t, min(m.block_size, t))
+            found = measure(model, _FirstFrames(loader, t) if m.events else loader, config)  # type: ignore[arg-type]
+            energy = ledger(m, t, found.sums, found.samples, Conventions())["total"]["pj"]
+            rows.append({"timesteps": t, **accuracy(found), "energy_pj": energy, "latency_ms": _latency(model, loader, t)})
+            records.append(found)
+            bar.advance(task)
+    exits = [early_exit(records, [row["energy_pj"] for row in rows], level) for level in CONFIDENCES]
+    report = {
+        "target": target.name, "checkpoint": str(target.source), "data": config.data.name, "samples": records[0].samples,
+        "block_size": m.block_size, "steps": rows, "early_exit": exits,
+    }  # fmt: skip
+    folder = home(target, storage)
+    folder.mkdir(parents=True, exist_ok=True)
+    report["folder"] = str(folder)
+    _write_anytime(report, folder)
+    return report
+
+
+def _latency(model: STAttenTransformer, loader: Any, timesteps: int, repeats: int = 7) -> float:
+    """Median time in milliseconds of one sample by itself."""
+    device = next(model.parameters()).device
+    x = next(iter(loader))[0][:1].to(device)
+    x = x[:, :timesteps] if model.config.events else x
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            began = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return 1e3 * sorted(times)[repeats // 2]
+
+
+def early_exit(records: list[Measured], energies: list[float], level: float) -> dict[str, float]:
+    """What comes of stopping at a confidence level.
+
+    Args:
+        records: of the same samples after 1 .. T timesteps.
+        energies: of a sample after each.
+        level: confidence from which on an answer is taken.
+    """
+    sure = torch.stack([found.column("confidence") for found in records]) >= level
+    sure[-1] = True
+    at = sure.int().argmax(0)  # the first
+    right = torch.stack([found.column("rank") < 1 for found in records])
+    taken = right.gather(0, at[None])[0]
+    return {
+        "confidence": level,
+        "top1": 100 * taken.double().mean().item(),
+        "average_timesteps": (at + 1).double().mean().item(),
+        "energy_pj": torch.tensor(energies, dtype=torch.float64)[at].mean().item(),
+    }
+
+
+def _write_anytime(report: dict[str, Any], folder: Path) -> None:
+    write_json(folder / "anytime.json", report)
+    write_text(folder / "anytime.md", "\n\n".join([md_table(*steps_cells(report)), md_table(*exit_cells(report))]) + "\n")
+    made = figure(9, 3.6)
+    left, right = made.subplots(1, 2)
+    steps, exits = report["steps"], report["early_exit"]
+    left.plot([r["timesteps"] for r in steps], [r["top1"] for r in steps], marker="o", label="after t timesteps")
+    left.plot([r["average_timesteps"] for r in exits], [r["top1"] for r in exits], marker="x", label="early exit")
+    left.set_xlabel("timesteps (average)")
+    right.plot([r["energy_pj"] / 1e6 for r in steps], [r["top1"] for r in steps], marker="o")
+    right.plot([r["energy_pj"] / 1e6 for r in exits], [r["top1"] for r in exits], marker="x")
+    right.set_xlabel("energy of a sample (uJ)")
+    for axes in (left, right):
+        axes.set_ylabel("top-1 (%)")
+        axes.grid(alpha=0.3)
+    left.legend()
+    made.savefig(folder / "anytime.png", dpi=120)
+
+
+def steps_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of the table of timesteps."""
+    columns = ["timesteps", "top-1 %", "loss", "energy uJ", "latency ms"]
+    return columns, [
+        [str(r["timesteps"]), f"{r['top1']:.2f}", f"{r['loss']:.4f}", f"{r['energy_pj'] / 1e6:.4f}", f"{r['latency_ms']:.2f}"]
+        for r in report["steps"]
+    ]
+
+
+def exit_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of the table of early exits."""
+    columns = ["exit at confidence", "top-1 %", "average timesteps", "energy uJ"]
+    return columns, [
+        [f"{r['confidence']:g}", f"{r['top1']:.2f}", f"{r['average_timesteps']:.3f}", f"{r['energy_pj'] / 1e6:.4f}"]
+        for r in report["early_exit"]
+    ]
+
+
+def anytime_summary(report: dict[str, Any]) -> None:
+    """Print what `anytime` found."""
+    console.print(f"[bold]{report['target']}[/] on {report['data']}, {report['samples']} samples, b={report['block_size']}")
+    for cells in (steps_cells(report), exit_cells(report)):
+        console.print()
+        console.print(table("", *cells, right=range(5)))
+    console.print(f"\n  report  {report['folder']}/anytime.md, .json, .png")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The (T, b) grid.
+
+
+def grid(
+    path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = (), *, timesteps: list[int] | None = None,
+    recalibrate: int = 0, data: str | None = None, ema: bool = True, storage: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Accuracy and energy of one set of weights at every number of timesteps and every block size that divides it.
+
+    Args:
+        path: as in `evaluate`, overrides, data, ema and storage too.
+        timesteps: numbers of timesteps; empty means 1, 2, 4, ... up to twice the trained number.
+        recalibrate: training batches from which BatchNorm's statistics are found anew in each cell; 0 keeps the trained ones.
+
+    Returns:
+        `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1.
+    """
+    from statten.evaluation import home
+
+    target = open_target(Path(path), overrides, data, ema)
+    trained = target.config.model
+    chosen = timesteps or sorted({2**i for i in range(7) if 2**i <= 2 * trained.timesteps} | {trained.timesteps})
+    pairs = [(t, b) for t in chosen for b in range(1, t + 1) if t % b == 0]
+    configs = [_at(target, t, b) for t, b in pairs]
+    preflight(configs[0])
+    cells = []
+    with progress_bar("cells") as bar:
+        task = bar.add_task("grid", total=len(pairs), rate="")
+        model = target.model()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for (t, b), config in zip(pairs, configs, strict=True):
+            model.load_state_dict(state)
+            model.set_timesteps(t, b)
+            if recalibrate:
+                recalibrate_norms(model, config, recalibrate)
+            found = measure(model, make_test_loader(config), config)
+            energy = ledger(config.model, t, found.sums, found.samples, Conventions())["total"]["pj"]
+            cells.append({"timesteps": t, "block_size": b, **accuracy(found), "energy_pj": energy})
+            bar.advance(task)
+    best = max(cells, key=lambda cell: (cell["top1"], -cell["loss"]))
+    report = {
+        "target": target.name, "checkpoint": str(target.source), "data": target.config.data.name, "samples": found.samples,
+        "recalibrated_batches": recalibrate, "trained": {"timesteps": trained.timesteps, "block_size": trained.block_size},
+        "cells": cells, "best": best,
+    }  # fmt: skip
+    folder = home(target, storage)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = f"grid-recalibrated-{recalibrate}" if recalibrate else "grid"
+    report |= {"folder": str(folder), "files": files}
+    _write_grid(report, folder / files)
+    return report
+
+
+def _at(target: Target, timesteps: int, block_size: int) -> Config:
+    fields = {"model.timesteps": timesteps, "model.block_size": block_size, "data.frames": None, "scale.workers": 1}
+    try:
+        return with_overrides(target.config, fields)
+    except ConfigError as error:
+        raise UserError([f"--timesteps: {problem}" for problem in error.problems]) from None
+
+
+def recalibrate_norms(model: STAttenTransformer, config: Config, batches: int) -> None:
+    """Replace BatchNorm's running statistics by their plain average over training batches, as the model now runs."""
+    device = next(model.parameters()).device
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()  # stochastic depth stays off
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        for step, (images, _) in enumerate(make_loaders(config).train.batches(0)):
+            if step == batches:
+                break
+            model(images.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def grid_cells(report: dict[str, Any], name: str = "top1", form: str = "{:.2f}") -> tuple[list[str], list[list[str]]]:
+    """Columns (block sizes) and cells (a line for each number of timesteps) of the grid."""
+    values, steps, blocks = _square(report, name)
+    rows = [[f"T={t}"] + [form.format(v) if v == v else "" for v in row] for t, row in zip(steps, values, strict=True)]
+    return ["", *(f"b={b}" for b in blocks)], rows
+
+
+def _square(report: dict[str, Any], name: str) -> tuple[list[list[float]], list[int], list[int]]:
+    steps = sorted({cell["timesteps"] for cell in report["cells"]})
+    blocks = sorted({cell["block_size"] for cell in report["cells"]})
+    found = {(cell["timesteps"], cell["block_size"]): cell[name] for cell in report["cells"]}
+    return [[found.get((t, b), float("nan")) for b in blocks] for t in steps], steps, blocks
+
+
+def _write_grid(report: dict[str, Any], stem: Path) -> None:
+    write_json(stem.with_suffix(".json"), report)
+    parts = ["Top-1 in percent", md_table(*grid_cells(report)), "Energy of a sample in uJ"]
+    micro = {**report, "cells": [{**cell, "energy_uj": cell["energy_pj"] / 1e6} for cell in report["cells"]]}
+    write_text(stem.with_suffix(".md"), "\n\n".join([*parts, md_table(*grid_cells(micro, "energy_uj", "{:.4f}"))]) + "\n")
+    values, steps, blocks = _square(report, "top1")
+    how = f", BatchNorm from {report['recalibrated_batches']} batches" if report["recalibrated_batches"] else ""
+    title = f"Top-1 (%) by timesteps and block size{how}"
+    made = heat_map(values, [f"T={t}" for t in steps], [f"b={b}" for b in blocks], title, "{:.2f}")
+    made.savefig(stem.with_suffix(".png"), dpi=120)
+
+
+def grid_summary(report: dict[str, Any]) -> None:
+    """Print what `grid` found."""
+    trained, best = report["trained"], report["best"]
+    how = (
+        f"BatchNorm from {report['recalibrated_batches']} training batches" if report["recalibrated_batches"] else "as trained"
+    )
+    console.print(f"[bold]{report['target']}[/] on {report['data']}, {report['samples']} samples, top-1 in percent, {how}")
+    console.print(table("", *grid_cells(report), right=range(1, 20)))
+    console.print(
+        f"trained at T={trained['timesteps']} b={trained['block_size']}; best T={best['timesteps']} b={best['block_size']}: "
+        f"top-1 {best['top1']:.2f} %, {best['energy_pj'] / 1e6:.4f} uJ a sample"
+    )
+    console.print(
+        f"  train on  statten promote {report['target']} --set model.timesteps={best['timesteps']} "
+        f"--set model.block_size={best['block_size']}"
+    )
+    console.print(f"  report    {report['folder']}/{report['files']}.md, .json, .png")
