@@ -307,6 +307,32 @@ def compare(
     return _print(report) if as_json else comparing.compare_summary(report)
 
 
+@app.command("export")
+def export_model(
+    target: Evaluated,
+    output: Annotated[Path, typer.Option("--output", help="New folder.")],
+    formats: Annotated[
+        list[str], typer.Option("--format", help="safetensors, published or torch_export; may be given several times.")
+    ] = [],  # noqa: B006
+    overrides: Set = [],  # noqa: B006
+    data: OnData = None,
+    ema: Ema = True,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write weights and network for other programs; every file is opened and run before it is kept."""
+    path = locate(target, _begin(as_json, storage))
+    from statten.display import console
+    from statten.evaluation import export as exporting
+
+    report = exporting.export(path, output, formats or exporting.FORMATS, overrides, data=data, ema=ema)
+    if as_json:
+        return _print(report)
+    for name, about in report["files"].items():
+        console.print(f"{output / name}  runs; its logits differ by {about['largest_difference']:.1e} at most")
+    return None
+
+
 @app.command()
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.config import Config, ConfigError, ModelConfig, UserError, build_config, with_overrides
+from statten.config import Config, ConfigError, ModelConfig, NeuronMap, UserError, build_config, get_field, with_overrides
 from statten.models.transformer import STAttenTransformer
 
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
@@ -196,6 +196,27 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
                 rows.append(_row(name, value, None, error.problems[0].removeprefix("--set ")))
     unknown = [name for name in arguments if name not in told and name not in _OTHERS]
     return config, rows + [_row(name, arguments[name], None, "has no field here") for name in unknown]
+
+
+def published_arguments(config: Config) -> dict[str, Any]:
+    """The published trainer's arguments that describe a config's network; `translate` reads them back.
+
+    Raises:
+        UserError: the published network cannot be this one.
+    """
+    m = config.model
+    published = {"lif": "lif", NeuronMap(mlp="plif", head="plif"): "plif"}
+    same = {"tau": 2.0, "v_threshold": 1.0, "attention_threshold": 0.5}
+    problems = [f"model.{k}: must be {v:g} in the published network, but is {getattr(m, k):g}" for k, v in same.items()
+                if getattr(m, k) != v]  # fmt: skip
+    if m.neuron not in published:
+        problems.append("model.neuron: the published network has lif everywhere, or plif in mlp and head")
+    if problems:
+        raise UserError(problems)
+    arguments = {theirs: get_field(config, ours) for theirs, ours in _SHAPE.items()}
+    arguments["mlp_ratio"] = int(m.mlp_ratio) if m.mlp_ratio == int(m.mlp_ratio) else m.mlp_ratio
+    modes = {"spike_mode": published[m.neuron], "attention_mode": "SDT" if m.attention == "sdsa" else "STAtten"}
+    return {"model": "sdt", "dataset": f"torch/{config.data.name}", **arguments, **modes, "dvs_mode": m.events}
 
 
 def _row(argument: str, value: Any, field: str | None, reason: str = "") -> dict[str, Any]:

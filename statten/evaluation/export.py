@@ -1,0 +1,198 @@
+"""Weights and networks for other programs.
+
+    model.safetensors     our weights: timm.create_model(NAME, checkpoint_path=..., **ARGUMENTS) opens them
+    config.yaml           the whole config; config.json holds that NAME and ARGUMENTS
+    published.pth.tar     the same weights under the published names, with arguments as the published trainer writes them
+    model.pt2             torch.export: the network in plain operators, which runs without this package; any batch size
+
+Every file is opened again and run on the same input before the folder appears under its name.
+"""
+
+import argparse
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from statten.config import Config, ModelConfig, UserError, dump_config
+from statten.evaluation.targets import Target, open_target
+from statten.files import new_folder, write_json, write_text
+from statten.models import STAttenTransformer
+from statten.models.memory import MaxPool
+from statten.models.published import load_published, published_arguments, to_published
+from statten.neurons import LIF
+from statten.runs import exists
+
+FORMATS = ("safetensors", "published", "torch_export")
+NIR_LACKS = (
+    "NIR cannot express this network: its primitives (Affine, Conv2d, LIF, Threshold, SumPool2d, ...) have no product "
+    "of two signals, which attention's K^T V and Q (K^T V) are, nothing that takes timesteps together, and no max-pool"
+)
+ONNX_LACKS = "ONNX needs the packages onnx and onnxscript, which are not among the requirements; pip install onnx onnxscript"
+
+
+class PlainLIF(nn.Module):
+    """The neuron in operators that every exporter knows, unrolled over its timesteps; the equations are `torch_backend`'s."""
+
+    def __init__(self, lif: LIF):
+        super().__init__()
+        self.inv_tau, self.v_reset, self.v_threshold = float(lif.inv_tau), lif.v_reset, lif.v_threshold
+        self.alpha = lif.alpha
+
+    def forward(self, x_T: Tensor, timesteps: int | None = None, norm: nn.Module | None = None) -> Tensor:
+        """Spikes [T, ...]; arguments as in `LIF.forward`."""
+        if norm is not None:
+            x_T = norm(x_T.flatten(0, 1)).unflatten(0, (x_T.shape[0], -1))
+        rest = self.v_reset or 0.0
+        v, spikes = torch.full_like(x_T[0], rest), []
+        for t in range(timesteps or x_T.shape[0]):
+            x = x_T[t] if x_T.shape[0] > 1 else x_T[0]
+            h = v + (x - (v - rest)) * self.inv_tau
+            s = (h >= self.v_threshold).to(x.dtype)
+            v = h - self.v_threshold * s if self.v_reset is None else h * (1 - s) + rest * s
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+class PlainMaxPool(nn.Module):
+    """`MaxPool` without what it saves for a backward pass."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """3 x 3 max-pool with padding 1 over [N, C, H, W], or over the frames of [T, B, C, H, W]."""
+        if x.ndim == 4:
+            return nn.functional.max_pool2d(x, 3, self.stride, 1)
+        return nn.functional.max_pool2d(x.flatten(0, 1), 3, self.stride, 1).unflatten(0, (x.shape[0], -1))
+
+
+def plain(model: STAttenTransformer) -> STAttenTransformer:
+    """A copy of a model for exporters: neurons and pools in plain operators, without gradients."""
+    made = copy.deepcopy(model).eval().requires_grad_(False)
+    for parent in list(made.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LIF):
+                setattr(parent, name, PlainLIF(child))
+            elif isinstance(child, MaxPool):
+                setattr(parent, name, PlainMaxPool(child.stride))
+    return made
+
+
+def export(
+    path: Path | str, output: Path, formats: Iterable[str] = FORMATS, overrides: Iterable[str] | Mapping[str, Any] = (), *,
+    data: str | None = None, ema: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a target's weights and network in other formats, each checked by opening and running it.
+
+    Args:
+        path: as in `evaluate`, overrides, data and ema too.
+        output: new folder.
+        formats: some of FORMATS.
+
+    Returns:
+        `folder`, and for each file `largest_difference` of its logits from ours.
+
+    Raises:
+        UserError: an unknown format, or one that cannot express this network or needs a package that is not there.
+    """
+    formats = list(formats)
+    for name in formats:
+        if name == "nir":
+            raise UserError(f"--format nir: {NIR_LACKS}")
+        if name == "onnx":
+            raise UserError(
+                f"--format onnx: {ONNX_LACKS}" if find_spec("onnxscript") is None else "--format onnx: not written yet"
+            )
+        if name not in FORMATS:
+            from statten.config import nearest
+
+            raise UserError(f"--format: {name!r} is no format; {nearest(name, FORMATS)}")
+    target = open_target(Path(path), overrides, data, ema)
+    model = target.model().to("cpu")
+    x = example(model.config, model.timesteps)
+    with torch.no_grad():
+        wanted = model(x)
+    files: dict[str, Any] = {}
+    try:
+        with new_folder(output) as folder:
+            for name in formats:
+                files |= _WRITERS[name](target, model, folder, x, wanted)
+    except FileExistsError:
+        raise exists(output) from None
+    return {"target": target.name, "checkpoint": str(target.source), "folder": str(output), "files": files}
+
+
+def example(config: ModelConfig, timesteps: int) -> Tensor:
+    """Three samples of the model's shape, drawn from a fixed seed."""
+    size = (config.in_channels, config.image_size, config.image_size)
+    generator = torch.Generator().manual_seed(0)
+    if config.events:
+        return torch.poisson(torch.full((3, timesteps, *size), 0.3), generator=generator)
+    return torch.randn(3, *size, generator=generator)
+
+
+def timm_name(config: Config) -> tuple[str, dict[str, Any]]:
+    """The registered model of the same pooling, and the arguments that make it this one."""
+    m = config.model
+    name = "statten_8_512" if m.pooling == "1111" else "statten_2_256"
+    fields = {k: v for k, v in m.model_dump(mode="json").items() if v is not None}
+    return name, fields
+
+
+def _safetensors(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+    path = folder / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    write_text(folder / "config.yaml", dump_config(target.config))
+    name, arguments = timm_name(target.config)
+    write_json(folder / "config.json", {"architecture": name, "model_args": arguments})
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    opened = timm.create_model(saved["architecture"], checkpoint_path=str(path), **saved["model_args"]).eval()
+    return {"model.safetensors": _checked("model.safetensors", opened, x, wanted)}
+
+
+def _published(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+    path = folder / "published.pth.tar"
+    arguments = argparse.Namespace(**published_arguments(target.config))
+    saved = {"epoch": 0, "arch": "sdt", "state_dict": to_published(model.state_dict()), "version": 2, "args": arguments}
+    torch.save(saved, path)
+    return {path.name: _checked(path.name, load_published(path), x, wanted)}
+
+
+def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+    path = folder / "model.pt2"
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        # Strides bring inequalities that hold for every batch, which the exporter cannot prove: it is to check them as it runs.
+        program = torch.export.export(
+            plain(model), (x,), dynamic_shapes=({0: batch},), prefer_deferred_runtime_asserts_over_guards=True
+        )
+    torch.export.save(program, path)
+    opened = torch.export.load(path).module()
+    difference = _checked(path.name, opened, x, wanted)
+    _checked(path.name, opened, x[:1], wanted[..., :1, :])  # and another batch size
+    return {path.name: difference}
+
+
+def _checked(name: str, run: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        difference = (run(x) - wanted).abs().max().item()
+    assert difference < 1e-4, f"{name}: its logits differ from the model's by {difference:g}"
+    return {"largest_difference": difference}
+
+
+_WRITERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "safetensors": _safetensors,
+    "published": _published,
+    "torch_export": _torch_export,
+}
