@@ -13,6 +13,7 @@
         tensorboard/      one event folder
         result.json       how it ended: finished, failed (with the reason) or stopped
         evaluation.json   what `evaluate` found on the test part
+        evaluations/      its whole reports, one folder for each dataset, T and b; see evaluation/
 
 A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """

@@ -71,7 +71,7 @@ def test_the_exported_network_runs_without_this_package(case, tmp_path):
     ("formats", "sentence"),
     [
         (["nir"], "NIR cannot express this network"),
-        (["onnx"], "ONNX needs the packages"),
+        (["onnx"], "ONNX is not written: torch's exporter needs the packages onnx and onnxscript"),
         (["tensorflow"], "'tensorflow' is no format; choose from"),
         (["publised"], "did you mean published?"),
     ],
