@@ -220,6 +220,7 @@ def evaluate(
     large: Annotated[bool, typer.Option("--large", help="Images at 288 pixels, the centre of 320.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the samples.")] = 1,
     rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure firing rates and energy.")] = True,
+    exact: Annotated[bool, typer.Option("--exact", help="Compute in float64, so that no rounding flips a spike.")] = False,
     first_layer_once: Annotated[
         bool, typer.Option("--first-layer-once", help="Count a repeated image's first layer once.")
     ] = False,
@@ -239,7 +240,16 @@ def evaluate(
         "once" if first_layer_once else "every_timestep", "skipped" if skip_padding else "counted", memory_cost
     )
     report = evaluation.evaluate(
-        path, overrides, data=data, ema=ema, large=large, workers=workers, rates=rates, conventions=conventions, storage=storage
+        path,
+        overrides,
+        data=data,
+        ema=ema,
+        large=large,
+        workers=workers,
+        rates=rates,
+        exact=exact,
+        conventions=conventions,
+        storage=storage,
     )
     if as_json:
         return _print(report)

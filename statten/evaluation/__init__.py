@@ -44,6 +44,7 @@ def evaluate(
     large: bool = False,
     workers: int = 1,
     rates: bool = True,
+    exact: bool = False,
     conventions: Conventions | None = None,
     storage: Path | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def evaluate(
         large: images at 288 pixels, the centre of 320.
         workers: processes that share the samples; the counts do not depend on their number.
         rates: also measure firing rates and energy.
+        exact: compute in float64. In float32 the CPU's results were found not to depend on the batch; a GPU's libraries may
+            choose another order of summation for another batch, and a membrane within rounding of its threshold may flip.
         conventions: what the energy ledger counts how.
         storage: where reports of published checkpoints go; those of a run go to its own folder.
 
@@ -64,7 +67,7 @@ def evaluate(
         top1, top5 (percent), loss (cross-entropy), samples, firing_rates (spikes per neuron and timestep, by layer), layers,
         calibration, classes, energy, throughput, and where it was written.
     """
-    target = open_target(Path(path), overrides, data, ema, large)
+    target = open_target(Path(path), overrides, data, ema, large, exact)
     folder = home(target, storage)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
@@ -72,7 +75,7 @@ def evaluate(
     report["folder"] = str(folder)
     save(found, folder / "samples.safetensors")
     write(report, folder)
-    if target.run and not target.changed:
+    if target.run and not target.changed and not exact:
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
     return report
 
@@ -103,7 +106,7 @@ def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool =
             step = lambda samples: bar.advance(task, samples)  # noqa: E731
             measure_chunks(target.model(), config, scratch, list(range(of)), of, rates, step)
     else:
-        settings = {"source": str(target.source.resolve()), "averaged": target.averaged}
+        settings = {"source": str(target.source.resolve()), "averaged": target.averaged, "exact": target.exact}
         settings |= {"config": config.model_dump(mode="json"), "folder": str(scratch.resolve()), "of": of, "rates": rates}
         with progress_bar("chunks") as bar:
             bar.add_task(f"test part on {workers} workers", total=None, rate="")
@@ -120,6 +123,6 @@ def _worker(settings: dict[str, Any], rank: int, world_size: int) -> None:
     source, folder = Path(settings["source"]), Path(settings["folder"])
     config = build_config(settings["config"])
     run, _ = resolve(source)
-    target = Target(source, config, settings["averaged"], run)
+    target = Target(source, config, settings["averaged"], run, exact=settings["exact"])
     mine = list(range(rank, of, world_size))
     measure_chunks(target.model(), config, folder, mine, of, settings["rates"])

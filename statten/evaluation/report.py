@@ -48,7 +48,7 @@ def build(target: Target, found: Measured, seconds: float, workers: int, convent
         report["energy"] = ledger(m, m.timesteps, found.sums, found.samples, conventions)
     return report | {
         "workers": workers,
-        "precision": target.config.train.precision,
+        "precision": target.precision,
         "seconds": seconds,
         "samples_per_second": found.samples / found.seconds * workers,
         "peak_memory_bytes": found.peak_bytes,

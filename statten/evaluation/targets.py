@@ -37,11 +37,18 @@ class Target:
     """The overrides."""
     imported: list[dict[str, Any]] = field(default_factory=list)
     """What became of each argument of a published checkpoint."""
+    exact: bool = False
+    """Whether everything is computed in float64, so that no rounding flips a spike when batches or machines differ."""
 
     @property
     def name(self) -> str:
         """What a person calls it."""
         return self.run.name if self.run else self.source.name.removesuffix(".pth.tar")
+
+    @property
+    def precision(self) -> str:
+        """Of the computation."""
+        return "fp64" if self.exact else self.config.train.precision
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under our names, verified."""
@@ -57,14 +64,14 @@ class Target:
         device = torch.device(pick_device(self.config.scale))
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        return place(model.eval(), device)  # type: ignore[return-value]
+        return place(model.eval().double() if self.exact else model.eval(), device)  # type: ignore[return-value]
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
         path = self.source if self.source.is_file() else self.source / (_EMA if self.averaged else "model.safetensors")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
         data.pop("workers")  # who reads does not matter
-        decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.config.train.precision, **further}
+        decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}
         text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -75,6 +82,7 @@ def open_target(
     data: str | None = None,
     ema: bool = True,
     large: bool = False,
+    exact: bool = False,
 ) -> Target:
     """Find the weights and the config that a path means.
 
@@ -84,6 +92,7 @@ def open_target(
         data: name of the dataset, the same as data.name.
         ema: take the moving average of the weights where there is one.
         large: evaluate images larger than they were trained: 288 pixels, the centre of 320.
+        exact: compute in float64.
 
     Raises:
         UserError: no such thing, or it cannot be read.
@@ -100,9 +109,9 @@ def open_target(
         if "data.name" not in changed and (dataset is None or dataset["field"] is None):
             why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
             raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
-        return Target(source, with_overrides(config, changed), found.averaged, None, changed, rows)
+        return Target(source, with_overrides(config, changed), found.averaged, None, changed, rows, exact)
     averaged = ema and (source / _EMA).is_file()
-    return Target(source, with_overrides(run.config, changed), averaged, run, changed)
+    return Target(source, with_overrides(run.config, changed), averaged, run, changed, exact=exact)
 
 
 def resolve(path: Path) -> tuple[Run | None, Path]:

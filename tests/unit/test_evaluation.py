@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluated import make_run, published_file
+from safetensors.torch import load_file
 from torch import nn
 
 from statten import cli
@@ -44,6 +45,22 @@ def test_batches_and_chunks_do_not_change_a_count(runs, name):
     assert found[0].samples == 359 and found[0].sums["embed.0"].sum() > 0
     for other in found[1:]:
         same(found[0], other)
+
+
+def test_float64_gives_the_published_logits_and_the_same_counts_in_any_batch(runs):
+    expected = load_file(GOLDEN / "reference_checkpoint.expected.safetensors")
+    for name in ("reference_checkpoint", "reference_checkpoint_ddp"):
+        model = open_target(GOLDEN / f"{name}.pth.tar", data="digits", ema=False, exact=True).model()
+        with evaluating(model):
+            logits = model(expected["x"].double())
+        assert (logits - expected["eval.logits"]).abs().max() <= 1e-9 * expected["eval.logits"].abs().max()
+    found = []
+    for batch in (7, 359):
+        target = open_target(runs["digits"].path, {"train.eval_batch_size": batch}, exact=True)
+        found.append(measure(target.model(), make_test_loader(target.config), target.config))
+    assert torch.equal(found[0].column("prediction"), found[1].column("prediction"))
+    assert all(torch.equal(found[0].sums[name], found[1].sums[name]) for name in found[0].sums)
+    torch.testing.assert_close(found[0].records, found[1].records, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_events"])
