@@ -4,7 +4,8 @@
         report.json          everything that was found, the energy ledger included
         report.md            the same as tables
         energy.json          the ledger alone, for: statten energy check
-        samples.safetensors  label, prediction, rank, confidence and loss of every sample, for: statten compare
+        samples.safetensors  label, prediction, rank, confidence and loss of every sample, for: statten compare;
+                             and on how many samples every neuron fired, by timestep
         rates.png, ...       pictures
         tensorboard/         the same for TensorBoard
 
@@ -14,11 +15,13 @@ The digest covers weights, model and data: the same evaluation goes to the same 
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from statten.cluster import ray_cluster
 from statten.config import UserError, build_config, with_overrides
 from statten.data import make_test_loader
 from statten.display import progress_bar
@@ -92,25 +95,25 @@ def home(target: Target, storage: Path | None = None) -> Path:
 def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool = True) -> Measured:
     """Measure a target's test part, on so many workers, going on with what an earlier attempt left in `folder`."""
     config = with_overrides(target.config, {"scale.workers": workers})
-    plan = preflight(config)
-    target.model()  # weights that do not fit are named before any folder is made
-    total = make_test_loader(config).total
-    if workers > total:
-        raise UserError(f"--workers: there are {total} test samples for {workers} workers; the most is --workers {total}")
-    of = chunks(total, workers)
-    scratch = folder / f"chunks-{target.key(rates=rates)}"
-    scratch.mkdir(parents=True, exist_ok=True)
-    if workers == 1:
-        with progress_bar("samples") as bar:
-            task = bar.add_task("test part", total=total, rate="")
-            step = lambda samples: bar.advance(task, samples)  # noqa: E731
-            measure_chunks(target.model(), config, scratch, list(range(of)), of, rates, step)
-    else:
-        settings = {"source": str(target.source.resolve()), "averaged": target.averaged, "exact": target.exact}
-        settings |= {"config": config.model_dump(mode="json"), "folder": str(scratch.resolve()), "of": of, "rates": rates}
-        with progress_bar("chunks") as bar:
-            bar.add_task(f"test part on {workers} workers", total=None, rate="")
-            on_workers(_worker, settings, plan, config, scratch / "ray")
+    with ray_cluster(config.scale.address) if workers > 1 else nullcontext() as capacity:
+        plan = preflight(config, capacity)
+        model, total = target.model(), make_test_loader(config).total  # what does not fit is said before any folder is made
+        if workers > total:
+            raise UserError(f"--workers: there are {total} test samples for {workers} workers; the most is --workers {total}")
+        of = chunks(total, workers)
+        scratch = folder / f"chunks-{target.key(rates=rates)}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        if workers == 1:
+            with progress_bar("samples") as bar:
+                task = bar.add_task("test part", total=total, rate="")
+                mine = list(range(of))
+                measure_chunks(model, config, scratch, mine, of, rates, lambda samples: bar.advance(task, samples))
+        else:
+            settings = {"source": str(target.source.resolve()), "averaged": target.averaged, "exact": target.exact}
+            settings |= {"config": config.model_dump(mode="json"), "folder": str(scratch.resolve()), "of": of, "rates": rates}
+            with progress_bar("chunks") as bar:
+                bar.add_task(f"test part on {workers} workers", total=None, rate="")
+                on_workers(_worker, settings, plan, config, scratch / "ray")
     found = merge([load(chunk_path(scratch, chunk, of)) for chunk in range(of)])
     shutil.rmtree(scratch)
     return found

@@ -109,12 +109,15 @@ def layers(found: Measured, config: ModelConfig) -> list[dict[str, Any]]:
         T, neurons = len(sums), sums[0].numel()
         by_timestep = (sums.double().flatten(1).sum(1) / (neurons * found.samples)).tolist()
         fired = sums.sum(0)
-        dead, saturated = int((fired == 0).sum()), int((fired == T * found.samples).sum())
+        never, always = (fired == n for n in (0, T * found.samples))
+        dead, saturated = int(never.sum()), int(always.sum())
         rate = sum(by_timestep) / T
         rows.append(
             {
                 "layer": name, "rate": rate, "nonzero": rate, "by_timestep": by_timestep, "neurons": neurons, "dead": dead,
                 "saturated": saturated,
+                "dead_channels": _channels(never),
+                "saturated_channels": _channels(always),
                 "state": "dead" if dead == neurons else "saturated" if saturated == neurons else "alive",
             }
         )  # fmt: skip
@@ -127,6 +130,11 @@ def layer_names(config: ModelConfig) -> list[str]:
     inside = ["attn.in", "attn.q", "attn.k", "attn.v", f"attn.{core}", "mlp.fc1", "mlp.fc2"]
     blocks = [f"blocks.{i}.{name}" for i in range(config.depth) for name in inside]
     return [*(f"embed.{i}" for i in range(4)), *blocks, "head"]
+
+
+def _channels(marked: Tensor) -> list[int]:
+    """Channels whose neurons are marked at every position, of [C, H, W] or [C]."""
+    return marked.reshape(len(marked), -1).all(1).nonzero()[:, 0].tolist()
 
 
 def points(found: Measured) -> list[dict[str, Any]]:
@@ -169,15 +177,17 @@ def headline(report: dict[str, Any]) -> list[str]:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """Layers that are dead or saturated, or have many neurons that are."""
+    """Layers that are dead or saturated, and channels that are at every position."""
     lines = []
     for row in report.get("layers", []):
         if row["state"] != "alive":
             lines.append(f"{row['layer']} is {row['state']}: all of its {row['neurons']} neurons, at every sample")
         else:
             for what in ("dead", "saturated"):
-                if row[what] > row["neurons"] / 2:
-                    lines.append(f"{row['layer']}: {row[what]} of {row['neurons']} neurons are {what}")
+                channels = row[f"{what}_channels"]
+                if channels:
+                    shown = ", ".join(map(str, channels[:12])) + (", ..." if len(channels) > 12 else "")
+                    lines.append(f"{row['layer']}: {len(channels)} channels are {what} at every position: {shown}")
     return lines
 
 

@@ -147,6 +147,8 @@ def test_dead_and_saturated_neurons_are_named(runs):
     with torch.no_grad():
         model.embed.stages[1][1].weight.zero_()
         model.embed.stages[1][1].bias.fill_(-1.0)  # never reaches the threshold
+        model.blocks[0].attn.qkv[1].weight[[3, 40]] = 0  # channel 3 of q, channel 8 of k
+        model.blocks[0].attn.qkv[1].bias[3], model.blocks[0].attn.qkv[1].bias[40] = -1.0, 9.0
         model.blocks[0].mlp.fc1[1].weight.zero_()
         model.blocks[0].mlp.fc1[1].bias.fill_(9.0)  # always does
     found = measure(model, make_test_loader(target.config), target.config)
@@ -154,9 +156,11 @@ def test_dead_and_saturated_neurons_are_named(runs):
     assert rows["embed.1"]["state"] == "dead" and rows["embed.1"]["rate"] == 0
     assert rows["blocks.0.mlp.fc2"]["state"] == "saturated" and rows["blocks.0.mlp.fc2"]["rate"] == 1
     assert rows["embed.0"]["state"] == "alive"
+    assert 3 in rows["blocks.0.attn.q"]["dead_channels"] and rows["blocks.0.attn.k"]["saturated_channels"] == [8]
     said = warnings({"layers": list(rows.values())})
     assert any(line.startswith("embed.1 is dead: all of its") for line in said)
     assert any(line.startswith("blocks.0.mlp.fc2 is saturated") for line in said)
+    assert "blocks.0.attn.k: 1 channels are saturated at every position: 8" in said
 
 
 def test_files_and_another_evaluation_beside_them(runs):
