@@ -283,17 +283,18 @@ def grid(
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Find BatchNorm's statistics anew from so many training batches.")
     ] = 0,
+    part: Annotated[str, typer.Option(help="validation, so that (T, b) may be chosen by it, or test.")] = "validation",
     data: OnData = None,
     ema: Ema = True,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy and energy of one set of weights at every (timesteps, block size)."""
+    """Accuracy and energy of one set of weights at every (timesteps, block size), on the validation part."""
     path = locate(target, _begin(as_json, storage))
     from statten.evaluation import anytime as times
 
     report = times.grid(
-        path, overrides, timesteps=timesteps or None, recalibrate=recalibrate, data=data, ema=ema, storage=storage
+        path, overrides, timesteps=timesteps or None, recalibrate=recalibrate, part=part, data=data, ema=ema, storage=storage
     )
     return _print(report) if as_json else times.grid_summary(report)
 

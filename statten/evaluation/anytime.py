@@ -84,13 +84,15 @@ def anytime(
     return report
 
 
-def _latency(model: STAttenTransformer, loader: Any, timesteps: int, repeats: int = 7) -> float:
-    """Median time in milliseconds of one sample by itself."""
+def _latency(model: STAttenTransformer, loader: Any, timesteps: int, repeats: int = 15) -> float:
+    """Median time in milliseconds of one sample by itself, after a few that warm up."""
     device = next(model.parameters()).device
     x = next(iter(loader))[0][:1].to(device)
     x = x[:, :timesteps] if model.config.events else x
     times = []
     with torch.inference_mode():
+        for _ in range(3):
+            model(x)
         for _ in range(repeats):
             began = time.perf_counter()
             model(x)
@@ -173,13 +175,14 @@ def anytime_summary(report: dict[str, Any]) -> None:
 
 def grid(
     path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = (), *, timesteps: list[int] | None = None,
-    recalibrate: int = 0, data: str | None = None, ema: bool = True, storage: Path | None = None,
+    recalibrate: int = 0, part: str = "validation", data: str | None = None, ema: bool = True, storage: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy and energy of one set of weights at every number of timesteps and every block size that divides it.
 
     Args:
         path: as in `evaluate`, overrides, data, ema and storage too.
         timesteps: numbers of timesteps; empty means 1, 2, 4, ... up to twice the trained number.
+        part: `validation`, so that (T, b) may be chosen by what is found here, or `test`.
         recalibrate: training batches from which BatchNorm's statistics are found anew in each cell; 0 keeps the trained ones.
 
     Returns:
@@ -187,6 +190,8 @@ def grid(
     """
     from statten.evaluation import home
 
+    if part not in ("validation", "test"):
+        raise UserError(f"--part: must be validation or test, but got {part!r}")
     target = open_target(Path(path), overrides, data, ema)
     trained = target.config.model
     chosen = timesteps or sorted({2**i for i in range(7) if 2**i <= 2 * trained.timesteps} | {trained.timesteps})
@@ -203,19 +208,21 @@ def grid(
             model.set_timesteps(t, b)
             if recalibrate:
                 recalibrate_norms(model, config, recalibrate)
-            found = measure(model, make_test_loader(config), config)
+            loader = make_test_loader(config) if part == "test" else make_loaders(config).validation
+            found = measure(model, loader, config)
             energy = ledger(config.model, t, found.sums, found.samples, Conventions())["total"]["pj"]
             cells.append({"timesteps": t, "block_size": b, **accuracy(found), "energy_pj": energy})
             bar.advance(task)
     best = max(cells, key=lambda cell: (cell["top1"], -cell["loss"]))
     report = {
         "target": target.name, "checkpoint": str(target.source), "data": target.config.data.name, "samples": found.samples,
-        "recalibrated_batches": recalibrate, "trained": {"timesteps": trained.timesteps, "block_size": trained.block_size},
+        "part": part, "recalibrated_batches": recalibrate,
+        "trained": {"timesteps": trained.timesteps, "block_size": trained.block_size},
         "cells": cells, "best": best,
     }  # fmt: skip
     folder = home(target, storage)
     folder.mkdir(parents=True, exist_ok=True)
-    files = f"grid-recalibrated-{recalibrate}" if recalibrate else "grid"
+    files = f"grid-{part}" + (f"-recalibrated-{recalibrate}" if recalibrate else "")
     report |= {"folder": str(folder), "files": files}
     _write_grid(report, folder / files)
     return report
@@ -265,12 +272,12 @@ def _square(report: dict[str, Any], name: str) -> tuple[list[list[float]], list[
 
 def _write_grid(report: dict[str, Any], stem: Path) -> None:
     write_json(stem.with_suffix(".json"), report)
-    parts = ["Top-1 in percent", md_table(*grid_cells(report)), "Energy of a sample in uJ"]
+    parts = [f"Top-1 in percent, {report['part']} part", md_table(*grid_cells(report)), "Energy of a sample in uJ"]
     micro = {**report, "cells": [{**cell, "energy_uj": cell["energy_pj"] / 1e6} for cell in report["cells"]]}
     write_text(stem.with_suffix(".md"), "\n\n".join([*parts, md_table(*grid_cells(micro, "energy_uj", "{:.4f}"))]) + "\n")
     values, steps, blocks = _square(report, "top1")
-    how = f", BatchNorm from {report['recalibrated_batches']} batches" if report["recalibrated_batches"] else ""
-    title = f"Top-1 (%) by timesteps and block size{how}"
+    how = f",\nBatchNorm from {report['recalibrated_batches']} batches" if report["recalibrated_batches"] else ""
+    title = f"Top-1 (%), {report['part']} part{how}"
     made = heat_map(values, [f"T={t}" for t in steps], [f"b={b}" for b in blocks], title, "{:.2f}")
     made.savefig(stem.with_suffix(".png"), dpi=120)
 
@@ -281,7 +288,10 @@ def grid_summary(report: dict[str, Any]) -> None:
     how = (
         f"BatchNorm from {report['recalibrated_batches']} training batches" if report["recalibrated_batches"] else "as trained"
     )
-    console.print(f"[bold]{report['target']}[/] on {report['data']}, {report['samples']} samples, top-1 in percent, {how}")
+    console.print(
+        f"[bold]{report['target']}[/] on {report['data']}, {report['samples']} {report['part']} samples, "
+        f"top-1 in percent, {how}"
+    )
     console.print(table("", *grid_cells(report), right=range(1, 20)))
     console.print(
         f"trained at T={trained['timesteps']} b={trained['block_size']}; best T={best['timesteps']} b={best['block_size']}: "

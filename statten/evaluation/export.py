@@ -174,9 +174,9 @@ def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Te
         program = torch.export.export(
             plain(model), (x,), dynamic_shapes=({0: batch},), prefer_deferred_runtime_asserts_over_guards=True
         )
-    torch.export.save(program, path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about buffers that are not writable: nobody writes to them
+        warnings.simplefilter("ignore")  # about storages that are shared or not writable: nobody writes to them
+        torch.export.save(program, path)
         opened = torch.export.load(path).module()
     difference = _checked(path.name, opened, x, wanted)
     _checked(path.name, opened, x[:1], wanted[..., :1, :])  # and another batch size

@@ -187,7 +187,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
                 channels = row[f"{what}_channels"]
                 if channels:
                     shown = ", ".join(map(str, channels[:12])) + (", ..." if len(channels) > 12 else "")
-                    lines.append(f"{row['layer']}: {len(channels)} channels are {what} at every position: {shown}")
+                    lines.append(f"{row['layer']}: channels {what} at every position ({len(channels)}): {shown}")
     return lines
 
 

@@ -65,14 +65,14 @@ def test_early_exit_by_hand():
 
 
 def test_every_cell_of_the_grid_is_an_evaluation(run):
-    report = grid(run.path, timesteps=[2, 4])
+    report = grid(run.path, timesteps=[2, 4], part="test")
     assert [(c["timesteps"], c["block_size"]) for c in report["cells"]] == [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
     cell = report["cells"][3]
     alone = evaluate(run.path, {"model.timesteps": 4, "model.block_size": 2})
     assert cell["top1"] == alone["top1"] and cell["loss"] == alone["loss"]
     assert report["best"]["top1"] == max(c["top1"] for c in report["cells"])
-    assert "| T=4 |" in (Path(report["folder"]) / "grid.md").read_text()
-    assert (Path(report["folder"]) / "grid.png").stat().st_size > 1000
+    assert "| T=4 |" in (Path(report["folder"]) / "grid-test.md").read_text()
+    assert (Path(report["folder"]) / "grid-test.png").stat().st_size > 1000
 
 
 def test_recalibration_finds_the_statistics_of_the_batches(run):
@@ -87,6 +87,21 @@ def test_recalibration_finds_the_statistics_of_the_batches(run):
     means = [conv(next(batches)[0]).mean((0, 2, 3)) for _ in range(2)]
     torch.testing.assert_close(norm.running_mean, (means[0] + means[1]) / 2)
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_grid_reads_the_validation_part_unless_told(run):
+    target = open_target(run.path)
+    report = grid(run.path, timesteps=[1])
+    validation = make_loaders(target.config).validation
+    model = target.model()
+    model.set_timesteps(1, 1)
+    with torch.no_grad():
+        batches = [(model(x), y) for x, y in validation]
+    right = sum(int(((z >= z.gather(1, y[:, None])).sum(1) == 1).sum()) for z, y in batches)
+    assert report["samples"] == validation.total != 359
+    assert report["cells"][0]["top1"] == pytest.approx(100 * right / validation.total)
+    with pytest.raises(UserError, match="--part: must be validation or test, but got 'train'"):
+        grid(run.path, part="train")
 
 
 def test_timesteps_that_the_config_refuses(run):

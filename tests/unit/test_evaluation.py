@@ -160,7 +160,7 @@ def test_dead_and_saturated_neurons_are_named(runs):
     said = warnings({"layers": list(rows.values())})
     assert any(line.startswith("embed.1 is dead: all of its") for line in said)
     assert any(line.startswith("blocks.0.mlp.fc2 is saturated") for line in said)
-    assert "blocks.0.attn.k: 1 channels are saturated at every position: 8" in said
+    assert "blocks.0.attn.k: channels saturated at every position (1): 8" in said
 
 
 def test_files_and_another_evaluation_beside_them(runs):
