@@ -215,6 +215,7 @@ def grid(
             bar.advance(task)
     best = max(cells, key=lambda cell: (cell["top1"], -cell["loss"]))
     report = {
+        "run": str(target.run.path) if target.run else None,
         "target": target.name, "checkpoint": str(target.source), "data": target.config.data.name, "samples": found.samples,
         "part": part, "recalibrated_batches": recalibrate,
         "trained": {"timesteps": trained.timesteps, "block_size": trained.block_size},
@@ -297,8 +298,7 @@ def grid_summary(report: dict[str, Any]) -> None:
         f"trained at T={trained['timesteps']} b={trained['block_size']}; best T={best['timesteps']} b={best['block_size']}: "
         f"top-1 {best['top1']:.2f} %, {best['energy_pj'] / 1e6:.4f} uJ a sample"
     )
-    console.print(
-        f"  train on  statten promote {report['target']} --set model.timesteps={best['timesteps']} "
-        f"--set model.block_size={best['block_size']}"
-    )
+    if report["run"]:
+        to = f"--set model.timesteps={best['timesteps']} --set model.block_size={best['block_size']}"
+        console.print(f"  train on  statten promote {report['run']} {to}")
     console.print(f"  report    {report['folder']}/{report['files']}.md, .json, .png")

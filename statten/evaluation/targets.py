@@ -43,7 +43,10 @@ class Target:
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return self.run.name if self.run else self.source.name.removesuffix(".pth.tar")
+        if self.run is None:
+            return self.source.name.removesuffix(".pth.tar")
+        folder = self.run.path
+        return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "trials" else folder.name
 
     @property
     def precision(self) -> str:
@@ -69,6 +72,8 @@ class Target:
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
         path = self.source if self.source.is_file() else self.source / (_EMA if self.averaged else "model.safetensors")
+        if not path.is_file():
+            raise UserError(f"{self.source}: not a usable checkpoint: {path.name} is missing")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
         data.pop("workers")  # who reads does not matter
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}

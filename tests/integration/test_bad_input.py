@@ -59,6 +59,11 @@ CASES = [
     ("evaluate nothing", "nothing: no such run or sweep in"),
     ("evaluate {runs}/file", "is neither a run, a sweep nor a checkpoint folder"),
     ("evaluate taken", "taken: holds no checkpoint yet"),
+    ("evaluate {runs}/file.pth.tar", "file.pth.tar: not a checkpoint that can be read safely"),
+    ("anytime taken", "taken: holds no checkpoint yet"),
+    ("grid taken --part train", "--part: must be validation or test, but got 'train'"),
+    ("compare taken", "compare: takes two or more targets, but got 1"),
+    ("export taken --output {runs}/out --format nir", "--format nir: NIR cannot express this network"),
     ("resume {runs}/empty", "is not a run folder, for it holds no run.json"),
     ("best taken", "is not a sweep folder, for it holds no sweep.json"),
     ("best swept", "swept: no trial is finished yet"),
@@ -88,6 +93,7 @@ def storage(tmp_path_factory):
     Sweep.create(runs / "swept", config, make_space({"model.depth": {"int": [1, 2]}}, config)).study()
     (runs / "empty").mkdir()
     (runs / "file").write_text("just text\n")
+    (runs / "file.pth.tar").write_text("just text\n")
     (runs / "empty.yaml").write_text("{}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")

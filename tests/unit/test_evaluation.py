@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluated import make_run, published_file
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from statten import cli
@@ -225,6 +225,25 @@ def test_a_tampered_file_is_refused(runs, tmp_path, changes, sentence):
         evaluate(path, data="digits", storage=tmp_path / "storage")
     assert all(str(path) in problem for problem in caught.value.problems)
     assert not (tmp_path / "storage").exists()
+
+
+def test_averaged_weights_of_our_own_and_damage(tmp_path):
+    run = make_run(tmp_path / "run")
+    checkpoint = run.best_checkpoint()
+    weights = {k: v + 0.01 if v.is_floating_point() else v for k, v in load_file(checkpoint / "model.safetensors").items()}
+    save_file(weights, checkpoint / "ema.safetensors")
+    assert open_target(run.path).averaged and not open_target(run.path, ema=False).averaged
+    assert torch.equal(open_target(run.path).weights()["head.weight"], weights["head.weight"])
+    assert not torch.equal(open_target(run.path, ema=False).weights()["head.weight"], weights["head.weight"])
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-1] ^= 0xFF
+    (checkpoint / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors does not match its digest"):
+        evaluate(run.path)
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"not a usable checkpoint: model\.safetensors is missing"):
+        evaluate(run.path, ema=False)
+    assert not (run.path / "evaluations").exists()
 
 
 def test_damage_inside_the_archive_is_found(tmp_path):
