@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from statten.cluster import ray_cluster
-from statten.config import UserError, build_config, with_overrides
+from statten.config import UserError, build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.energy import Conventions
@@ -94,7 +94,7 @@ def home(target: Target, storage: Path | None = None) -> Path:
 
 def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool = True) -> Measured:
     """Measure a target's test part, on so many workers, going on with what an earlier attempt left in `folder`."""
-    config = with_overrides(target.config, {"scale.workers": workers})
+    config = target.evaluated_on(workers)
     with ray_cluster(config.scale.address) if workers > 1 else nullcontext() as capacity:
         plan = preflight(config, capacity)
         model, total = target.model(), make_test_loader(config).total  # what does not fit is said before any folder is made

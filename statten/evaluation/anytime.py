@@ -58,7 +58,7 @@ def anytime(
     from statten.evaluation import home
 
     target = open_target(Path(path), overrides, data, ema)
-    config = with_overrides(target.config, {"scale.workers": 1})
+    config = target.evaluated_on(1)
     preflight(config)
     model, m = target.model(), config.model
     loader = make_test_loader(config)

@@ -48,6 +48,12 @@ class Target:
         folder = self.run.path
         return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "trials" else folder.name
 
+    def evaluated_on(self, workers: int) -> Config:
+        """The config of an evaluation on so many workers; training's batch size, which data must fill, says nothing here."""
+        train = self.config.train
+        fields = {"train.batch_size": 2, "train.eval_batch_size": train.eval_batch_size or train.batch_size}
+        return with_overrides(self.config, {**fields, "scale.workers": workers})
+
     @property
     def precision(self) -> str:
         """Of the computation."""

@@ -141,6 +141,11 @@ def test_the_report_follows_from_the_records(runs):
     assert calibration(found)["ece"] == pytest.approx(gap, rel=1e-9)
 
 
+def test_training_s_batch_size_is_no_obstacle(runs):
+    found = evaluate(runs["digits"].path, {"train.batch_size": 5000, "train.eval_batch_size": 64})
+    assert found["top1"] == evaluate(runs["digits"].path)["top1"]
+
+
 def test_dead_and_saturated_neurons_are_named(runs):
     target = open_target(runs["digits"].path)
     model = target.model()
