@@ -40,6 +40,8 @@ MODELS: dict[str, tuple[ModelConfig, int]] = {
     ),
 }
 CPU_BATCH = 8
+PEER = "SpikingJelly SpikeDrivenTransformer"
+LAYOUTS = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -108,40 +110,40 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
 
 
 def bench_step(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
-    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer."""
+    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer.
+
+    The peer takes part twice: in PyTorch's default layout, as it comes, and in channels-last, which is faster.
+    """
     config, batch = sized(model, device, batch)
     images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
-    nets = {"SpikingJelly": _peer_model(config, device), "statten": our_model(config, device)}
+    peers = {f"{PEER} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
+    nets = {"statten": our_model(config, device), **peers}
+    inference = {**nets, "statten": fold_batch_norm(nets["statten"])}
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
+    inputs = {name: images.transpose(0, 1) if name in peers and config.events else images for name in nets}
 
     def step(name: str, dtype: torch.dtype) -> None:
-        net, x = nets[name], images
-        if name == "SpikingJelly" and config.events:
-            x = images.transpose(0, 1)
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            loss = nn.functional.cross_entropy(net(x).float(), target)
+            loss = nn.functional.cross_entropy(nets[name](inputs[name]).float(), target)
         loss.backward()
         optimizers[name].step()
         optimizers[name].zero_grad(set_to_none=True)
-        functional.reset_net(net)
-
-    cases: dict[str, Callable[[], object]] = {
-        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in DTYPES.items() for name in nets
-    }
-    inference = {"SpikingJelly": nets["SpikingJelly"], "statten": fold_batch_norm(nets["statten"])}
+        functional.reset_net(nets[name])
 
     def infer(name: str) -> None:
         net = inference[name]
         training = net.training
         net.eval()
         with torch.inference_mode():
-            net(images.transpose(0, 1) if name == "SpikingJelly" and config.events else images)
+            net(inputs[name])
         functional.reset_net(net)
         net.train(training)
 
-    for name in nets:
-        cases[f"{name} inference"] = partial(infer, name)
+    cases: dict[str, Callable[[], object]] = {
+        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in DTYPES.items() for name in nets
+    }
+    cases |= {f"{name} inference": partial(infer, name) for name in nets}
     for precision, dtype in DTYPES.items():
         a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
         cases[f"product {precision}"] = partial(torch.mm, a, b)
@@ -150,16 +152,15 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
     found = seconds(cases, device, repeats)
     for precision in DTYPES:
         case, ours = f"{model} batch {batch} {precision}", found[f"statten {precision}"]
-        for peer in dict.fromkeys((precision, "fp32")):
-            theirs = found[f"SpikingJelly {peer}"]
-            metric = f"ms per training step, peer SpikingJelly SpikeDrivenTransformer in {peer}"
-            yield Row(case, metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
+        for peer in (f"{name} {other}" for other in dict.fromkeys((precision, "fp32")) for name in peers):
+            yield Row(case, f"ms per training step, peer {peer}", 1e3 * ours, 1e3 * found[peer], found[peer] / ours)
         fastest = min(found[f"product {precision}"], found[f"convolution {precision}"])
         rate, best = flops / ours, 2 * 2048**3 / fastest
         yield Row(case, "GFLOP/s of the step, peer a matrix product of 2048 x 2048", rate / 1e9, best / 1e9, rate / best)
-    ours, theirs = found["statten inference"], found["SpikingJelly inference"]
-    metric = "ms of inference with BatchNorm folded, peer SpikingJelly SpikeDrivenTransformer"
-    yield Row(f"{model} batch {batch} fp32", metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
+    for peer in peers:
+        ours, theirs = found["statten inference"], found[f"{peer} inference"]
+        metric = f"ms of inference with BatchNorm folded, peer {peer}"
+        yield Row(f"{model} batch {batch} fp32", metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
 
 
 def bench_memory(device: torch.device, model: str, batch: int | None = None) -> Iterator[Row]:
@@ -168,7 +169,7 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
     images, target = random_batch(config, batch, device)
     net = our_model(config, device)
     ways: dict[str, tuple[nn.Module, bool, bool]] = {
-        "SpikingJelly": (_peer_model(config, device), False, False),
+        PEER: (_peer_model(config, device, torch.channels_last), False, False),
         "statten": (net, False, False),
         "statten with packed_spikes": (net, True, False),
         "statten with activation_checkpointing": (net, False, True),
@@ -176,7 +177,7 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
     for precision, dtype in DTYPES.items():
         kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
-            x = images.transpose(0, 1) if name == "SpikingJelly" and config.events else images
+            x = images.transpose(0, 1) if name == PEER and config.events else images
             net.activation_checkpointing = checkpointing  # type: ignore[assignment]
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
@@ -184,9 +185,9 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
                     peaks[name] = peak_bytes(model_of_it, x, target, packed) / 2**20
         case = f"{model} batch {batch} {precision}"
         for metric, found in (("saved for backward", kept), ("at the peak of forward and backward", peaks)):
-            theirs = found.pop("SpikingJelly", 0.0)
+            theirs = found.pop(PEER, 0.0)
             for name, ours in found.items():
-                metric_of_it = f"MiB {metric}, peer SpikingJelly SpikeDrivenTransformer"
+                metric_of_it = f"MiB {metric}, peer {PEER}"
                 yield Row(f"{name}, {case}", metric_of_it, ours, theirs, theirs / ours)
 
 
@@ -304,7 +305,7 @@ def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
     return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
 
 
-def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_format) -> nn.Module:
     net = SpikeDrivenTransformer(
         T=config.timesteps,
         in_channels=config.in_channels,
@@ -315,7 +316,7 @@ def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         pooling_stat=config.pooling,
     )
-    net = net.to(device, memory_format=torch.channels_last).train()  # its fastest layout too
+    net = net.to(device, memory_format=layout).train()
     if device.type == "cuda":
         functional.set_backend(net, "triton")
     return net
