@@ -21,7 +21,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 AttentionMode = Literal["statten", "sdsa"]
 NeuronKind = Literal["lif", "plif"]
-Dataset = Literal["digits", "digits_events"]
+Dataset = Literal[
+    "digits", "digits_events", "cifar10", "cifar100", "imagenet", "image_folder",
+    "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder",
+]  # fmt: skip
+DATASET_NAMES: tuple[str, ...] = get_args(Dataset)
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
 Sampler = Literal["tpe", "random"]
 Metric = Literal["val/top1", "val/top5", "val/loss"]
@@ -61,6 +65,22 @@ Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 
 
+def _share_or_test(value: Any) -> Any:
+    # One sentence for both branches of the union.
+    if value == "test":
+        return value
+    try:
+        share = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not 0 < share < 0.5:
+        raise ValueError("must be a share above 0 and below 0.5, or test")
+    return share
+
+
+Validation = Annotated[float | Literal["test"], BeforeValidator(_share_or_test)]
+
+
 class Part(BaseModel):
     """Common behaviour of all parts: unknown keys are errors, values are immutable, field docstrings are the help."""
 
@@ -73,9 +93,15 @@ class DataConfig(Part):
     """What is read, and how it is divided."""
 
     name: Dataset = "digits"
-    """Dataset: `digits` (1,797 handwritten digits, 8 x 8) or `digits_events` (the same as event-camera clips)."""
-    validation: Float = Field(0.1, gt=0, lt=0.5)
-    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone."""
+    """Dataset: the bundled `digits` and `digits_events` (the same as event-camera clips), a published one, or your own classes
+    as `image_folder` or `event_folder`."""
+    root: str | None = None
+    """Folder of the dataset, on storage that all workers see; empty for bundled data only."""
+    download: bool = False
+    """Fetch what is missing into `root` before the run, where the dataset allows it."""
+    validation: Validation = 0.1
+    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone. `test` is the
+    published protocol: nothing is cut off, and models are selected on the test part."""
     fraction: Float = Field(1.0, gt=0, le=1)
     """Share of the training part that is used, stratified by class; validation and test are always whole."""
     split_seed: Int = Field(0, ge=0)
@@ -84,6 +110,12 @@ class DataConfig(Part):
     """Frames of an event clip; empty means as many as `model.timesteps`."""
     augment: bool = True
     """Random shifts (and, for images, small rotations and scalings) of training samples, one draw per clip."""
+    repeats: Int = Field(1, ge=1, le=16)
+    """Repeated augmentation: how often an epoch shows the same sample, each time augmented anew; its length stays."""
+    shuffle_buffer: Int = Field(4096, ge=1)
+    """Tar shards are read one after the other, in an order of the epoch, and shuffled within so many samples."""
+    skip_corrupt: bool = False
+    """Leave out files that cannot be read and count them; otherwise the first one ends the run, with its name."""
     workers: Int = Field(0, ge=0, le=64)
     """Loader processes per training worker; 0 reads in the training process."""
 

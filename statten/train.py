@@ -18,10 +18,10 @@ from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
 from statten.config import Config, ScaleConfig, TrainConfig, UserError
-from statten.data import Loaders, check_data, make_loaders
+from statten.data import CorruptSample, Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.losses import make_loss
-from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed
+from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, best_row, logging_to
@@ -98,6 +98,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             "train/loss": trained["loss"],
             "train/top1": trained["top1"],
             **validate(model, loaders.validation, config),
+            **left_out(loaders, config, state.device),
             "lr": state.optimizer.param_groups[0]["lr"],
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
@@ -131,6 +132,13 @@ def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: 
         **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
         **{f"firing_rate/{layer}": rate for layer, rate in rates.reduced().items()},
     }
+
+
+def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:
+    """With `data.skip_corrupt`: `corrupt`, the samples of this epoch that no rank could read."""
+    if not config.data.skip_corrupt:
+        return {}
+    return {"corrupt": sum_over_ranks(torch.tensor(loaders.corrupt, device=device)).item()}
 
 
 def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState:
@@ -212,7 +220,7 @@ def run_fit(
 ) -> dict[str, float] | None:
     """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
 
-    Returns the best epoch's metrics, or None when training diverged (the reason is in the folder's result.json).
+    Returns the best epoch's metrics, or None when training diverged or met a corrupt file (the folder's result.json says).
     """
     with logging_to(run.path / "train.log", rank):
         return _run_fit(run, attempt, rank, world_size, threads, then)
@@ -227,6 +235,8 @@ def _run_fit(
     then: Callable[[dict[str, float]], object] | None,
 ) -> dict[str, float] | None:
     config = run.config
+    if world_size > 1 and run.state == "failed":
+        return None  # a rank of this attempt met a corrupt file: starting the group again would end there again
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
@@ -245,6 +255,12 @@ def _run_fit(
         failed = True
         if rank == 0:
             run.fail(str(reason))
+        return None
+    except CorruptSample as reason:
+        failed = True
+        run.fail(str(reason))
+        if world_size > 1:
+            raise  # only this rank knows, and the others wait for it
         return None
     except Exception:
         failed = True
