@@ -77,12 +77,16 @@ def check(
             label: {part: int(counts[i]) for part, counts in counted.items()} for i, label in enumerate(source.classes)
         },
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common(COMMON)},
-        "smallest": list(min(sizes, key=lambda size: size[0] * size[1], default=(0, 0))),
-        "largest": list(max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))),
+        "smallest": list(min(sizes, key=_area, default=(0, 0))),
+        "largest": list(max(sizes, key=_area, default=(0, 0))),
         "mean": moments.mean,
         "std": moments.std,
         "corrupt": corrupt,
     }
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 def _config(name: str, root: Path, timesteps: int | None) -> Config:

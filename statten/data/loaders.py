@@ -4,6 +4,7 @@ So there is no sampler state to save: a resumed run names its epoch and step. Wi
 function runs there instead of here.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class _Batches(torch.utils.data.Dataset):
         self._keys[:] = keys
         if self._loader is None:
             self._loader = torch.utils.data.DataLoader(
-                self,
+                # A copy: in a cycle the loader's queues may be closed before it asks its processes to end.
+                copy.copy(self),
                 batch_size=None,  # an item is a batch already
                 sampler=self._keys,
                 num_workers=self._workers,

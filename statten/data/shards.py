@@ -187,8 +187,14 @@ def _mismatch(folder: Path, entry: dict[str, Any]) -> str | None:
 
 
 def shard(
-    name: str, root: Path, output: Path | None, per_shard: int = 1000, *, workers: int | None = None, progress: Progress = silent
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    root: Path,
+    output: Path | None,
+    per_shard: int = 1000,
+    *,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Pack `imagenet` or an `image_folder` into tar shards; without `output`, write the missing indices of shards in `root`.
 
     Returns:
@@ -198,7 +204,7 @@ def shard(
         UserError: `root` holds no such dataset, `output` holds something else, or a file cannot be read.
     """
     if name not in ("imagenet", "image_folder"):
-        raise UserError(f"{name}: only class folders of images become shards, those of imagenet or image_folder")
+        raise UserError(f"{name}: only folders of images become shards: imagenet and image_folder")
     existing_folder(root, "--root")
     workers = workers or default_workers()
     if output is None:
