@@ -1,6 +1,7 @@
 """Class folders: `<part>/<class>/<file>`, listed without a look at any file."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,10 +92,15 @@ def list_parts(root: Path, suffixes: tuple[str, ...], noun: str, needs_parts: bo
         needs_parts: whether `train` and `val` are required.
     """
     stamps = [root, *(root / name for name in subfolders(root))]
-    stamps += [folder / name for folder in stamps[1:] for name in subfolders(folder)]
+    stamps += [folder / name for folder in stamps[1:] if folder.name in ("train", *TEST_NAMES) for name in subfolders(folder)]
     # A folder's time changes with every file that comes or goes.
     times = tuple(folder.stat().st_mtime_ns for folder in stamps)
     return _list_parts(root, suffixes, noun, needs_parts, times)
+
+
+def unlisted() -> None:
+    """Forget what was listed, as a new process would have to list it."""
+    _list_parts.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -148,7 +154,7 @@ def _parts(root: Path, needs_parts: bool) -> list[str]:
 
 def _list_classes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[bytes]]:
     """Class name to its files, relative to its folder; both sorted."""
-    names, endings = subfolders(folder), tuple(map(str.encode, suffixes))
+    names, endings = subfolders(folder), tuple(suffix.encode() for lower in suffixes for suffix in (lower, lower.upper()))
     paths = [os.fsencode(folder / name) for name in names]
     with ThreadPoolExecutor(8) as pool:  # on network storage a listing is a round trip
         listed: Iterator[list[bytes]] = pool.map(os.listdir, paths)
@@ -156,11 +162,14 @@ def _list_classes(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[byt
 
 
 def _files(folder: bytes, names: list[bytes], endings: tuple[bytes, ...]) -> list[bytes]:
-    found = [name for name in names if name.lower().endswith(endings) and name[0] != HIDDEN]
-    found.sort()
+    found = [name for name in names if name.endswith(endings)]
+    below = []
     if len(found) < len(names):  # only what is no sample by its name is looked at
         for name in sorted(set(names) - set(found)):
-            path = os.path.join(folder, name)
-            if name[0] != HIDDEN and os.path.isdir(path):
-                found += [os.path.join(name, file) for file in _files(path, os.listdir(path), endings)]
-    return found
+            if name.lower().endswith(endings):
+                found.append(name)  # .Jpeg
+            elif name[0] != HIDDEN and os.path.isdir(path := os.path.join(folder, name)):
+                below += [os.path.join(name, file) for file in _files(path, os.listdir(path), endings)]
+    found.sort()
+    del found[bisect_left(found, b".") : bisect_left(found, b"/")]  # hidden ones
+    return found + below

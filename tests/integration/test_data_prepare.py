@@ -76,9 +76,7 @@ def test_prepare_killed_ten_times_ends_in_the_same_bytes(name, warm, tmp_path):
     shutil.copytree(clean, tmp_path / "killed")
     command = ["prepare", name, "--timesteps", 4, "--timesteps", 2, "--root"]
     finish([*command, clean])
-    marks = [
-        f"{folder}.building" for folder in ("events_np", "frames_number_2_split_by_number", "frames_number_4_split_by_number")
-    ]
+    marks = ["events_np.building", *(f"frames_number_{frames}_split_by_number.building" for frames in (2, 4))]
     killed = interrupted([*command, tmp_path / "killed"], tmp_path / "killed", marks)
     assert killed == KILLS if name == "cifar10dvs" else killed >= 5
     finish([*command, tmp_path / "killed"])
