@@ -215,11 +215,13 @@ def bench_attention(device: torch.device, repeats: int, model: str, batch: int |
         yield Row(case, "ms forward + backward, peer (Q K^T) V", 1e3 * ours, 1e3 * theirs, theirs / ours)
 
 
-def bench_data(repeats: int, batch: int | None = None, images: int = 512, workers: int | None = None) -> Iterator[Row]:
+def bench_data(
+    repeats: int, batch: int | None = None, images: int = 512, workers: int | None = None, listed: int = 200
+) -> Iterator[Row]:
     """Reading, decoding and augmenting JPEG files: our loaders against torchvision's ImageFolder and PyTorch's DataLoader.
 
     Both have the same files, the same transform, the same number of processes, and read whole shuffled epochs. Files are
-    synthetic, of ImageNet's usual size, and in the memory of the operating system.
+    synthetic, of ImageNet's usual size, and in the memory of the operating system. Then the time to list class folders.
     """
     batch, workers = batch or 32, workers or min(16, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -243,7 +245,7 @@ def bench_data(repeats: int, batch: int | None = None, images: int = 512, worker
         for name, took in found.items():
             metric = f"images/s with {workers} loader processes, peer torchvision ImageFolder + DataLoader"
             yield Row(f"{name}, {images} JPEG files, batch {batch}", metric, read / took, read / theirs, theirs / took)
-        yield from _bench_listing(Path(temporary) / "listed", repeats)
+        yield from _bench_listing(Path(temporary) / "listed", repeats, files=listed)
 
 
 def _bench_listing(root: Path, repeats: int, classes: int = 100, files: int = 200) -> Iterator[Row]:

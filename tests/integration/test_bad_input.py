@@ -48,6 +48,22 @@ CASES = [
     ("train digits --set scale.neuron_backend=cuppy", "scale.neuron_backend"),
     ("train digits --set scale.address=127.0.0.1:1", "scale.address: cannot reach the Ray cluster at 127.0.0.1:1"),
     ("train digits --set scale.address=nowhere", "scale.address: "),
+    # datasets
+    ("train digits --set data.name=cifar11", "data.name: must be one of"),
+    (
+        "train digits --set model.in_channels=3 --set data.name=cifar10",
+        "data.root: must name the folder of cifar10; set data.root=DIR",
+    ),
+    (
+        "train digits --set model.in_channels=3 --set data.name=imagenet --set data.root={runs}/none",
+        "data.root: no such folder",
+    ),
+    ("train digits --set data.validation=0.6", "data.validation: must be a share above 0 and below 0.5, or test, but got 0.6"),
+    ("data check cifar10 --root {runs}/empty", "holds no cifar10; put cifar-10-python.tar.gz"),
+    ("data check image_folder --root {runs}/empty", "holds no class folders"),
+    ("data prepare dvs128gesture --root {runs}/none --timesteps 4", "--root: no such folder"),
+    ("data shard imagenet --root {runs}/empty", "--output: must name the folder of the new shards"),
+    ("data check", "Missing argument 'NAME'"),
     # files and names
     ("train digitz", "no recipe or file is called 'digitz'; did you mean digits?"),
     ("train {runs}/none.yaml", "none.yaml: no such file"),
@@ -98,8 +114,9 @@ def storage(tmp_path_factory):
 @pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[arguments for arguments, _ in CASES])
 def test_one_sentence_and_exit_code_2(arguments, sentence, storage, monkeypatch, capsys):
     before = sorted(storage.rglob("*"))
+    monkeypatch.setattr("statten.display.console.stderr", False)
     arguments = arguments.replace("{runs}", str(storage)).split()
-    if "--storage" not in arguments and arguments[0] != "frobnicate":
+    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data"):
         arguments += ["--storage", str(storage)]
     monkeypatch.setattr(sys, "argv", ["statten", *arguments])
     with pytest.raises(SystemExit) as caught:

@@ -10,6 +10,9 @@ import time
 import formats
 import pytest
 
+from statten.checkpoint import checkpoints
+from statten.runs import Run
+
 KILLS = 10
 
 
@@ -105,3 +108,22 @@ def test_two_at_once_is_one_sentence(warm, tmp_path):
     root = formats.write_ncaltech101(tmp_path / "root", per_class=2)
     with exclusive(root), pytest.raises(UserError, match="another process is writing it; wait for it or stop it"):
         prepare("ncaltech101", root, [2])
+
+
+@pytest.mark.slow
+def test_a_file_that_breaks_under_two_workers_is_a_clean_stop(statten, tmp_path):
+    root = formats.write_images(tmp_path / "data", {"train": 24, "val": 4})
+    settings = {
+        "data.name": "image_folder", "data.root": root, "data.augment": "false", "model.in_channels": 3, "model.num_classes": 3,
+        "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "train.epochs": 500, "train.batch_size": 6,
+        "train.checkpoint_every_steps": 1, "scale.workers": 2, "scale.cpus_per_worker": 1, "scale.device": "cpu",
+    }  # fmt: skip
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = statten("train", "digits", *overrides, "--name", "r", "--storage", tmp_path)
+    run = Run(tmp_path / "r")
+    command.wait_until(lambda: len(run.metrics()) >= 1)
+    for path in (root / "train").rglob("*.JPEG"):
+        path.write_bytes(b"no image")
+    text = command.finish(code=1)
+    assert text.strip().splitlines()[-1].startswith("statten: ") and ".JPEG: cannot be read: is no image file (8 bytes)" in text
+    assert "Traceback" not in text and run.state == "failed" and checkpoints(run.checkpoint_folder)
