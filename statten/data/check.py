@@ -64,6 +64,7 @@ def check(
             sizes[found.size] += 1
             if outside[index]:
                 moments.add(found)
+    ordered = sorted(sizes, key=_area) or [(0, 0)]
     data = config.data
     parts = split(source.labels, data.validation, data.fraction, data.split_seed, source.test)
     counted = {part: np.bincount(source.labels[indices], minlength=len(source.classes)) for part, indices in parts.items()}
@@ -77,8 +78,8 @@ def check(
             label: {part: int(counts[i]) for part, counts in counted.items()} for i, label in enumerate(source.classes)
         },
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common(COMMON)},
-        "smallest": list(min(sizes, key=_area, default=(0, 0))),
-        "largest": list(max(sizes, key=_area, default=(0, 0))),
+        "smallest": list(ordered[0]),
+        "largest": list(ordered[-1]),
         "mean": moments.mean,
         "std": moments.std,
         "corrupt": corrupt,
