@@ -167,9 +167,18 @@ def _load(state: TrainState, path: Path) -> None:
     if state.ema is not None:
         state.ema.module.load_state_dict(load_file(path / EMA, device=str(state.device)))
     state.optimizer.load_state_dict(_join(load_file(path / OPTIMIZER), saved["optimizer"]))
+    _match_layouts(state.optimizer)
     state.scaler.load_state_dict(saved["scaler"])
     for name in ("epoch", "step", "sums", "seconds", "metrics", "best"):
         setattr(state, name, saved[name])
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimizer's tensors out in memory as their weights are: the sums in LAMB's norms depend on the order."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

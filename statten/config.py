@@ -35,8 +35,8 @@ IMAGE_FIELDS = (
 )  # fmt: skip
 EVENT_FIELDS = ("event_augment", "cutout")
 AUTO_AUGMENT = (
-    r"^(rand(-(m\d+|n\d+|p\d*\.?\d+|mstd\d*\.?\d+|mmax\d+|inc[01]|t(weights|3aw?)))*"
-    r"|(original|originalr|v0|v0r|3a)(-mstd\d*\.?\d+)?)$"
+    r"^(rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*"
+    r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
 )
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
 Sampler = Literal["tpe", "random"]
@@ -367,6 +367,8 @@ class TrainConfig(Part):
             problems.append(f"`min_lr` must be at most `lr`, but got (min_lr={self.min_lr:g}, lr={self.lr:g})")
         if self.warmup_epochs and self.warmup_lr > self.lr:
             problems.append(f"`warmup_lr` must be at most `lr`, but got (warmup_lr={self.warmup_lr:g}, lr={self.lr:g})")
+        if self.optimizer == "sgd" and not self.momentum:
+            problems.append("`momentum` must be above 0 for sgd, which is Nesterov's, but got 0; the field's default is 0.9")
         if self.clip_mode != "norm" and self.clip_grad is None:
             problems.append(f"`clip_mode` needs `clip_grad`, but got (clip_mode={self.clip_mode}, clip_grad=null)")
         if self.bce_target_thresh is not None and self.loss != "bce":

@@ -38,6 +38,11 @@ CASES = [
     ("train digits --set train.loss=tet", "`train.loss=tet` and `model.per_timestep_logits=true` go together"),
     ("train digits --set train.warmup_epochs=50", "`warmup_epochs` must be below `epochs`"),
     ("train digits --set train.min_lr=1", "`min_lr` must be at most `lr`"),
+    ("train digits --set data.hflip=0.5", "`hflip` has no effect on digits"),
+    ("train digits --set train.mixup=0.5 --set train.batch_size=31", "`batch_size` must be even with `mixup` or `cutmix`"),
+    ("train digits --set train.eventmix=1", "`train.eventmix` needs `model.events=true`"),
+    ("train digits --set train.optimizer=sgd --set train.momentum=0", "`momentum` must be above 0 for sgd"),
+    ("train digits --set train.clip_mode=agc", "`clip_mode` needs `clip_grad`"),
     # data and machine
     ("train digits --set model.in_channels=3", "model.in_channels"),
     ("train digits --set model.num_classes=5", "model.num_classes"),
