@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +28,7 @@ Dataset = Literal[
 BUNDLED_DATASETS = ("digits", "digits_events")
 EVENT_DATASETS = ("digits_events", "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder")
 # Fields of DataConfig that do something for datasets that are read from files; of these, for images only, for clips only.
-FILE_FIELDS = ("repeats", "interpolation", "hflip")
+FILE_FIELDS = ("interpolation", "hflip")
 IMAGE_FIELDS = (
     "auto_augment", "color_jitter", "crop_scale", "crop_ratio", "random_erasing", "random_erasing_mode", "crop_pct", "mean",
     "std",
@@ -73,6 +73,7 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+P = TypeVar("P", bound="Part")
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 
@@ -92,6 +93,8 @@ class DataConfig(Part):
     """Dataset. Bundled: `digits` (1,797 handwritten digits, 8 x 8) and `digits_events` (the same as event-camera clips).
     Images: `cifar10`, `cifar100`, `imagenet` and `image_folder` (your own classes).
     Event clips: `cifar10dvs`, `ncaltech101`, `dvs128gesture` and `event_folder` (your own classes)."""
+    root: str | None = None
+    """Folder of the dataset, on storage that all workers see; empty for bundled data only."""
     validation: Float = Field(0.1, gt=0, lt=0.5)
     """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone."""
     fraction: Float = Field(1.0, gt=0, le=1)
@@ -103,10 +106,10 @@ class DataConfig(Part):
     augment: bool = True
     """Whether training samples are augmented: the digits by random shifts (images also by small rotations and scalings),
     every other dataset as the fields below say. One draw for all frames of a clip."""
+    repeats: Int = Field(1, ge=1, le=16)
+    """Repeated augmentation: how often an epoch shows the same sample, each time augmented anew; its length stays."""
     workers: Int = Field(0, ge=0, le=64)
     """Loader processes per training worker; 0 reads in the training process."""
-    repeats: Int = Field(1, ge=1, le=16)
-    """Repeated augmentation: how often a sample is drawn in succession, each time augmented anew."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """Interpolation of every resize; event clips take nearest or bilinear."""
     hflip: Float = Field(0.0, ge=0, le=1)
@@ -522,8 +525,8 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping from a file."""
+def read_yaml(path: Path, part: type[Part] = Config) -> dict[str, Any]:
+    """Read a YAML mapping from a file; `part` is what it should hold, for the error."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -533,7 +536,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping of {', '.join(Config.model_fields)}, but holds {_shown(tree)}")
+        raise ConfigError(f"{path}: must hold a mapping of {', '.join(part.model_fields)}, but holds {_shown(tree)}")
     return tree
 
 
@@ -614,8 +617,8 @@ def field_at(path: str) -> Any:
     model: Any = Config
     field: Any = None
     for key in path.split("."):
-        models = [m for m in (model, *get_args(model)) if isinstance(m, type) and issubclass(m, Part)]
-        fields = models[0].model_fields if models else {}
+        owner = _part_of(model)
+        fields = owner.model_fields if owner else {}
         if key not in fields:
             raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
         field = fields[key]
@@ -623,6 +626,12 @@ def field_at(path: str) -> Any:
     if isinstance(model, type) and issubclass(model, Part):
         raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
     return field
+
+
+def _part_of(annotation: Any) -> type[Part] | None:
+    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
+    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
+    return parts[0] if parts else None
 
 
 def _is_text(path: str) -> bool:
@@ -669,18 +678,10 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: must be a mapping of fields, but got {_shown(value)}")
             wrong.add(name)
             continue
-        part: type[Part] = field.annotation  # type: ignore[assignment]
-        sound: dict[str, Any] = dict(value or {})
-        keys: list[str] = []
-        for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
-            try:
-                parts[name] = part.model_validate(sound)
-                break
-            except ValidationError as error:
-                for detail in error.errors():
-                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
-                    keys += [str(key) for key in detail["loc"][:1]]
-                sound = {k: v for k, v in sound.items() if k not in keys}
+        part, sentences, keys = validate_part(field.annotation, value or {}, name)  # type: ignore[arg-type]
+        problems += sentences
+        if part is not None:
+            parts[name] = part
         wrong |= {f"{name}.{key}" for key in keys}
     if len(parts) == len(Config.model_fields):
         try:
@@ -689,6 +690,23 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             for detail in error.errors():
                 problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
     return list(dict.fromkeys(problems))
+
+
+def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
+    """The object, if one can be made; a sentence for every mistake; the names of fields with a mistake of their own."""
+    problems: list[str] = []
+    sound, keys = dict(tree), list[str]()
+    for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
+        try:
+            return part.model_validate(sound), problems, keys
+        except ValidationError as error:
+            dropped = set(keys)  # a field that was dropped may be missed now: its own mistake is said already
+            for detail in error.errors():
+                if not dropped.intersection(map(str, detail["loc"][:1])):
+                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
+                    keys += [str(key) for key in detail["loc"][:1]]
+            sound = {k: v for k, v in sound.items() if k not in keys}
+    return None, list(dict.fromkeys(problems)), keys
 
 
 def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
@@ -700,8 +718,10 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     path = ".".join(filter(None, [prefix, *loc]))
     value, kind, ctx = _shown(error["input"]), error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        fields = NeuronMap.model_fields if loc[0] == "neuron" else part.model_fields
-        return [f"{path}: no such field; {nearest(loc[-1], fields)}"]
+        owner = part
+        for key in loc[:-1]:
+            owner = _part_of(owner.model_fields[key].annotation) or owner
+        return [f"{path}: no such field; {nearest(loc[-1], owner.model_fields)}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
     rules = {
@@ -720,6 +740,9 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         "too_long": "must be {max_length} numbers",
         "missing": "must be given",
         "tuple_type": "must be a list of numbers",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "model_type": "must be a mapping",
         "bool_parsing": "must be true or false",
         "bool_type": "must be true or false",
         "string_type": "must be text",

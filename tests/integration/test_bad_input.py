@@ -69,6 +69,13 @@ CASES = [
     ("best swept", "swept: no trial is finished yet"),
     ("promote taken --trial 3", "--trial: "),
     ("promote swept --trial 3", "--trial: "),
+    # jobs
+    ("run {runs}/none.yaml", "none.yaml: no such file"),
+    ("run {runs}/file", "file: must hold a mapping of command, recipe"),
+    ("run {runs}/job.yaml", "job.yaml: model.dept: no such field; did you mean model.depth?"),
+    ("run {runs}/old.yaml", "runtime.packages: needs numpy>=99, but"),
+    ("run {runs}/evaluates.yaml", "taken: holds no checkpoint yet"),
+    ("run {runs}/evaluates.yaml --dry-run", "--dry-run: "),
     # spaces and commands
     ("tune digits --space nowhere", "--space: no such file: nowhere"),
     ("tune digits --space {runs}/empty.yaml", "empty.yaml: names no field to search"),
@@ -96,6 +103,9 @@ def storage(tmp_path_factory):
     (runs / "empty.yaml").write_text("{}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
+    (runs / "job.yaml").write_text("command: train\nrecipe: digits\noverrides: {model.dept: 2}\n")
+    (runs / "old.yaml").write_text("command: train\nrecipe: digits\nruntime: {packages: ['numpy>=99']}\n")
+    (runs / "evaluates.yaml").write_text("command: evaluate\ntarget: taken\n")
     (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
     return runs
 

@@ -116,7 +116,8 @@ def test_all_mistakes_are_reported_at_once():
                                                       "16; leave it out"),
         ({"data": {"name": "ncaltech101", "crop_pct": 0.9}}, "`crop_pct` has no effect on ncaltech101, which holds event"),
         ({"data": {"name": "ncaltech101", "interpolation": "bicubic"}}, "`interpolation` must be nearest or bilinear"),
-        ({"data": {"repeats": 3}}, "`repeats` has no effect on digits, which is augmented in its own way (data.augment)"),
+        ({"data": {"interpolation": "nearest"}}, "`interpolation` has no effect on digits, which is augmented in its own way "
+                                                 "(data.augment), but got 'nearest'; leave it out"),
         ({"train": {"warmup_epochs": 2, "warmup_lr": 1}}, "train: `warmup_lr` must be at most `lr`, but got (warmup_lr=1, "
                                                           "lr=0.0003)"),
         ({"train": {"clip_mode": "agc"}}, "`clip_mode` needs `clip_grad`, but got (clip_mode=agc, clip_grad=null)"),
@@ -161,8 +162,8 @@ def test_paths_of_fields_are_dotted():
 
 
 @pytest.mark.parametrize(
-    "policy", ["rand", "rand-m9-n1-mstd0.4-inc1", "rand-m5-p0.5-mmax9-tweights", "rand-t3a", "rand-t3aw", "v0", "v0r", "original",
-               "originalr-mstd0.5", "3a"]
+    "policy", ["rand", "rand-m9-n1-mstd0.4-inc1", "rand-m5-p0.5-mmax9-tweights", "rand-t3a", "rand-t3aw", "v0", "v0r",
+               "original", "originalr-mstd0.5", "3a"]
 )  # fmt: skip
 def test_policies_that_the_config_takes_are_those_that_timm_takes(policy):
     from timm.data import create_transform
