@@ -14,7 +14,8 @@ from statten.runs import Run
 SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=6 --set train.checkpoint_every_steps=7"
 ALL_OF_IT = (
     "--set train.optimizer=lamb --set train.mixup=0.5 --set train.cutmix=1 --set train.mixup_off_epoch=5 "
-    "--set train.ema_decay=0.9 --set train.layer_decay=0.8 --set train.clip_grad=1 --set data.augment=true --set model.drop_path=0.1"
+    "--set train.ema_decay=0.9 --set train.layer_decay=0.8 --set train.clip_grad=1 --set data.augment=true "
+    "--set model.drop_path=0.1"
 )
 TAGS = {"train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head"}
 
