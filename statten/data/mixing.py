@@ -61,10 +61,14 @@ class ImageMix:
         )
 
     def __call__(self, x: Tensor, y: Tensor, *, key: Key) -> tuple[Tensor, Tensor]:
-        """See Mixer. B must be even."""
+        """See Mixer. Where corrupt files left B odd, the last sample finds no partner and stays as it is."""
         self.mixup.mixup_enabled = is_on(self.train, key)
+        paired = len(x) - len(x) % 2
         with numpy_seeded(key):
-            mixed, target = self.mixup(x.flatten(1, -3), y)
+            mixed, target = self.mixup(x[:paired].flatten(1, -3), y[:paired])
+        if paired < len(x):
+            alone = mixup_target(y[paired:], self.mixup.num_classes, 1.0, self.train.label_smoothing)
+            mixed, target = torch.cat([mixed, x[paired:].flatten(1, -3)]), torch.cat([target, alone])
         return mixed.view_as(x), target
 
 

@@ -75,6 +75,13 @@ def test_from_the_off_epoch_on_only_labels_are_smoothed(options):
     )
 
 
+def test_a_sample_without_a_partner_stays_as_it_is():
+    mix, x, y = mixer("digits_events", mixup=0.5), *clips(7)
+    (mixed, target), (even, wanted) = mix(x.clone(), y, key=KEY), mix(x[:6].clone(), y[:6], key=KEY)
+    assert torch.equal(mixed[:6], even) and torch.equal(target[:6], wanted)
+    assert torch.equal(mixed[6], x[6]) and target[6, y[6]] == pytest.approx(0.91)
+
+
 def test_cutmix_cuts_all_frames_of_a_clip_alike():
     mix, (x, y) = mixer("digits_events", cutmix=1.0), clips(2)
     cut = (mix(x.clone(), y, key=KEY)[0] != x).flatten(1, 2)
