@@ -46,7 +46,8 @@ def compile_for(architecture: int, variant: Variant) -> dict[str, dict[str, int]
     words = log.value.decode()
     assert not failed, f"sm_{architecture} {variant}: {words[:2000]}"
     found = re.findall(
-        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
         words,
         re.DOTALL,
     )
