@@ -94,7 +94,9 @@ class EventMix:
             return x, mixup_target(y, self.classes, 1.0, smoothing)
         batch, frames, _, height, width = x.shape
         draw = np.random.default_rng(key)
-        mask = torch.from_numpy(self.masks(draw, batch, (frames, height, width))).to(x.device)[:, :, None]
+        mask = torch.from_numpy(self.masks(draw, batch, (frames, height, width)))[:, :, None]
+        if x.is_cuda:  # a copy from pinned memory does not make the GPU wait
+            mask = mask.pin_memory().to(x.device, non_blocking=True)
         other = x.flip(0)
         mixed = torch.where(mask, x, other)
         kept, total = (x * mask).flatten(1).sum(1), mixed.flatten(1).sum(1)
