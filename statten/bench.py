@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[ModelConfig, int]] = {
     ),
 }
 CPU_BATCH = 8
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def seconds(cases: dict[str, Callable[[], object]], device: torch.device, repeat
 def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None = None) -> Iterator[Row]:
     """Each neuron backend against SpikingJelly's LIFNode in a training pass, and against the bandwidth of a copy."""
     shape = shape or ((4, 16, 64, 32, 32) if device.type == "cpu" else (4, 64, 256, 32, 32))
-    for precision, dtype in _DTYPES.items():
+    for precision, dtype in DTYPES.items():
         x = torch.randn(shape, device=device).to(dtype).requires_grad_()
         grad, out = torch.randn_like(x), torch.empty_like(x)
         layers: dict[str, nn.Module] = {"SpikingJelly": _peer_neuron(device)}
@@ -121,10 +121,10 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
 
 def bench_step(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
     """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer."""
-    config, batch = _model(model, device, batch)
-    images, target = _samples(config, batch, device)
+    config, batch = sized(model, device, batch)
+    images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
-    nets = {"SpikingJelly": _peer_model(config, device), "statten": _our_model(config, device)}
+    nets = {"SpikingJelly": _peer_model(config, device), "statten": our_model(config, device)}
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
 
     def step(name: str, dtype: torch.dtype) -> None:
@@ -139,7 +139,7 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
         functional.reset_net(net)
 
     cases: dict[str, Callable[[], object]] = {
-        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in _DTYPES.items() for name in nets
+        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in DTYPES.items() for name in nets
     }
     inference = {"SpikingJelly": nets["SpikingJelly"], "statten": fold_batch_norm(nets["statten"])}
 
@@ -154,13 +154,13 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
 
     for name in nets:
         cases[f"{name} inference"] = partial(infer, name)
-    for precision, dtype in _DTYPES.items():
+    for precision, dtype in DTYPES.items():
         a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
         cases[f"product {precision}"] = partial(torch.mm, a, b)
         # On CPUs another library does the convolutions, and may be faster at the same product.
         cases[f"convolution {precision}"] = partial(nn.functional.conv2d, a[None, :, :, None], b[:, :, None, None])
     found = seconds(cases, device, repeats)
-    for precision in _DTYPES:
+    for precision in DTYPES:
         case, ours = f"{model} batch {batch} {precision}", found[f"statten {precision}"]
         for peer in dict.fromkeys((precision, "fp32")):
             theirs = found[f"SpikingJelly {peer}"]
@@ -175,32 +175,36 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
 
 
 def bench_memory(device: torch.device, model: str, batch: int | None = None) -> Iterator[Row]:
-    """Bytes that a step keeps for its backward pass, counted by saved-tensor hooks, against SpikingJelly's model."""
-    config, batch = _model(model, device, batch)
-    images, _ = _samples(config, batch, device)
-    net = _our_model(config, device)
+    """What a step keeps for its backward pass, counted by saved-tensor hooks, and on a GPU its peak, against SpikingJelly."""
+    config, batch = sized(model, device, batch)
+    images, target = random_batch(config, batch, device)
+    net = our_model(config, device)
     ways: dict[str, tuple[nn.Module, bool, bool]] = {
         "SpikingJelly": (_peer_model(config, device), False, False),
         "statten": (net, False, False),
         "statten with packed_spikes": (net, True, False),
         "statten with activation_checkpointing": (net, False, True),
     }
-    for precision, dtype in _DTYPES.items():
-        kept = {}
+    for precision, dtype in DTYPES.items():
+        kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
             x = images.transpose(0, 1) if name == "SpikingJelly" and config.events else images
             net.activation_checkpointing = checkpointing  # type: ignore[assignment]
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
-        theirs = kept.pop("SpikingJelly")
-        metric = "MiB saved for backward, peer SpikingJelly SpikeDrivenTransformer"
-        for name, ours in kept.items():
-            yield Row(f"{name}, {model} batch {batch} {precision}", metric, ours, theirs, theirs / ours)
+                if device.type == "cuda":
+                    peaks[name] = peak_bytes(model_of_it, x, target, packed) / 2**20
+        case = f"{model} batch {batch} {precision}"
+        for metric, found in (("saved for backward", kept), ("at the peak of forward and backward", peaks)):
+            theirs = found.pop("SpikingJelly", 0.0)
+            for name, ours in found.items():
+                metric_of_it = f"MiB {metric}, peer SpikingJelly SpikeDrivenTransformer"
+                yield Row(f"{name}, {case}", metric_of_it, ours, theirs, theirs / ours)
 
 
 def bench_attention(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
     """`statten` attention, K^T V first, against Q K^T first, forward and backward, for each block size that divides T."""
-    config, batch = _model(model, device, batch)
+    config, batch = sized(model, device, batch)
     T, D, side, heads = config.timesteps, config.embed_dim, config.tokens_per_side, config.num_heads
     q, k, v = ((torch.rand(T, batch, D, side, side, device=device) < 0.2).float().requires_grad_() for _ in range(3))
     for block in (b for b in range(1, T + 1) if T % b == 0):
@@ -337,6 +341,18 @@ def saved_bytes(net: nn.Module, x: Tensor, packed: bool = False) -> int:
     return sum(size for (address, _), size in sizes.items() if address not in weights)
 
 
+def peak_bytes(net: nn.Module, x: Tensor, target: Tensor, packed: bool = False) -> int:
+    """Bytes that are allocated on the GPU at the worst moment of a forward and backward pass, beyond what was before."""
+    for _ in range(2):  # the first one makes gradients and libraries' workspaces
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        with packed_spikes(packed):
+            loss = nn.functional.cross_entropy(net(x).float(), target)
+        loss.backward()
+        functional.reset_net(net)
+    return torch.cuda.max_memory_allocated(x.device) - before
+
+
 def count_flops(config: ModelConfig, batch: int) -> float:
     """Floating point operations of a training step's convolutions and products: three times those of the forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -350,21 +366,24 @@ def count_flops(config: ModelConfig, batch: int) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def _model(name: str, device: torch.device, batch: int | None) -> tuple[ModelConfig, int]:
+def sized(name: str, device: torch.device, batch: int | None) -> tuple[ModelConfig, int]:
+    """A model of MODELS and its batch: as asked, or the published one on a GPU and a small one on a CPU."""
     if name not in MODELS:
         raise UserError(f"--model: {name!r} is no benchmark's model; {nearest(name, list(MODELS))}")
     config, gpu_batch = MODELS[name]
     return config, batch or (gpu_batch if device.type == "cuda" else CPU_BATCH)
 
 
-def _samples(config: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] or clips [B, T, C, H, W] of noise, and labels [B]."""
     time_axis = (config.timesteps,) if config.events else ()
     size = (batch, *time_axis, config.in_channels, config.image_size, config.image_size)
     torch.manual_seed(0)
     return torch.randn(size, device=device), torch.randint(config.num_classes, (batch,), device=device)
 
 
-def _our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+    """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
     from statten.train import place
 
     return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
@@ -381,8 +400,7 @@ def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         pooling_stat=config.pooling,
     )
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    net = net.to(device, memory_format=layout).train()
+    net = net.to(device, memory_format=torch.channels_last).train()  # its fastest layout too
     if device.type == "cuda":
         functional.set_backend(net, "triton")
     return net

@@ -224,6 +224,30 @@ def evaluate(target: Target, overrides: Set = [], storage: Storage = None, as_js
 
 
 @app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job file, such as those in jobs/.")],
+    overrides: Set = [],  # noqa: B006
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> Any:
+    """Run a job file here: the command that it holds, as if it had been typed."""
+    from statten.jobs import enter, load_job
+
+    loaded = load_job(job)
+    if dry_run and loaded.command == "evaluate":
+        raise UserError(f"--dry-run: {job} evaluates, which has no plan to print")
+    enter(loaded)
+    line = loaded.arguments()
+    for override in overrides:
+        line += ["--set", override]
+    if storage is not None:
+        line += ["--storage", str(storage)]  # the last one counts
+    line += [flag for flag, given in (("--json", as_json), ("--dry-run", dry_run)) if given]
+    return app(line, standalone_mode=False)
+
+
+@app.command()
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""
     path = locate(target, _begin(as_json, storage))

@@ -46,7 +46,8 @@ class Accuracy:
         own = logits.gather(1, target[:, None])
         rank = (logits >= own).sum(1) - 1
         rank = torch.where(logits.isfinite().all(1), rank, logits.shape[-1])
-        counts = [loss.detach().double() * batch, (rank < 1).sum(), (rank < k).sum(), torch.tensor(batch)]
+        samples = torch.full_like(loss, batch)  # made on the device: a copy from here would make the GPU wait
+        counts = [loss.detach().double() * batch, (rank < 1).sum(), (rank < k).sum(), samples]
         self.sums += torch.stack([c.to(self.sums) for c in counts])
 
     def summed(self) -> Tensor:

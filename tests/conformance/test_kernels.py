@@ -17,6 +17,7 @@ from statten.neurons.cupy_backend import Variant, most_lanes, source
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 TYPES = [(F32, F32), (F16, F16), (BF16, BF16), (F32, F16), (F32, BF16)]
+KERNELS = {"lif_forward", "lif_backward", "norm_combine", "spikes_pack", "spikes_unpack"}
 CHOICES = ("soft", "full", "learn", "replay", "affine", "count")
 
 
@@ -45,11 +46,12 @@ def compile_for(architecture: int, variant: Variant) -> dict[str, dict[str, int]
     words = log.value.decode()
     assert not failed, f"sm_{architecture} {variant}: {words[:2000]}"
     found = re.findall(
-        r"for '?(\w+)'?.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
         words,
         re.DOTALL,
     )
-    assert len(found) == 3, words
+    assert {name for name, *_ in found} == KERNELS, words
     return {name: {"stack": int(s), "spills": int(a) + int(b), "registers": int(r)} for name, s, a, b, r in found}
 
 

@@ -1,6 +1,8 @@
 """Every neuron backend against the equations, written out naively in float64 with autograd doing the gradients."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +155,25 @@ def test_sizes(backend, shape):
     if backend.name == "emulated" and math.prod(shape) > 1e5:
         pytest.skip("a thread at a time")
     compare(backend, inputs(shape))
+
+
+def test_values_beyond_32_bits_of_elements(backend):
+    """Frames that lie 2^30 values apart, and 2^31 spikes of one frame."""
+    if backend.name != "native":
+        pytest.skip("the others' indices are PyTorch's, or are tested on a GPU")
+    available = int(re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    if available < 12e6:
+        pytest.skip("needs 12 GB of memory")
+    x = torch.empty(4 << 30, dtype=torch.bfloat16).as_strided((4, 512), (1 << 30, 1))  # only what is touched takes memory
+    compare(backend, x.copy_(inputs((4, 512))))
+    x, grad = inputs((1, (1 << 25) + 8), dtype=torch.bfloat16), torch.ones(64, (1 << 25) + 8, dtype=torch.bfloat16)
+    spikes = backend.lif(x, 0.5, Dynamics(), Wanted(64, x.dtype))
+    found, _ = backend.lif_backward(grad, x, 0.5, Dynamics())
+    for part in (slice(0, 99), slice(-99, None)):
+        few = like(x[:, part])
+        expected = backend.lif(few, 0.5, Dynamics(), Wanted(64, x.dtype))
+        expected.backward(grad[:, part])
+        assert torch.equal(spikes[:, part], expected) and torch.equal(found[:, part], few.grad)
 
 
 @pytest.mark.parametrize("constants", [{}, {"v_reset": None, "detach_reset": False}, {"v_reset": 0.1}])

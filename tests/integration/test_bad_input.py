@@ -38,6 +38,11 @@ CASES = [
     ("train digits --set train.loss=tet", "`train.loss=tet` and `model.per_timestep_logits=true` go together"),
     ("train digits --set train.warmup_epochs=50", "`warmup_epochs` must be below `epochs`"),
     ("train digits --set train.min_lr=1", "`min_lr` must be at most `lr`"),
+    ("train digits --set data.hflip=0.5", "`hflip` has no effect on digits"),
+    ("train digits --set train.mixup=0.5 --set train.batch_size=31", "`batch_size` must be even with `mixup` or `cutmix`"),
+    ("train digits --set train.eventmix=1", "`train.eventmix` needs `model.events=true`"),
+    ("train digits --set train.optimizer=sgd --set train.momentum=0", "`momentum` must be above 0 for sgd"),
+    ("train digits --set train.clip_mode=agc", "`clip_mode` needs `clip_grad`"),
     # data and machine
     ("train digits --set model.in_channels=3", "model.in_channels"),
     ("train digits --set model.num_classes=5", "model.num_classes"),
@@ -80,6 +85,13 @@ CASES = [
     ("best swept", "swept: no trial is finished yet"),
     ("promote taken --trial 3", "--trial: "),
     ("promote swept --trial 3", "--trial: "),
+    # jobs
+    ("run {runs}/none.yaml", "none.yaml: no such file"),
+    ("run {runs}/file", "file: must hold a mapping of command, recipe"),
+    ("run {runs}/job.yaml", "job.yaml: model.dept: no such field; did you mean model.depth?"),
+    ("run {runs}/old.yaml", "runtime.packages: needs numpy>=99, but"),
+    ("run {runs}/evaluates.yaml", "taken: holds no checkpoint yet"),
+    ("run {runs}/evaluates.yaml --dry-run", "--dry-run: "),
     # spaces and commands
     ("tune digits --space nowhere", "--space: no such file: nowhere"),
     ("tune digits --space {runs}/empty.yaml", "empty.yaml: names no field to search"),
@@ -107,6 +119,9 @@ def storage(tmp_path_factory):
     (runs / "empty.yaml").write_text("{}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
+    (runs / "job.yaml").write_text("command: train\nrecipe: digits\noverrides: {model.dept: 2}\n")
+    (runs / "old.yaml").write_text("command: train\nrecipe: digits\nruntime: {packages: ['numpy>=99']}\n")
+    (runs / "evaluates.yaml").write_text("command: evaluate\ntarget: taken\n")
     (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
     return runs
 
