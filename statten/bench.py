@@ -288,6 +288,7 @@ def _write_photos(root: Path, images: int, classes: int = 8) -> None:
 def _photo_config(root: Path, batch: int, workers: int) -> Config:
     # Nothing is cut off for validation, so that both sides read the same files.
     data = {"name": "image_folder", "root": str(root), "workers": workers, "validation": "test"}
+    data |= {"crop_scale": [0.08, 1.0], "crop_ratio": [0.75, 1.333], "hflip": 0.5, "interpolation": "bicubic"}
     model = {"image_size": 224, "pooling": "1111", "num_classes": 8}
     return build_config({"data": data, "model": model, "train": {"batch_size": batch}, "scale": {"device": "cpu"}})
 

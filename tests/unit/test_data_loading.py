@@ -23,9 +23,10 @@ from statten.train import run_fit
 
 def config_of(root, *, name="image_folder", workers=0, epochs=1, **data):
     events = name == "event_folder"
+    augmentation = {"event_augment": "roll_rotate_shear"} if events else {"crop_scale": [0.3, 1.0], "color_jitter": 0.4}
     return build_config(
         {
-            "data": {"name": name, "root": str(root), "workers": workers, **data},
+            "data": {"name": name, "root": str(root), "workers": workers, "hflip": 0.5, **augmentation, **data},
             "model": {
                 "timesteps": 4, "block_size": 2, "depth": 1, "embed_dim": 16, "num_heads": 2, "num_classes": 3,
                 "image_size": 16, "in_channels": 2 if events else 3, "events": events,
