@@ -9,7 +9,7 @@ import torch
 
 from statten.checkpoint import load_weights
 from statten.config import Config, UserError, parse_overrides, with_overrides
-from statten.data import make_test_loader
+from statten.data import check_split, make_test_loader
 from statten.display import console, progress_bar
 from statten.files import write_json
 from statten.models import build_model
@@ -48,6 +48,8 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
     changed = parse_overrides(overrides)
     config = with_overrides(run.config, {**changed, "scale.workers": 1})
     preflight(config)
+    if not any(field.startswith("data.") for field in changed):
+        check_split(config, run.path / "splits.json")
     device = torch.device(pick_device(config.scale))
     model = place(_load(config, checkpoint), device)
     loader = make_test_loader(config)

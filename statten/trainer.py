@@ -6,7 +6,7 @@ from typing import Any
 
 from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError
-from statten.data import absolute_root, split_document
+from statten.data import absolute_root, check_split, split_document
 from statten.display import following
 from statten.files import write_json
 from statten.runs import Run, environment
@@ -43,6 +43,7 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
 

@@ -19,10 +19,11 @@ from statten.data.events import CIFAR10DVS, DVS128GESTURE, EVENT_FOLDER, NCALTEC
 from statten.data.images import CIFAR10, CIFAR100, IMAGE_FOLDER, IMAGENET
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, split
+from statten.files import read_json
 
 __all__ = [
     "DATASETS", "CorruptSample", "Dataset", "EvalLoader", "Loaders", "Samples", "Source", "TrainLoader",
-    "absolute_root", "check_data", "make_loaders", "make_test_loader", "open_source", "split_document", "split_indices",
+    "absolute_root", "check_data", "check_split", "make_loaders", "make_test_loader", "open_source", "split_document", "split_indices",
 ]  # fmt: skip
 
 log = logging.getLogger("statten")
@@ -54,6 +55,18 @@ def split_document(config: Config) -> dict[str, Any]:
     """What splits.json holds."""
     source = open_source(config)
     return encode(_split(config, source), source.labels)
+
+
+def check_split(config: Config, path: Path) -> None:
+    """Raise UserError where the dataset is no longer the one that the splits.json at `path` divides."""
+    saved = read_json(path)
+    if saved is not None and "labels" in saved:
+        found = split_document(config)
+        if (found["samples"], found["labels"]) != (saved["samples"], saved["labels"]):
+            raise UserError(
+                f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
+                f"{saved['samples']} then), so its parts would be mixed; restore them, or start a new run"
+            )
 
 
 def _split(config: Config, source: Source) -> dict[str, np.ndarray]:

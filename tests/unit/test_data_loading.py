@@ -13,7 +13,7 @@ import torch
 from statten import cli
 from statten.checkpoint import checkpoints
 from statten.config import Failed, UserError, build_config
-from statten.data import CorruptSample, make_loaders, make_test_loader, open_source, split_document, split_indices
+from statten.data import CorruptSample, check_split, make_loaders, make_test_loader, open_source, split_document, split_indices
 from statten.data.check import check
 from statten.data.shards import shard
 from statten.data.split import READABLE, decode, encode, split
@@ -125,6 +125,17 @@ def test_splits_of_small_datasets_are_lists_and_those_of_large_ones_bits():
 def test_split_document_holds_the_split(roots):
     document = split_document(config_of(roots["clips"], name="event_folder"))
     assert document["samples"] == 48 and document["test"] == list(range(36, 48)) and len(document["labels"]) == 64
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    root = formats.write_images(tmp_path / "data", {"train": 6, "val": 2}, ["a", "b", "c"])
+    config, path = config_of(root), tmp_path / "splits.json"
+    path.write_text(json.dumps(split_document(config)))
+    check_split(config, path)
+    check_split(config, tmp_path / "none.json")  # a trial's lies with its sweep
+    (root / "train" / "a" / "new.jpg").write_bytes(formats.jpeg(1))
+    with pytest.raises(UserError, match=r"other samples than when the run began \(25 now, 24 then\)"):
+        check_split(config, path)
 
 
 # --- corrupt files
