@@ -23,7 +23,8 @@ from statten.files import read_json
 
 __all__ = [
     "DATASETS", "CorruptSample", "Dataset", "EvalLoader", "Loaders", "Samples", "Source", "TrainLoader",
-    "absolute_root", "check_data", "check_split", "make_loaders", "make_test_loader", "open_source", "split_document", "split_indices",
+    "absolute_root", "check_data", "check_split", "make_loaders", "make_test_loader", "open_source", "split_document",
+    "split_indices",
 ]  # fmt: skip
 
 log = logging.getLogger("statten")
