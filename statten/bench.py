@@ -4,21 +4,33 @@ Cases of a comparison take turns, so that whatever else the machine does falls o
 above 1 says that ours is better.
 """
 
+import os
 import statistics
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from spikingjelly.activation_based import functional, neuron, surrogate
 from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
-from statten.config import ModelConfig, UserError, nearest
+from statten.config import Config, ModelConfig, UserError, build_config, nearest
+from statten.data import make_loaders
+from statten.data.folders import IMAGES, list_parts, unlisted
+from statten.data.shards import shard
+from statten.data.transforms import sample_transform
 from statten.display import console
 from statten.files import write_json
 from statten.models import build_model, fold_batch_norm
@@ -208,6 +220,80 @@ def bench_attention(device: torch.device, repeats: int, model: str, batch: int |
         yield Row(case, "ms forward + backward, peer (Q K^T) V", 1e3 * ours, 1e3 * theirs, theirs / ours)
 
 
+def bench_data(
+    repeats: int, batch: int | None = None, images: int = 512, workers: int | None = None, listed: int = 200
+) -> Iterator[Row]:
+    """Reading, decoding and augmenting JPEG files: our loaders against torchvision's ImageFolder and PyTorch's DataLoader.
+
+    Both have the same files, the same transform, the same number of processes, and read whole shuffled epochs. Files are
+    synthetic, of ImageNet's usual size, and in the memory of the operating system. Then the time to list class folders.
+    """
+    batch, workers = batch or 32, workers or min(16, os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders, shards = Path(temporary) / "folders", Path(temporary) / "shards"
+        _write_photos(folders, images)
+        shard("image_folder", folders, shards, per_shard=max(1, images // 16))
+        configs = {"class folders": _photo_config(folders, batch, workers), "tar shards": _photo_config(shards, batch, workers)}
+        ours = {name: make_loaders(config).train for name, config in configs.items()}
+        transform = sample_transform(configs["class folders"], train=True)
+        peer: DataLoader = DataLoader(
+            ImageFolder(folders / "train", transform), batch, shuffle=True, num_workers=workers, drop_last=True,
+            persistent_workers=True,
+        )  # fmt: skip
+        epochs = count()
+        cases: dict[str, Callable[[], object]] = {"torchvision": lambda: deque(peer, maxlen=0)}
+        for name, loader in ours.items():
+            cases[name] = lambda loader=loader: deque(loader.batches(next(epochs)), maxlen=0)  # type: ignore[misc]
+        found = seconds(cases, torch.device("cpu"), repeats)
+        assert all(loader.samples_per_epoch == len(peer) * batch for loader in ours.values())
+        read, theirs = len(peer) * batch, found.pop("torchvision")
+        for name, took in found.items():
+            metric = f"images/s with {workers} loader processes, peer torchvision ImageFolder + DataLoader"
+            yield Row(f"{name}, {images} JPEG files, batch {batch}", metric, read / took, read / theirs, theirs / took)
+        yield from _bench_listing(Path(temporary) / "listed", repeats, files=listed)
+
+
+def _bench_listing(root: Path, repeats: int, classes: int = 100, files: int = 200) -> Iterator[Row]:
+    for name in range(classes):
+        (root / f"n{name:08d}").mkdir(parents=True)
+        for i in range(files):
+            (root / f"n{name:08d}" / f"n{name:08d}_{i}.JPEG").touch()
+
+    def ours() -> None:
+        unlisted()
+        list_parts(root, IMAGES, "image")
+
+    found = seconds({"ours": ours, "peer": lambda: ImageFolder(root)}, torch.device("cpu"), repeats)
+    metric = "ms to list, peer torchvision ImageFolder"
+    yield Row(
+        f"{classes * files} files in {classes} classes", metric, 1e3 * found["ours"], 1e3 * found["peer"],
+        found["peer"] / found["ours"],
+    )  # fmt: skip
+
+
+def _write_photos(root: Path, images: int, classes: int = 8) -> None:
+    """Random JPEG files of about 500 x 375 pixels and 100 kB."""
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        folder = root / "train" / f"class{i % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:05d}.jpg", quality=88)
+        if i < classes:
+            (root / "val" / folder.name).mkdir(parents=True)
+            Image.fromarray(noisy).save(root / "val" / folder.name / "0.jpg")
+
+
+def _photo_config(root: Path, batch: int, workers: int) -> Config:
+    # Nothing is cut off for validation, so that both sides read the same files.
+    data = {"name": "image_folder", "root": str(root), "workers": workers, "validation": "test"}
+    data |= {"crop_scale": [0.08, 1.0], "crop_ratio": [0.75, 1.333], "hflip": 0.5, "interpolation": "bicubic"}
+    model = {"image_size": 224, "pooling": "1111", "num_classes": 8}
+    return build_config({"data": data, "model": model, "train": {"batch_size": batch}, "scale": {"device": "cpu"}})
+
+
 def _scores_first(q: Tensor, k: Tensor, v: Tensor, heads: int, block: int) -> Tensor:
     T, B, D, H, W = q.shape
     # [blocks, B, heads, b N, d]
@@ -339,6 +425,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
     "step": bench_step,
     "memory": lambda device, repeats, model, batch: bench_memory(device, model, batch),
     "attention": bench_attention,
+    "data": lambda device, repeats, model, batch: bench_data(repeats, batch),
 }
 
 

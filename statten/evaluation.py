@@ -9,7 +9,7 @@ import torch
 
 from statten.checkpoint import load_weights
 from statten.config import Config, UserError, parse_overrides, with_overrides
-from statten.data import make_test_loader
+from statten.data import check_split, make_test_loader
 from statten.display import console, progress_bar
 from statten.files import write_json
 from statten.models import build_model
@@ -38,7 +38,8 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
 
     Args:
         path: folder of the sweep, run or checkpoint.
-        overrides: fields to change, such as model.timesteps, which owns no weights.
+        overrides: fields to change, such as model.timesteps, which owns no weights. A run with `train.ema_decay` is
+            evaluated with its averaged weights; `train.ema_decay=null` takes the trained ones.
 
     Returns:
         top1, top5 (percent), loss (cross-entropy), samples, firing_rates (spikes per neuron and timestep, by layer).
@@ -47,6 +48,8 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
     changed = parse_overrides(overrides)
     config = with_overrides(run.config, {**changed, "scale.workers": 1})
     preflight(config)
+    if not any(field.startswith("data.") for field in changed):
+        check_split(config, run.path / "splits.json")
     device = torch.device(pick_device(config.scale))
     model = place(_load(config, checkpoint), device)
     loader = make_test_loader(config)
@@ -75,7 +78,7 @@ def evaluate(path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = ()
 def _load(config: Config, checkpoint: Path) -> torch.nn.Module:
     model = build_model(config.model, config.scale.neuron_backend)
     try:
-        model.load_state_dict(load_weights(checkpoint))
+        model.load_state_dict(load_weights(checkpoint, averaged=config.train.ema_decay is not None))
     except RuntimeError as error:
         raise UserError(f"{checkpoint}: does not fit the model of its config: {' '.join(str(error).split())}") from None
     return model

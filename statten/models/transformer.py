@@ -8,7 +8,7 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import drop_path
@@ -186,6 +186,10 @@ class STAttenTransformer(nn.Module):
         for i, block in enumerate(self._blocks()):
             layers |= {f"blocks.{i}.{name}": lif for name, lif in block.spiking_layers().items()}
         return {**layers, "head": self.head_lif}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters form a layer, in timm's form: the embedding, each block, the head."""
+        return {"stem": r"^embed", "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)"}
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
