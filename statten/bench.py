@@ -4,21 +4,33 @@ Cases of a comparison take turns, so that whatever else the machine does falls o
 above 1 says that ours is better.
 """
 
+import os
 import statistics
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from spikingjelly.activation_based import functional, neuron, surrogate
 from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
-from statten.config import ModelConfig, UserError, nearest
+from statten.config import Config, ModelConfig, UserError, build_config, nearest
+from statten.data import make_loaders
+from statten.data.folders import IMAGES, list_parts, unlisted
+from statten.data.shards import shard
+from statten.data.transforms import sample_transform
 from statten.display import console
 from statten.files import write_json
 from statten.models import build_model, fold_batch_norm
@@ -40,7 +52,9 @@ MODELS: dict[str, tuple[ModelConfig, int]] = {
     ),
 }
 CPU_BATCH = 8
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PEER = "SpikingJelly SpikeDrivenTransformer"
+LAYOUTS = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def seconds(cases: dict[str, Callable[[], object]], device: torch.device, repeat
 def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None = None) -> Iterator[Row]:
     """Each neuron backend against SpikingJelly's LIFNode in a training pass, and against the bandwidth of a copy."""
     shape = shape or ((4, 16, 64, 32, 32) if device.type == "cpu" else (4, 64, 256, 32, 32))
-    for precision, dtype in _DTYPES.items():
+    for precision, dtype in DTYPES.items():
         x = torch.randn(shape, device=device).to(dtype).requires_grad_()
         grad, out = torch.randn_like(x), torch.empty_like(x)
         layers: dict[str, nn.Module] = {"SpikingJelly": _peer_neuron(device)}
@@ -108,87 +122,90 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
 
 
 def bench_step(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
-    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer."""
-    config, batch = _model(model, device, batch)
-    images, target = _samples(config, batch, device)
+    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer.
+
+    The peer takes part twice: in PyTorch's default layout, as it comes, and in channels-last, which is faster.
+    """
+    config, batch = sized(model, device, batch)
+    images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
-    nets = {"SpikingJelly": _peer_model(config, device), "statten": _our_model(config, device)}
+    peers = {f"{PEER} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
+    nets = {"statten": our_model(config, device), **peers}
+    inference = {**nets, "statten": fold_batch_norm(nets["statten"])}
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
+    inputs = {name: images.transpose(0, 1) if name in peers and config.events else images for name in nets}
 
     def step(name: str, dtype: torch.dtype) -> None:
-        net, x = nets[name], images
-        if name == "SpikingJelly" and config.events:
-            x = images.transpose(0, 1)
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            loss = nn.functional.cross_entropy(net(x).float(), target)
+            loss = nn.functional.cross_entropy(nets[name](inputs[name]).float(), target)
         loss.backward()
         optimizers[name].step()
         optimizers[name].zero_grad(set_to_none=True)
-        functional.reset_net(net)
-
-    cases: dict[str, Callable[[], object]] = {
-        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in _DTYPES.items() for name in nets
-    }
-    inference = {"SpikingJelly": nets["SpikingJelly"], "statten": fold_batch_norm(nets["statten"])}
+        functional.reset_net(nets[name])
 
     def infer(name: str) -> None:
         net = inference[name]
         training = net.training
         net.eval()
         with torch.inference_mode():
-            net(images.transpose(0, 1) if name == "SpikingJelly" and config.events else images)
+            net(inputs[name])
         functional.reset_net(net)
         net.train(training)
 
-    for name in nets:
-        cases[f"{name} inference"] = partial(infer, name)
-    for precision, dtype in _DTYPES.items():
+    cases: dict[str, Callable[[], object]] = {
+        f"{name} {precision}": partial(step, name, dtype) for precision, dtype in DTYPES.items() for name in nets
+    }
+    cases |= {f"{name} inference": partial(infer, name) for name in nets}
+    for precision, dtype in DTYPES.items():
         a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
         cases[f"product {precision}"] = partial(torch.mm, a, b)
         # On CPUs another library does the convolutions, and may be faster at the same product.
         cases[f"convolution {precision}"] = partial(nn.functional.conv2d, a[None, :, :, None], b[:, :, None, None])
     found = seconds(cases, device, repeats)
-    for precision in _DTYPES:
+    for precision in DTYPES:
         case, ours = f"{model} batch {batch} {precision}", found[f"statten {precision}"]
-        for peer in dict.fromkeys((precision, "fp32")):
-            theirs = found[f"SpikingJelly {peer}"]
-            metric = f"ms per training step, peer SpikingJelly SpikeDrivenTransformer in {peer}"
-            yield Row(case, metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
+        for peer in (f"{name} {other}" for other in dict.fromkeys((precision, "fp32")) for name in peers):
+            yield Row(case, f"ms per training step, peer {peer}", 1e3 * ours, 1e3 * found[peer], found[peer] / ours)
         fastest = min(found[f"product {precision}"], found[f"convolution {precision}"])
         rate, best = flops / ours, 2 * 2048**3 / fastest
         yield Row(case, "GFLOP/s of the step, peer a matrix product of 2048 x 2048", rate / 1e9, best / 1e9, rate / best)
-    ours, theirs = found["statten inference"], found["SpikingJelly inference"]
-    metric = "ms of inference with BatchNorm folded, peer SpikingJelly SpikeDrivenTransformer"
-    yield Row(f"{model} batch {batch} fp32", metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
+    for peer in peers:
+        ours, theirs = found["statten inference"], found[f"{peer} inference"]
+        metric = f"ms of inference with BatchNorm folded, peer {peer}"
+        yield Row(f"{model} batch {batch} fp32", metric, 1e3 * ours, 1e3 * theirs, theirs / ours)
 
 
 def bench_memory(device: torch.device, model: str, batch: int | None = None) -> Iterator[Row]:
-    """Bytes that a step keeps for its backward pass, counted by saved-tensor hooks, against SpikingJelly's model."""
-    config, batch = _model(model, device, batch)
-    images, _ = _samples(config, batch, device)
-    net = _our_model(config, device)
+    """What a step keeps for its backward pass, counted by saved-tensor hooks, and on a GPU its peak, against SpikingJelly."""
+    config, batch = sized(model, device, batch)
+    images, target = random_batch(config, batch, device)
+    net = our_model(config, device)
     ways: dict[str, tuple[nn.Module, bool, bool]] = {
-        "SpikingJelly": (_peer_model(config, device), False, False),
+        PEER: (_peer_model(config, device, torch.channels_last), False, False),
         "statten": (net, False, False),
         "statten with packed_spikes": (net, True, False),
         "statten with activation_checkpointing": (net, False, True),
     }
-    for precision, dtype in _DTYPES.items():
-        kept = {}
+    for precision, dtype in DTYPES.items():
+        kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
-            x = images.transpose(0, 1) if name == "SpikingJelly" and config.events else images
+            x = images.transpose(0, 1) if name == PEER and config.events else images
             net.activation_checkpointing = checkpointing  # type: ignore[assignment]
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
-        theirs = kept.pop("SpikingJelly")
-        metric = "MiB saved for backward, peer SpikingJelly SpikeDrivenTransformer"
-        for name, ours in kept.items():
-            yield Row(f"{name}, {model} batch {batch} {precision}", metric, ours, theirs, theirs / ours)
+                if device.type == "cuda":
+                    peaks[name] = peak_bytes(model_of_it, x, target, packed) / 2**20
+        case = f"{model} batch {batch} {precision}"
+        for metric, found in (("saved for backward", kept), ("at the peak of forward and backward", peaks)):
+            theirs = found.pop(PEER, 0.0)
+            for name, ours in found.items():
+                metric_of_it = f"MiB {metric}, peer {PEER}"
+                yield Row(f"{name}, {case}", metric_of_it, ours, theirs, theirs / ours)
 
 
 def bench_attention(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
     """`statten` attention, K^T V first, against Q K^T first, forward and backward, for each block size that divides T."""
-    config, batch = _model(model, device, batch)
+    config, batch = sized(model, device, batch)
     T, D, side, heads = config.timesteps, config.embed_dim, config.tokens_per_side, config.num_heads
     q, k, v = ((torch.rand(T, batch, D, side, side, device=device) < 0.2).float().requires_grad_() for _ in range(3))
     for block in (b for b in range(1, T + 1) if T % b == 0):
@@ -201,6 +218,80 @@ def bench_attention(device: torch.device, repeats: int, model: str, batch: int |
         ours, theirs = found["ours"], found["peer"]
         case = f"{model} batch {batch} block {block}"
         yield Row(case, "ms forward + backward, peer (Q K^T) V", 1e3 * ours, 1e3 * theirs, theirs / ours)
+
+
+def bench_data(
+    repeats: int, batch: int | None = None, images: int = 512, workers: int | None = None, listed: int = 200
+) -> Iterator[Row]:
+    """Reading, decoding and augmenting JPEG files: our loaders against torchvision's ImageFolder and PyTorch's DataLoader.
+
+    Both have the same files, the same transform, the same number of processes, and read whole shuffled epochs. Files are
+    synthetic, of ImageNet's usual size, and in the memory of the operating system. Then the time to list class folders.
+    """
+    batch, workers = batch or 32, workers or min(16, os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders, shards = Path(temporary) / "folders", Path(temporary) / "shards"
+        _write_photos(folders, images)
+        shard("image_folder", folders, shards, per_shard=max(1, images // 16))
+        configs = {"class folders": _photo_config(folders, batch, workers), "tar shards": _photo_config(shards, batch, workers)}
+        ours = {name: make_loaders(config).train for name, config in configs.items()}
+        transform = sample_transform(configs["class folders"], train=True)
+        peer: DataLoader = DataLoader(
+            ImageFolder(folders / "train", transform), batch, shuffle=True, num_workers=workers, drop_last=True,
+            persistent_workers=True,
+        )  # fmt: skip
+        epochs = count()
+        cases: dict[str, Callable[[], object]] = {"torchvision": lambda: deque(peer, maxlen=0)}
+        for name, loader in ours.items():
+            cases[name] = lambda loader=loader: deque(loader.batches(next(epochs)), maxlen=0)  # type: ignore[misc]
+        found = seconds(cases, torch.device("cpu"), repeats)
+        assert all(loader.samples_per_epoch == len(peer) * batch for loader in ours.values())
+        read, theirs = len(peer) * batch, found.pop("torchvision")
+        for name, took in found.items():
+            metric = f"images/s with {workers} loader processes, peer torchvision ImageFolder + DataLoader"
+            yield Row(f"{name}, {images} JPEG files, batch {batch}", metric, read / took, read / theirs, theirs / took)
+        yield from _bench_listing(Path(temporary) / "listed", repeats, files=listed)
+
+
+def _bench_listing(root: Path, repeats: int, classes: int = 100, files: int = 200) -> Iterator[Row]:
+    for name in range(classes):
+        (root / f"n{name:08d}").mkdir(parents=True)
+        for i in range(files):
+            (root / f"n{name:08d}" / f"n{name:08d}_{i}.JPEG").touch()
+
+    def ours() -> None:
+        unlisted()
+        list_parts(root, IMAGES, "image")
+
+    found = seconds({"ours": ours, "peer": lambda: ImageFolder(root)}, torch.device("cpu"), repeats)
+    metric = "ms to list, peer torchvision ImageFolder"
+    yield Row(
+        f"{classes * files} files in {classes} classes", metric, 1e3 * found["ours"], 1e3 * found["peer"],
+        found["peer"] / found["ours"],
+    )  # fmt: skip
+
+
+def _write_photos(root: Path, images: int, classes: int = 8) -> None:
+    """Random JPEG files of about 500 x 375 pixels and 100 kB."""
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        folder = root / "train" / f"class{i % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:05d}.jpg", quality=88)
+        if i < classes:
+            (root / "val" / folder.name).mkdir(parents=True)
+            Image.fromarray(noisy).save(root / "val" / folder.name / "0.jpg")
+
+
+def _photo_config(root: Path, batch: int, workers: int) -> Config:
+    # Nothing is cut off for validation, so that both sides read the same files.
+    data = {"name": "image_folder", "root": str(root), "workers": workers, "validation": "test"}
+    data |= {"crop_scale": [0.08, 1.0], "crop_ratio": [0.75, 1.333], "hflip": 0.5, "interpolation": "bicubic"}
+    model = {"image_size": 224, "pooling": "1111", "num_classes": 8}
+    return build_config({"data": data, "model": model, "train": {"batch_size": batch}, "scale": {"device": "cpu"}})
 
 
 def _scores_first(q: Tensor, k: Tensor, v: Tensor, heads: int, block: int) -> Tensor:
@@ -252,6 +343,18 @@ def saved_bytes(net: nn.Module, x: Tensor, packed: bool = False) -> int:
     return sum(size for (address, _), size in sizes.items() if address not in weights)
 
 
+def peak_bytes(net: nn.Module, x: Tensor, target: Tensor, packed: bool = False) -> int:
+    """Bytes that are allocated on the GPU at the worst moment of a forward and backward pass, beyond what was before."""
+    for _ in range(2):  # the first one makes gradients and libraries' workspaces
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        with packed_spikes(packed):
+            loss = nn.functional.cross_entropy(net(x).float(), target)
+        loss.backward()
+        functional.reset_net(net)
+    return torch.cuda.max_memory_allocated(x.device) - before
+
+
 def count_flops(config: ModelConfig, batch: int) -> float:
     """Floating point operations of a training step's convolutions and products: three times those of the forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -265,27 +368,30 @@ def count_flops(config: ModelConfig, batch: int) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def _model(name: str, device: torch.device, batch: int | None) -> tuple[ModelConfig, int]:
+def sized(name: str, device: torch.device, batch: int | None) -> tuple[ModelConfig, int]:
+    """A model of MODELS and its batch: as asked, or the published one on a GPU and a small one on a CPU."""
     if name not in MODELS:
         raise UserError(f"--model: {name!r} is no benchmark's model; {nearest(name, list(MODELS))}")
     config, gpu_batch = MODELS[name]
     return config, batch or (gpu_batch if device.type == "cuda" else CPU_BATCH)
 
 
-def _samples(config: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] or clips [B, T, C, H, W] of noise, and labels [B]."""
     time_axis = (config.timesteps,) if config.events else ()
     size = (batch, *time_axis, config.in_channels, config.image_size, config.image_size)
     torch.manual_seed(0)
     return torch.randn(size, device=device), torch.randint(config.num_classes, (batch,), device=device)
 
 
-def _our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+    """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
     from statten.train import place
 
     return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
 
 
-def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_format) -> nn.Module:
     net = SpikeDrivenTransformer(
         T=config.timesteps,
         in_channels=config.in_channels,
@@ -296,7 +402,7 @@ def _peer_model(config: ModelConfig, device: torch.device) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         pooling_stat=config.pooling,
     )
-    net = net.to(device, memory_format=torch.channels_last).train()  # its fastest layout too
+    net = net.to(device, memory_format=layout).train()
     if device.type == "cuda":
         functional.set_backend(net, "triton")
     return net
@@ -319,6 +425,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {
     "step": bench_step,
     "memory": lambda device, repeats, model, batch: bench_memory(device, model, batch),
     "attention": bench_attention,
+    "data": lambda device, repeats, model, batch: bench_data(repeats, batch),
 }
 
 

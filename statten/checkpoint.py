@@ -3,6 +3,7 @@
     checkpoints/epoch-0003/              three epochs are finished
     checkpoints/epoch-0003-step-000120/  and 120 steps of the fourth
         model.safetensors                parameters and buffers
+        ema.safetensors                  their moving average, with `train.ema_decay`
         optimizer.safetensors            the optimizer's tensors
         state.json                       epoch, step, counters, metrics, digests of the files above
 
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from statten.config import UserError
@@ -29,12 +31,13 @@ from statten.files import new_folder, read_json, sha256, write_json
 from statten.models.published import from_published, load_published, to_published
 
 __all__ = [
-    "TrainState", "checkpoints", "from_published", "load_newest", "load_published", "load_weights", "save", "to_published"
+    "TrainState", "checkpoints", "from_published", "load_newest", "load_published", "load_weights", "save", "to_published",
+    "weights_file",
 ]  # fmt: skip
 
 log = logging.getLogger("statten")
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass
@@ -45,6 +48,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
     epoch: int = 0
     step: int = 0
     sums: list[float] | None = None
@@ -57,6 +61,11 @@ class TrainState:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def judged(self) -> nn.Module:
+        """The model by which training is judged: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
 
 def save(state: TrainState, folder: Path) -> Path:
     """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays."""
@@ -67,9 +76,12 @@ def save(state: TrainState, folder: Path) -> Path:
             return path
         shutil.rmtree(path)
     tensors, numbers = _split(state.optimizer.state_dict())
+    files = {MODEL: state.model.state_dict(), OPTIMIZER: tensors}
+    if state.ema is not None:
+        files[EMA] = state.ema.module.state_dict()
     with new_folder(path) as aside:
-        save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, aside / MODEL)
-        save_file(tensors, aside / OPTIMIZER)
+        for name, content in files.items():
+            save_file({k: v.contiguous() for k, v in content.items()}, aside / name)
         write_json(
             aside / STATE,
             {
@@ -81,7 +93,7 @@ def save(state: TrainState, folder: Path) -> Path:
                 "best": state.best,
                 "optimizer": numbers,
                 "scaler": state.scaler.state_dict(),
-                "sha256": {name: sha256(aside / name) for name in (MODEL, OPTIMIZER)},
+                "sha256": {name: sha256(aside / name) for name in files},
             },
         )
     return path
@@ -111,13 +123,19 @@ def load_newest(state: TrainState, folder: Path) -> Path | None:
     return None
 
 
-def load_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Parameters and buffers of a checkpoint folder (verified) or of a safetensors file."""
+def weights_file(checkpoint: Path, averaged: bool = True) -> Path:
+    """The file of a checkpoint folder (verified) with the moving average of its weights, or where that is not there, or not
+    wanted, with the trained ones."""
+    if problem := _damage(checkpoint):
+        raise UserError(f"{checkpoint}: not a usable checkpoint: {problem}")
+    average = checkpoint / EMA
+    return average if averaged and average.is_file() else checkpoint / MODEL
+
+
+def load_weights(path: Path, device: torch.device | str = "cpu", averaged: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers of a checkpoint folder (verified; as `weights_file` chooses) or of a safetensors file."""
     if path.is_dir():
-        problem = _damage(path)
-        if problem:
-            raise UserError(f"{path}: not a usable checkpoint: {problem}")
-        path = path / MODEL
+        path = weights_file(path, averaged)
     try:
         return load_file(path, device=str(device))
     except FileNotFoundError:
@@ -144,11 +162,22 @@ def _damage(path: Path) -> str | None:
 
 def _load(state: TrainState, path: Path) -> None:
     saved = read_json(path / STATE)
-    state.model.load_state_dict(load_weights(path, state.device))
+    state.model.load_state_dict(load_file(path / MODEL, device=str(state.device)))
+    if state.ema is not None:
+        state.ema.module.load_state_dict(load_file(path / EMA, device=str(state.device)))
     state.optimizer.load_state_dict(_join(load_file(path / OPTIMIZER), saved["optimizer"]))
+    _match_layouts(state.optimizer)
     state.scaler.load_state_dict(saved["scaler"])
     for name in ("epoch", "step", "sums", "seconds", "metrics", "best"):
         setattr(state, name, saved[name])
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the optimizer's tensors out in memory as their weights are: the sums in LAMB's norms depend on the order."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -158,7 +187,9 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     for index, values in state["state"].items():
         for name, value in values.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
-    return {k: v.contiguous() for k, v in tensors.items()}, {"state": numbers, "param_groups": state["param_groups"]}
+    # timm's LAMB counts its steps in a tensor of the group, and makes one again of the number that it finds there.
+    groups = [{k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()} for group in state["param_groups"]]
+    return {k: v.contiguous() for k, v in tensors.items()}, {"state": numbers, "param_groups": groups}
 
 
 def _join(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:

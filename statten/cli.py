@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_markup_mode=None)
 app.add_typer(energy_app, name="energy")
+data_app = typer.Typer(help="Look at a dataset, make it ready to be read, or pack it into tar shards.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
@@ -36,6 +38,9 @@ Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Ove
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
 Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
+Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
+Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
+Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
 
 
@@ -218,7 +223,7 @@ def evaluate(
     data: OnData = None,
     ema: Ema = True,
     large: Annotated[bool, typer.Option("--large", help="Images at 288 pixels, the centre of 320.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the samples.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the samples; default: 1.")] = None,
     rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure firing rates and energy.")] = True,
     exact: Annotated[bool, typer.Option("--exact", help="Compute in float64, so that no rounding flips a spike.")] = False,
     first_layer_once: Annotated[
@@ -345,6 +350,30 @@ def export_model(
 
 
 @app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job file, such as those in jobs/.")],
+    overrides: Set = [],  # noqa: B006
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> Any:
+    """Run a job file here: the command that it holds, as if it had been typed."""
+    from statten.jobs import enter, load_job
+
+    loaded = load_job(job)
+    if dry_run and loaded.command == "evaluate":
+        raise UserError(f"--dry-run: {job} evaluates, which has no plan to print")
+    enter(loaded)
+    line = loaded.arguments()
+    for override in overrides:
+        line += ["--set", override]
+    if storage is not None:
+        line += ["--storage", str(storage)]  # the last one counts
+    line += [flag for flag, given in (("--json", as_json), ("--dry-run", dry_run)) if given]
+    return app(line, standalone_mode=False)
+
+
+@app.command()
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""
     path = locate(target, _begin(as_json, storage))
@@ -411,7 +440,7 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="lif|step|memory|attention", help="What to measure.")],
+    what: Annotated[str, typer.Argument(metavar="lif|step|memory|attention|data", help="What to measure.")],
     model: Annotated[str, typer.Option(help="cifar10_2_512, cifar10dvs_2_256_t16 or imagenet_8_768.")] = "cifar10_2_512",
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per step; default: 8, on a GPU the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
@@ -445,6 +474,76 @@ def check_energy(file: Annotated[Path, typer.Argument(help="energy.json or repor
     return console.print(f"{len(found['rows'])} rows add up: {counts}, {total['pj'] / 1e6:.6f} uJ a sample")
 
 
+@data_app.command("check")
+def check_dataset(
+    name: Data,
+    root: Root,
+    timesteps: Annotated[int | None, typer.Option(min=1, help="T of the clips; default: what is there.")] = None,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Read every sample: layout, counts, sizes, mean and std, and the files that cannot be read (exit code 1)."""
+    _dataset(name, as_json)
+    from statten.data.check import check
+    from statten.display import dataset_summary, progress
+
+    with progress("samples") as move:
+        report = check(name, root, timesteps, workers=workers, progress=move)
+    if as_json:
+        _print(report)
+    else:
+        dataset_summary(report)
+    raise typer.Exit(1 if report["corrupt"] else 0)
+
+
+@data_app.command("prepare")
+def prepare_dataset(
+    name: Data,
+    root: Root,
+    timesteps: Annotated[list[int], typer.Option(min=1, help="T of the clips to make; may be given several times.")] = [],  # noqa: B006
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out raw files that cannot be read.")] = False,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a dataset where that is allowed, and turn archives into events and frames; may be stopped and repeated."""
+    _dataset(name, as_json)
+    from statten.data.prepare import prepare
+    from statten.display import console, progress
+
+    with progress("files") as move:
+        report = prepare(name, root, timesteps, workers=workers, skip_corrupt=skip_corrupt, progress=move)
+    if as_json:
+        return _print(report)
+    for file in report.get("corrupt", []):
+        console.print(f"left out {file['file']}: {file['reason']}")
+    return console.print(f"{name} is ready in {root}; look at it with: statten data check {name} --root {root}")
+
+
+@data_app.command("shard")
+def shard_dataset(
+    name: Data,
+    root: Root,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder of the shards; none: write the indices of shards in --root.")
+    ] = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples in each shard.")] = 1000,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Pack class folders of images into tar shards with an index; may be stopped and repeated."""
+    _dataset(name, as_json)
+    from statten.data.shards import shard
+    from statten.display import console, progress
+
+    with progress("shards") as move:
+        report = shard(name, root, output, per_shard, workers=workers, progress=move)
+    if as_json:
+        return _print(report)
+    for part, found in report["parts"].items():
+        console.print(f"{part}: {found['samples']:,} samples in {found['shards']:,} shards")
+    return console.print(f"read them with: --set data.name={name} --set data.root={report['output']}")
+
+
 @app.command()
 def demo(storage: Storage = None, as_json: Json = False) -> None:
     """The main job on bundled data: sweep, promote the best trial, evaluate it."""
@@ -457,6 +556,14 @@ def demo(storage: Storage = None, as_json: Json = False) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _dataset(name: str, as_json: bool) -> None:
+    from statten.config import DATASET_NAMES
+
+    _begin(as_json, None)
+    if name not in DATASET_NAMES:
+        raise UserError(f"{name!r} is no dataset; {nearest(name, DATASET_NAMES)}")
 
 
 def _space_file(space: str) -> Path:

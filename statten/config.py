@@ -9,9 +9,9 @@ A mistake raises `ConfigError`, whose `problems` holds one sentence per mistake:
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -21,7 +21,24 @@ RECIPES = Path(__file__).parent / "recipes"
 
 AttentionMode = Literal["statten", "sdsa"]
 NeuronKind = Literal["lif", "plif"]
-Dataset = Literal["digits", "digits_events"]
+Dataset = Literal[
+    "digits", "digits_events", "cifar10", "cifar100", "imagenet", "image_folder",
+    "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder",
+]  # fmt: skip
+DATASET_NAMES: tuple[str, ...] = get_args(Dataset)
+BUNDLED_DATASETS = ("digits", "digits_events")
+EVENT_DATASETS = ("digits_events", "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder")
+# Fields of DataConfig that do something for datasets that are read from files; of these, for images only, for clips only.
+FILE_FIELDS = ("interpolation", "hflip")
+IMAGE_FIELDS = (
+    "auto_augment", "color_jitter", "crop_scale", "crop_ratio", "random_erasing", "random_erasing_mode", "crop_pct", "mean",
+    "std",
+)  # fmt: skip
+EVENT_FIELDS = ("event_augment", "cutout")
+AUTO_AUGMENT = (
+    r"^(rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*"
+    r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
+)
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
 Sampler = Literal["tpe", "random"]
 Metric = Literal["val/top1", "val/top5", "val/loss"]
@@ -57,8 +74,25 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+P = TypeVar("P", bound="Part")
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+
+
+def _share_or_test(value: Any) -> Any:
+    # One sentence for both branches of the union.
+    if value == "test":
+        return value
+    try:
+        share = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not 0 < share < 0.5:
+        raise ValueError("must be a share above 0 and below 0.5, or test")
+    return share
+
+
+Validation = Annotated[float | Literal["test"], BeforeValidator(_share_or_test)]
 
 
 class Part(BaseModel):
@@ -73,9 +107,16 @@ class DataConfig(Part):
     """What is read, and how it is divided."""
 
     name: Dataset = "digits"
-    """Dataset: `digits` (1,797 handwritten digits, 8 x 8) or `digits_events` (the same as event-camera clips)."""
-    validation: Float = Field(0.1, gt=0, lt=0.5)
-    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone."""
+    """Dataset. Bundled: `digits` (1,797 handwritten digits, 8 x 8) and `digits_events` (the same as event-camera clips).
+    Images: `cifar10`, `cifar100`, `imagenet` and `image_folder` (your own classes).
+    Event clips: `cifar10dvs`, `ncaltech101`, `dvs128gesture` and `event_folder` (your own classes)."""
+    root: str | None = None
+    """Folder of the dataset, on storage that all workers see; empty for bundled data only."""
+    download: bool = False
+    """Fetch what is missing into `root` before the run, where the dataset allows it."""
+    validation: Validation = 0.1
+    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone. `test` is the
+    published protocol: nothing is cut off, and models are selected on the test part."""
     fraction: Float = Field(1.0, gt=0, le=1)
     """Share of the training part that is used, stratified by class; validation and test are always whole."""
     split_seed: Int = Field(0, ge=0)
@@ -83,9 +124,83 @@ class DataConfig(Part):
     frames: Int | None = Field(None, ge=1)
     """Frames of an event clip; empty means as many as `model.timesteps`."""
     augment: bool = True
-    """Random shifts (and, for images, small rotations and scalings) of training samples, one draw per clip."""
+    """Whether training samples are augmented: the digits by random shifts (images also by small rotations and scalings),
+    every other dataset as the fields below say. One draw for all frames of a clip."""
+    repeats: Int = Field(1, ge=1, le=16)
+    """Repeated augmentation: how often an epoch shows the same sample, each time augmented anew; its length stays."""
+    shuffle_buffer: Int = Field(4096, ge=1)
+    """Tar shards are read one after the other, in an order of the epoch, and shuffled within so many samples."""
+    skip_corrupt: bool = False
+    """Leave out files that cannot be read and count them; otherwise the first one ends the run, with its name."""
     workers: Int = Field(0, ge=0, le=64)
     """Loader processes per training worker; 0 reads in the training process."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """Interpolation of every resize; event clips take nearest or bilinear."""
+    hflip: Float = Field(0.0, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    auto_augment: str | None = Field(None, pattern=AUTO_AUGMENT)
+    """Images: timm's policy, such as rand-m9-n1-mstd0.4-inc1 (RandAugment), original or v0 (AutoAugment); empty means none."""
+    color_jitter: Float = Field(0.0, ge=0, le=1)
+    """Images: largest relative change of brightness, contrast and saturation."""
+    crop_scale: tuple[Float, Float] = (1.0, 1.0)
+    """Images: smallest and largest share of the area that the random crop takes."""
+    crop_ratio: tuple[Float, Float] = (1.0, 1.0)
+    """Images: smallest and largest width over height of the random crop, before it is resized to a square."""
+    random_erasing: Float = Field(0.0, ge=0, le=1)
+    """Images: probability that a rectangle is erased, after normalisation."""
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "const"
+    """Images: what is left in the erased rectangle: the mean colour, one random colour, or a random colour per pixel."""
+    crop_pct: Float = Field(1.0, gt=0, le=1)
+    """Images in evaluation: `model.image_size` over the length that the shorter side is resized to before the centre crop."""
+    mean: tuple[Float, Float, Float] = (0.485, 0.456, 0.406)
+    """Images: mean of red, green and blue, from 0 to 1, that is subtracted; the default is ImageNet's."""
+    std: tuple[Float, Float, Float] = (0.229, 0.224, 0.225)
+    """Images: standard deviation of red, green and blue that they are divided by; the default is ImageNet's."""
+    event_augment: Literal["none", "roll_rotate_shear", "trivial"] = "none"
+    """Event clips: `roll_rotate_shear` does one of the three (published for N-Caltech101); `trivial` one of five mild
+    operations at a random strength (SNNAugmentWide)."""
+    cutout: Int = Field(0, ge=0)
+    """Event clips: side in pixels of a square that is emptied at a random place; 0 means none, published is 16."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> "DataConfig":
+        problems = []
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                rule = "two numbers with 0 < smallest <= largest" + (" <= 1" if name == "crop_scale" else "")
+                problems.append(f"`{name}` must be {rule}, but got {_shown([low, high])}")
+        if min(self.std) <= 0:
+            problems.append(f"`std` must be above 0, but got {_shown(list(self.std))}")
+        if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
+            problems.append(
+                f"`color_jitter` has no effect beside `auto_augment`, which changes colours itself, but got "
+                f"(color_jitter={self.color_jitter:g}, auto_augment={self.auto_augment}); set one of them to 0 or null"
+            )
+        if self.name in EVENT_DATASETS and self.interpolation == "bicubic":
+            problems.append(
+                f"`interpolation` must be nearest or bilinear for {self.name}, which holds event clips, but got bicubic"
+            )
+        for field, kind in self._idle():
+            value = getattr(self, field)
+            value = list(value) if isinstance(value, tuple) else value
+            problems.append(f"`{field}` has no effect on {self.name}, which {kind}, but got {_shown(value)}; leave it out")
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    def _idle(self) -> Iterator[tuple[str, str]]:
+        """Fields that are set but do nothing for this dataset, and why."""
+        fields: tuple[str, ...]
+        if self.name in BUNDLED_DATASETS:
+            fields, kind = (*FILE_FIELDS, *IMAGE_FIELDS, *EVENT_FIELDS), "is augmented in its own way (data.augment)"
+        elif self.name in EVENT_DATASETS:
+            fields, kind = IMAGE_FIELDS, "holds event clips"
+        else:
+            fields, kind = EVENT_FIELDS, "holds images"
+        for field in fields:
+            if getattr(self, field) != type(self).model_fields[field].default:
+                yield field, kind
 
 
 class NeuronMap(Part):
@@ -212,18 +327,44 @@ class TrainConfig(Part):
     """Weight decay."""
     momentum: Float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd and rmsprop; the others keep their own betas."""
+    layer_decay: Float | None = Field(None, gt=0, le=1)
+    """Learning rate of each block over that of the block after it; the classifier has the whole rate. Empty means 1."""
     clip_grad: Float | None = Field(None, gt=0)
-    """Largest gradient norm; empty means no clipping."""
-    loss: Literal["cross_entropy", "tet"] = "cross_entropy"
-    """`tet`: temporal efficient training, the mean of per-timestep losses with a pull of logits towards `tet_mean`."""
+    """Largest gradient, measured as `clip_mode` says; empty means no clipping."""
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """`norm`: of all gradients together; `value`: of every element; `agc`: of every unit over the norm of its weights,
+    the classifier left out (adaptive gradient clipping)."""
+    ema_decay: Float | None = Field(None, gt=0, lt=1)
+    """Decay per step of a moving average of weights and statistics. With it, validation, `evaluate` and `promote` take the
+    averaged weights (`evaluate --no-ema` takes the trained ones). Empty means no average."""
+    loss: Literal["cross_entropy", "bce", "tet"] = "cross_entropy"
+    """`cross_entropy`; `bce`: binary cross-entropy of every class; `tet`: temporal efficient training, the mean of
+    per-timestep cross-entropies with a pull of logits towards `tet_mean`. All take mixed targets."""
+    bce_target_thresh: Float | None = Field(None, ge=0, lt=1)
+    """BCE: targets above it count as 1, the others as 0; empty takes targets as they are."""
     tet_mean: Float = 1.0
     """TET: the value logits are pulled to."""
     tet_lambda: Float = Field(1e-3, ge=0, le=1)
     """TET: weight of that pull."""
     label_smoothing: Float = Field(0.1, ge=0, lt=1)
     """Label smoothing of the training loss."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of convolutions and products; membrane, normalisation statistics and residual stream stay float32."""
+    mixup: Float = Field(0.0, ge=0)
+    """Alpha of mixup, whose share is drawn from Beta(alpha, alpha); 0 means none."""
+    cutmix: Float = Field(0.0, ge=0)
+    """Alpha of CutMix; 0 means none. Clips are cut alike in all frames."""
+    eventmix: Float = Field(0.0, ge=0)
+    """Alpha of EventMix, for event clips: regions of space and time come from another clip; 0 means none."""
+    mixup_prob: Float = Field(1.0, ge=0, le=1)
+    """Probability that a batch is mixed at all (with EventMix: a clip)."""
+    mixup_switch_prob: Float = Field(0.5, ge=0, le=1)
+    """Probability of CutMix where both mixup and CutMix are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """Whether mixup and CutMix draw once per batch, per pair or per sample."""
+    mixup_off_epoch: Int = Field(0, ge=0)
+    """Finished epochs after which nothing is mixed any more; 0 means never. Cool-down epochs count too."""
+    precision: Literal["fp32", "bf16", "fp16", "amp"] = "fp32"
+    """Precision of convolutions and products; membrane, normalisation statistics and residual stream stay float32.
+    `amp` is fp16 on a GPU and fp32 on a CPU."""
     seed: Int = Field(42, ge=0)
     """Seed of initial weights, batch order, augmentation and stochastic depth."""
     checkpoint_every_steps: Int | None = Field(None, ge=1)
@@ -236,6 +377,11 @@ class TrainConfig(Part):
         """Epochs that are trained: the cosine and the cool-down."""
         return self.epochs + self.cooldown_epochs
 
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed."""
+        return bool(self.mixup or self.cutmix or self.eventmix)
+
     @model_validator(mode="after")
     def _rules(self) -> "TrainConfig":
         problems = []
@@ -246,6 +392,32 @@ class TrainConfig(Part):
             )
         if self.min_lr > self.lr:
             problems.append(f"`min_lr` must be at most `lr`, but got (min_lr={self.min_lr:g}, lr={self.lr:g})")
+        if self.warmup_epochs and self.warmup_lr > self.lr:
+            problems.append(f"`warmup_lr` must be at most `lr`, but got (warmup_lr={self.warmup_lr:g}, lr={self.lr:g})")
+        if self.optimizer == "sgd" and not self.momentum:
+            problems.append("`momentum` must be above 0 for sgd, which is Nesterov's, but got 0; the field's default is 0.9")
+        if self.clip_mode != "norm" and self.clip_grad is None:
+            problems.append(f"`clip_mode` needs `clip_grad`, but got (clip_mode={self.clip_mode}, clip_grad=null)")
+        if self.bce_target_thresh is not None and self.loss != "bce":
+            problems.append(
+                f"`bce_target_thresh` needs `loss=bce`, but got "
+                f"(bce_target_thresh={self.bce_target_thresh:g}, loss={self.loss})"
+            )
+        if self.eventmix and (self.mixup or self.cutmix):
+            problems.append(
+                f"`eventmix` takes the place of `mixup` and `cutmix`, but got (eventmix={self.eventmix:g}, "
+                f"mixup={self.mixup:g}, cutmix={self.cutmix:g}); set it or both others to 0"
+            )
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            problems.append(
+                f"`batch_size` must be even with `mixup` or `cutmix`, which mix pairs, but got {self.batch_size}; "
+                f"the nearest is {self.batch_size + 1}"
+            )
+        if self.mixup_off_epoch and not self.mixes:
+            problems.append(
+                f"`mixup_off_epoch` needs `mixup`, `cutmix` or `eventmix`, but got (mixup_off_epoch={self.mixup_off_epoch}, "
+                f"mixup=0, cutmix=0, eventmix=0)"
+            )
         if problems:
             raise ConfigError(problems)
         return self
@@ -326,6 +498,11 @@ class Config(Part):
                 f"`train.loss=tet` and `model.per_timestep_logits=true` go together, but got "
                 f"(train.loss={self.train.loss}, model.per_timestep_logits={str(self.model.per_timestep_logits).lower()})"
             )
+        if self.train.eventmix and not self.model.events:
+            problems.append(
+                f"`train.eventmix` needs `model.events=true`, but got (train.eventmix={self.train.eventmix:g}, "
+                f"model.events=false); use train.mixup or train.cutmix for images"
+            )
         if problems:
             raise ConfigError(problems)
         return self
@@ -372,8 +549,8 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping from a file."""
+def read_yaml(path: Path, part: type[Part] = Config) -> dict[str, Any]:
+    """Read a YAML mapping from a file; `part` is what it should hold, for the error."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -383,7 +560,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping of {', '.join(Config.model_fields)}, but holds {_shown(tree)}")
+        raise ConfigError(f"{path}: must hold a mapping of {', '.join(part.model_fields)}, but holds {_shown(tree)}")
     return tree
 
 
@@ -464,8 +641,8 @@ def field_at(path: str) -> Any:
     model: Any = Config
     field: Any = None
     for key in path.split("."):
-        models = [m for m in (model, *get_args(model)) if isinstance(m, type) and issubclass(m, Part)]
-        fields = models[0].model_fields if models else {}
+        owner = _part_of(model)
+        fields = owner.model_fields if owner else {}
         if key not in fields:
             raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
         field = fields[key]
@@ -473,6 +650,12 @@ def field_at(path: str) -> Any:
     if isinstance(model, type) and issubclass(model, Part):
         raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
     return field
+
+
+def _part_of(annotation: Any) -> type[Part] | None:
+    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
+    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
+    return parts[0] if parts else None
 
 
 def _is_text(path: str) -> bool:
@@ -519,18 +702,10 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: must be a mapping of fields, but got {_shown(value)}")
             wrong.add(name)
             continue
-        part: type[Part] = field.annotation  # type: ignore[assignment]
-        sound: dict[str, Any] = dict(value or {})
-        keys: list[str] = []
-        for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
-            try:
-                parts[name] = part.model_validate(sound)
-                break
-            except ValidationError as error:
-                for detail in error.errors():
-                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
-                    keys += [str(key) for key in detail["loc"][:1]]
-                sound = {k: v for k, v in sound.items() if k not in keys}
+        part, sentences, keys = validate_part(field.annotation, value or {}, name)  # type: ignore[arg-type]
+        problems += sentences
+        if part is not None:
+            parts[name] = part
         wrong |= {f"{name}.{key}" for key in keys}
     if len(parts) == len(Config.model_fields):
         try:
@@ -541,17 +716,36 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
+    """The object, if one can be made; a sentence for every mistake; the names of fields with a mistake of their own."""
+    problems: list[str] = []
+    sound, keys = dict(tree), list[str]()
+    for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
+        try:
+            return part.model_validate(sound), problems, keys
+        except ValidationError as error:
+            dropped = set(keys)  # a field that was dropped may be missed now: its own mistake is said already
+            for detail in error.errors():
+                if not dropped.intersection(map(str, detail["loc"][:1])):
+                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
+                    keys += [str(key) for key in detail["loc"][:1]]
+            sound = {k: v for k, v in sound.items() if k not in keys}
+    return None, list(dict.fromkeys(problems)), keys
+
+
 def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return [f"{prefix}: {p}" if prefix else p for p in cause.problems]
     # A union's location also names the branch that was tried; those are not field names.
     loc = [str(key) for key in error["loc"] if not re.search(r"[\[\]()]", str(key)) and key != "NeuronMap"]
-    path = ".".join([prefix, *loc])
+    path = ".".join(filter(None, [prefix, *loc]))
     value, kind, ctx = _shown(error["input"]), error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        fields = NeuronMap.model_fields if loc[0] == "neuron" else part.model_fields
-        return [f"{path}: no such field; {nearest(loc[-1], fields)}"]
+        owner = part
+        for key in loc[:-1]:
+            owner = _part_of(owner.model_fields[key].annotation) or owner
+        return [f"{path}: no such field; {nearest(loc[-1], owner.model_fields)}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
     rules = {
@@ -567,6 +761,12 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         "float_parsing": "must be a number",
         "float_type": "must be a number",
         "finite_number": "must be a finite number",
+        "too_long": "must be {max_length} numbers",
+        "missing": "must be given",
+        "tuple_type": "must be a list of numbers",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "model_type": "must be a mapping",
         "bool_parsing": "must be true or false",
         "bool_type": "must be true or false",
         "string_type": "must be text",
@@ -574,6 +774,9 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     }
     rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
     rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
+    rule = rule.replace(
+        f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"
+    )
     sentence = f"{path}: {rule}, but got {value}"
     if kind == "literal_error" and isinstance(error["input"], str):
         choices = re.findall(r"'([^']*)'", ctx["expected"])

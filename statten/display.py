@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,20 @@ def progress_bar(unit: str) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (what, how many are done, of how many) that moves a bar for each `what`."""
+    with progress_bar(unit) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def move(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, rate="")
+            bar.update(tasks[what], completed=done)
+
+        yield move
 
 
 @contextlib.contextmanager
@@ -125,6 +139,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], rig
     for row in rows:
         made.add_row(*[str(cell) for cell in row])
     return made
+
+
+def dataset_summary(report: dict[str, Any]) -> None:
+    """What `data check` found."""
+    parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
+    console.print(f"[bold]{report['name']}[/] in {report['root']}: {report['layout']}, {report['samples']:,} samples ({parts})")
+    rows = [[name, *counts.values()] for name, counts in report["per_class"].items()]
+    console.print(table("", ["class", *report["split"]], rows, right=(1, 2, 3)))
+    sizes = ", ".join(f"{size} ({count:,})" for size, count in report["sizes"].items())
+    console.print(f"\n  sizes    {sizes}; smallest {_by(report['smallest'])}, largest {_by(report['largest'])}")
+    for key in ("mean", "std"):
+        console.print(f"  {key:<8} {' '.join(f'{value:.4f}' for value in report[key])}")
+    console.print(f"  corrupt  {len(report['corrupt'])}")
+    for file in report["corrupt"]:
+        console.print(f"    {file['file']}: {file['reason']}")
+
+
+def _by(size: list[int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def run_summary(run: Run, began: float) -> None:

@@ -1,6 +1,7 @@
 """Files that are never half written: everything is written aside, flushed to disk and renamed into place."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -81,3 +82,15 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only process that writes a folder while this is open; the lock goes with the process, however it ends."""
+    path = folder / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing it; wait for it or stop it") from None
+        yield

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 
 from statten.config import TrainConfig
@@ -13,10 +13,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def make_loss(train: TrainConfig) -> Loss:
     """The loss of a config: (logits, target) -> mean over the batch, [].
 
-    Logits are [B, C], and [T, B, C] for `tet`; targets are labels [B] or, as mixing augmentations make them, soft [B, C].
+    Logits are [B, C], and [T, B, C] for `tet`; targets are labels [B] or, as data/mixing.py makes them, soft [B, C], which are
+    smoothed already. With `tet` every timestep has the same soft target, as in the published code.
     """
     if train.loss == "tet":
         return lambda logits, target: tet_loss(logits, target, train.tet_mean, train.tet_lambda, train.label_smoothing)
+    if train.loss == "bce":
+        return BinaryCrossEntropy(train.label_smoothing, train.bce_target_thresh)
     return lambda logits, target: cross_entropy(logits, target, train.label_smoothing)
 
 

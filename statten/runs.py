@@ -4,7 +4,7 @@
         run.json          kind, creation, origin (the checkpoint that it started from)
         config.yaml       the whole validated config
         environment.json  versions, commit, hardware
-        splits.json       indices of the train, validation and test parts
+        splits.json       indices of the train, validation and test parts (split.py: bits, where there are many)
         initial.safetensors  weights that it started from, if not from the seed
         metrics.jsonl     one line per finished epoch
         train.log         warnings and choices of the workers

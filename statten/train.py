@@ -11,17 +11,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from timm.utils.distributed import distribute_bn
 from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
 from statten.config import Config, ScaleConfig, TrainConfig, UserError
-from statten.data import Loaders, check_data, make_loaders
+from statten.data import CorruptSample, Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
+from statten.data.mixing import make_mixer
 from statten.losses import make_loss
-from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed
+from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, best_row, logging_to
@@ -57,48 +60,49 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
     and checkpoint. Randomness depends on (seed, epoch, step, rank) alone, so a resumed run takes the same steps.
+    Training accuracy is counted against the labels that samples had before mixing.
     """
     train, report = config.train, report or NoReport()
     model = state.model
     if config.scale.cuda_graphs:
         record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
-    loss_of, precision = make_loss(train), autocast(config, state.device)
+    loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
     steps, rank = loaders.train.steps_per_epoch, dist.get_rank() if is_distributed() else 0
 
     for epoch in range(state.epoch, train.total_epochs):
         model.train()
         totals, began = Accuracy(state.device, state.sums if rank == 0 else None), time.monotonic()
         for images, target in loaders.train.batches(epoch, start_step=state.step):
-            torch.manual_seed(stream(train.seed, epoch, state.step, rank))
+            key = (train.seed, epoch, state.step, rank)
+            torch.manual_seed(stream(*key))
             images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
+            images, mixed_target = mix(images, target, key=key) if mix else (images, target)
             set_lr(state, epoch + state.step / steps, train)
             with precision, packed_spikes(config.scale.packed_spikes):
                 logits = replica(images)
-                loss = loss_of(logits.float(), target)
+                loss = loss_of(logits.float(), mixed_target)
             state.scaler.scale(loss).backward()
-            if train.clip_grad is not None:
-                state.scaler.unscale_(state.optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
+            step_optimizer(state, train)
             totals.add(loss, logits, target)
             state.step += 1
+            if state.ema is not None:
+                state.ema.update(model, step=epoch * steps + state.step)
             report.step(state, steps)
             if train.checkpoint_every_steps and state.step < steps and state.step % train.checkpoint_every_steps == 0:
-                average_statistics(model)
+                average_statistics(state)
                 state.sums = totals.summed().tolist()
                 report.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
 
-        average_statistics(model)
+        average_statistics(state)
         trained, seconds = totals.reduced(), state.seconds + time.monotonic() - began
         metrics = {
             "epoch": epoch + 1,
             "train/loss": trained["loss"],
             "train/top1": trained["top1"],
-            **validate(model, loaders.validation, config),
-            "lr": state.optimizer.param_groups[0]["lr"],
+            **validate(state.judged, loaders.validation, config),
+            **left_out(loaders, config, state.device),
+            "lr": max(group["lr"] for group in state.optimizer.param_groups),
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
         }
@@ -133,14 +137,26 @@ def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: 
     }
 
 
+def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:
+    """With `data.skip_corrupt`: `corrupt`, the samples of this epoch that no rank could read."""
+    if not config.data.skip_corrupt:
+        return {}
+    return {"corrupt": sum_over_ranks(torch.tensor(loaders.corrupt, device=device)).item()}
+
+
 def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState:
-    """A model with the seed's initial weights, its optimizer, schedule and loss scaler."""
+    """A model with the seed's initial weights, its optimizer, schedule, loss scaler and moving average."""
     train = config.train
     torch.manual_seed(train.seed)
     model = place(build_model(config.model, config.scale.neuron_backend), device)
     model.activation_checkpointing = config.scale.activation_checkpointing  # type: ignore[assignment]
     optimizer = create_optimizer_v2(
-        model, opt=train.optimizer, lr=train.lr, weight_decay=train.weight_decay, momentum=train.momentum
+        model,
+        opt=train.optimizer,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        momentum=train.momentum,
+        layer_decay=train.layer_decay,
     )
     scheduler = CosineLRScheduler(
         optimizer,
@@ -149,8 +165,11 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
         warmup_t=train.warmup_epochs,
         warmup_lr_init=train.warmup_lr,
     )
-    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=train.precision == "fp16")
-    return TrainState(model, optimizer, scheduler, scaler)
+    kind = torch.device(device).type
+    scaled = train.precision == "fp16" or (train.precision == "amp" and kind != "cpu")
+    scaler = torch.amp.GradScaler(kind, enabled=scaled)
+    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+    return TrainState(model, optimizer, scheduler, scaler, ema)
 
 
 def place(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -175,6 +194,17 @@ def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.
             buffer.copy_(before[name])
 
 
+def step_optimizer(state: TrainState, train: TrainConfig) -> None:
+    """Clip the scaled gradients as `train.clip_mode` says, move the weights and clear the gradients."""
+    if train.clip_grad is not None:
+        state.scaler.unscale_(state.optimizer)
+        clipped = model_parameters(state.model, exclude_head=train.clip_mode == "agc")
+        dispatch_clip_grad(clipped, train.clip_grad, train.clip_mode)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
 def set_lr(state: TrainState, epochs: float, train: TrainConfig) -> None:
     """Set the learning rate for a moment of training, in epochs and fractions of one."""
     if train.lr_update == "epoch":
@@ -187,15 +217,17 @@ def stream(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Replace BatchNorm's running mean and variance by their average over ranks."""
+def average_statistics(state: TrainState) -> None:
+    """Replace BatchNorm's running mean and variance by their average over ranks, and those of the moving average too."""
     if is_distributed():
-        distribute_bn(model, dist.get_world_size(), reduce=True)
+        distribute_bn(state.model, dist.get_world_size(), reduce=True)
+        if state.ema is not None:
+            distribute_bn(state.ema.module, dist.get_world_size(), reduce=True)
 
 
 def autocast(config: Config, device: torch.device) -> Any:
     """The context that gives `train.precision`."""
-    if config.train.precision == "fp32":
+    if config.train.precision == "fp32" or (config.train.precision == "amp" and device.type == "cpu"):
         return nullcontext()
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype)
@@ -211,7 +243,7 @@ def run_fit(
 ) -> dict[str, float] | None:
     """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
 
-    Returns the best epoch's metrics, or None when training diverged (the reason is in the folder's result.json).
+    Returns the best epoch's metrics, or None when training diverged or met a corrupt file (the folder's result.json says).
     """
     with logging_to(run.path / "train.log", rank):
         return _run_fit(run, attempt, rank, world_size, threads, then)
@@ -226,6 +258,8 @@ def _run_fit(
     then: Callable[[dict[str, float]], object] | None,
 ) -> dict[str, float] | None:
     config = run.config
+    if world_size > 1 and run.state == "failed":
+        return None  # a rank of this attempt met a corrupt file: starting the group again would end there again
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
@@ -244,6 +278,12 @@ def _run_fit(
         failed = True
         if rank == 0:
             run.fail(str(reason))
+        return None
+    except CorruptSample as reason:
+        failed = True
+        run.fail(str(reason))
+        if world_size > 1:
+            raise  # only this rank knows, and the others wait for it
         return None
     except Exception:
         failed = True
@@ -278,7 +318,7 @@ class Preflight:
     cpus_per_worker: int
     """CPU cores of each worker."""
     memory_bytes: int
-    """Estimate for one worker: weights, gradients, optimizer and what the backward pass keeps of one batch."""
+    """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
 
 
 def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
@@ -349,6 +389,6 @@ def _measure(config: Config) -> tuple[int, int]:
     weights = {id(p.untyped_storage()) for p in model.parameters()}
     activations = sum(size for (storage, _), size in kept.items() if storage not in weights)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    moments = {"sgd": 1, "lion": 1}.get(train.optimizer, 2)
-    states = sum(p.numel() * p.element_size() for p in trainable) * (2 + moments)
+    copies = 2 + {"sgd": 1, "lion": 1}.get(train.optimizer, 2) + (train.ema_decay is not None)
+    states = sum(p.numel() * p.element_size() for p in trainable) * copies
     return sum(p.numel() for p in trainable), states + activations

@@ -8,7 +8,7 @@ from typing import Any
 
 from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError
-from statten.data import split_indices
+from statten.data import absolute_root, check_split, split_document
 from statten.display import following
 from statten.files import write_json
 from statten.runs import Run, environment
@@ -28,14 +28,15 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 
     Raises:
         UserError: something in the config, the name or the machine; nothing is written then.
-        Failed: training diverged, or failed more than `scale.max_failures` times.
+        Failed: training diverged, met a corrupt file, or failed more than `scale.max_failures` times.
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
+    config = absolute_root(config)
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
-        extra = {"splits.json": {part: indices.tolist() for part, indices in split_indices(config).items()}}
-        run = Run.create(path, config, origin, {"environment.json": environment(), **extra}, weights)
+        extra = {"environment.json": environment(), "splits.json": split_document(config)}
+        run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
 
 
@@ -46,6 +47,7 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
 
@@ -64,6 +66,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
     scratch = run.path.resolve() / "ray"
     settings = {"run": str(run.path.resolve()), "attempt": attempt}
     trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, run.config.scale.max_failures, then)

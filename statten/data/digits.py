@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits that ship with scikit-learn (UCI: Optical Recognition of Handwritten Digits, test part)."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from statten.config import Config
 from statten.data.augment import augment_images
-from statten.data.dataset import Dataset, Samples
+from statten.data.dataset import Dataset, InMemory, Samples
 
 
 @lru_cache(maxsize=1)
@@ -43,16 +43,11 @@ def load(config: Config) -> Samples:
     return _build(config.model.image_size)
 
 
-DIGITS = Dataset(
-    classes=10,
-    channels=1,
-    events=False,
-    size=8,
-    load=load,
-    labels=digit_labels,
-    augment=augment_images,
+def _open(config: Config) -> InMemory:
     # Constants, so that a checkpoint reads the same input whatever part it was trained on: mean and standard deviation
     # of ink over all pixels, the same to two digits in the training part of every split.
-    mean=0.305,
-    std=0.376,
-)
+    augment = augment_images if config.data.augment else None
+    return InMemory(digit_labels(), partial(load, config), augment, mean=0.305, std=0.376)
+
+
+DIGITS = Dataset(channels=1, events=False, open=_open, bundled=True)

@@ -18,7 +18,7 @@ The stream is integrated into T frames of equally many events, SpikingJelly's `s
 N clips, K instants, T frames, H = W = S pixels.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from statten.config import Config
 from statten.data.augment import augment_clips
-from statten.data.dataset import Dataset, Samples
+from statten.data.dataset import Dataset, InMemory, Samples
 from statten.data.digits import digit_images, digit_labels
 
 THRESHOLD = 0.25
@@ -135,12 +135,8 @@ def load(config: Config) -> Samples:
     return _build(config.model.image_size, config.data.frames or config.model.timesteps)
 
 
-DIGITS_EVENTS = Dataset(
-    classes=10,
-    channels=2,
-    events=True,
-    size=16,
-    load=load,
-    labels=digit_labels,
-    augment=augment_clips,
-)
+def _open(config: Config) -> InMemory:
+    return InMemory(digit_labels(), partial(load, config), augment_clips if config.data.augment else None)
+
+
+DIGITS_EVENTS = Dataset(channels=2, events=True, open=_open, bundled=True)

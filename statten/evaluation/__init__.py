@@ -5,7 +5,8 @@
         report.md            the same as tables
         energy.json          the ledger alone, for: statten energy check
         samples.safetensors  label, prediction, rank, confidence and loss of every sample, for: statten compare;
-                             and on how many samples every neuron fired, by timestep
+                             and on how many samples every neuron fired, by timestep (of large models, whose
+                             neurons would fill hundreds of megabytes, summed over each channel)
         rates.png, ...       pictures
         tensorboard/         the same for TensorBoard
 
@@ -26,13 +27,12 @@ from statten.config import UserError, build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.energy import Conventions
-from statten.evaluation.measure import Measured, chunk_path, chunks, load, measure_chunks, merge, save
+from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
 from statten.evaluation.report import build, summary
 from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json
 from statten.runs import default_storage
-from statten.train import preflight
 from statten.trainer import on_workers
 
 __all__ = ["Measured", "Target", "evaluate", "measure_target", "open_target", "resolve", "summary"]
@@ -45,7 +45,7 @@ def evaluate(
     data: str | None = None,
     ema: bool = True,
     large: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     rates: bool = True,
     exact: bool = False,
     conventions: Conventions | None = None,
@@ -59,7 +59,8 @@ def evaluate(
         data: name of the dataset; empty means the one that it was trained on.
         ema: take averaged weights where there are some.
         large: images at 288 pixels, the centre of 320.
-        workers: processes that share the samples; the counts do not depend on their number.
+        workers: processes that share the samples; the counts do not depend on their number. Empty means the override
+            scale.workers, else 1: that of the training does not count.
         rates: also measure firing rates and energy.
         exact: compute in float64. In float32 the CPU's results were found not to depend on the batch; a GPU's libraries may
             choose another order of summation for another batch, and a membrane within rounding of its threshold may flip.
@@ -67,18 +68,20 @@ def evaluate(
         storage: where reports of published checkpoints go; those of a run go to its own folder.
 
     Returns:
-        top1, top5 (percent), loss (cross-entropy), samples, firing_rates (spikes per neuron and timestep, by layer), layers,
-        calibration, classes, energy, throughput, and where it was written.
+        top1, top5 (percent), loss (cross-entropy), samples, left_out, firing_rates (spikes per neuron and
+        timestep, by layer), layers, calibration, classes, energy, throughput, and where it was written.
     """
     target = open_target(Path(path), overrides, data, ema, large, exact)
+    if workers is None:
+        workers = target.config.scale.workers if "scale.workers" in target.changed else 1
     folder = home(target, storage)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
     report = build(target, found, time.monotonic() - began, workers, conventions or Conventions())
     report["folder"] = str(folder)
-    save(found, folder / "samples.safetensors")
+    save(compact(found), folder / "samples.safetensors")
     write(report, folder)
-    if target.run and not target.changed and not exact:
+    if target.run and not exact and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
     return report
 
@@ -96,7 +99,7 @@ def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool =
     """Measure a target's test part, on so many workers, going on with what an earlier attempt left in `folder`."""
     config = target.evaluated_on(workers)
     with ray_cluster(config.scale.address) if workers > 1 else nullcontext() as capacity:
-        plan = preflight(config, capacity)
+        plan = target.preflight(config, capacity)
         model, total = target.model(), make_test_loader(config).total  # what does not fit is said before any folder is made
         if workers > total:
             raise UserError(f"--workers: there are {total} test samples for {workers} workers; the most is --workers {total}")

@@ -23,7 +23,6 @@ from statten.evaluation.show import figure, heat_map, md_table
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.models import STAttenTransformer
-from statten.train import preflight
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidence levels at which early exit is reported."""
@@ -33,7 +32,8 @@ class _FirstFrames:
     """A loader's clips cut to their first t frames."""
 
     def __init__(self, loader: Any, timesteps: int):
-        self._loader, self._timesteps, self._indices = loader, timesteps, loader._indices
+        self._loader, self._timesteps = loader, timesteps
+        self.indices, self.corrupt = loader.indices, loader.corrupt
 
     def __iter__(self) -> Any:
         for x, y in self._loader:
@@ -59,7 +59,7 @@ def anytime(
 
     target = open_target(Path(path), overrides, data, ema)
     config = target.evaluated_on(1)
-    preflight(config)
+    target.preflight(config)
     model, m = target.model(), config.model
     loader = make_test_loader(config)
     rows, records = [], []
@@ -197,7 +197,7 @@ def grid(
     chosen = timesteps or sorted({2**i for i in range(7) if 2**i <= 2 * trained.timesteps} | {trained.timesteps})
     pairs = [(t, b) for t in chosen for b in range(1, t + 1) if t % b == 0]
     configs = [_at(target, t, b) for t, b in pairs]
-    preflight(configs[0])
+    target.preflight(configs[0])
     cells = []
     with progress_bar("cells") as bar:
         task = bar.add_task("grid", total=len(pairs), rate="")

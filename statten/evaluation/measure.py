@@ -7,10 +7,11 @@ stopped evaluation goes on with those that are missing, and what is added up at 
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,6 +26,8 @@ from statten.train import autocast
 
 CHUNK = 8192
 """Samples of a chunk, about."""
+KEPT_BYTES = 2**24
+"""Up to so many bytes the counts of single neurons are kept in a report's folder; of larger models, those of channels."""
 RECORD = ("label", "prediction", "rank", "confidence", "loss")
 """What is kept of a sample: label, predicted class, classes that score at least as much as the label's, largest softmax
 probability, cross-entropy. All float64."""
@@ -44,6 +47,8 @@ class Measured:
     """Time of loading and computing, summed over workers."""
     peak_bytes: int
     """Largest memory of any worker: of the GPU, or the whole process on a CPU."""
+    left_out: int = 0
+    """Samples whose files could not be read (`data.skip_corrupt`)."""
 
     @property
     def samples(self) -> int:
@@ -75,10 +80,10 @@ def measure(
         finally:
             meter.__exit__()
     found = torch.cat(records).cpu() if records else torch.empty(0, len(RECORD), dtype=torch.float64)
-    index = torch.from_numpy(loader._indices)  # the order of the records; a sample left out breaks it, and is caught
-    index = index if len(index) == len(found) else torch.arange(len(found))
+    corrupt = np.array(sorted(loader.corrupt), dtype=np.int64)
+    index = torch.from_numpy(loader.indices[~np.isin(loader.indices, corrupt)])
     sums = meter.counts() if rates and records else {}
-    return Measured(index, found, sums, time.monotonic() - began, _peak(device))
+    return Measured(index, found, sums, time.monotonic() - began, _peak(device), len(corrupt))
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -108,7 +113,16 @@ def merge(parts: list[Measured]) -> Measured:
     filled = [part.sums for part in parts if part.sums]
     sums = {name: torch.stack([s[name] for s in filled]).sum(0) for name in filled[0]} if filled else {}
     records = torch.cat([part.records for part in parts])[order]
-    return Measured(index[order], records, sums, sum(p.seconds for p in parts), max(p.peak_bytes for p in parts))
+    seconds, peak, left_out = sum(p.seconds for p in parts), max(p.peak_bytes for p in parts), sum(p.left_out for p in parts)
+    return Measured(index[order], records, sums, seconds, peak, left_out)
+
+
+def compact(found: Measured) -> Measured:
+    """With the counts of channels, [T, C], instead of neurons, [T, C, H, W], where those take more than KEPT_BYTES."""
+    if sum(value.nbytes for value in found.sums.values()) <= KEPT_BYTES:
+        return found
+    sums = {name: value.double().flatten(2).sum(2) if value.ndim > 2 else value for name, value in found.sums.items()}
+    return replace(found, sums=sums)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +157,7 @@ def save(part: Measured, path: Path) -> None:
     """Keep a part, whole or not at all."""
     aside = path.with_name(f".{path.name}")
     tensors = {f"sums.{name}": value.clone().contiguous() for name, value in part.sums.items()}
-    about = {"seconds": repr(part.seconds), "peak_bytes": str(part.peak_bytes)}
+    about = {"seconds": repr(part.seconds), "peak_bytes": str(part.peak_bytes), "left_out": str(part.left_out)}
     save_file({"index": part.index.contiguous(), "records": part.records.contiguous(), **tensors}, aside, about)
     aside.replace(path)
 
@@ -157,4 +171,5 @@ def load(path: Path) -> Measured:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete it and evaluate again") from None
     sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
-    return Measured(tensors["index"], tensors["records"], sums, float(about["seconds"]), int(about["peak_bytes"]))
+    numbers = float(about["seconds"]), int(about["peak_bytes"]), int(about["left_out"])
+    return Measured(tensors["index"], tensors["records"], sums, *numbers)

@@ -32,6 +32,7 @@ def build(target: Target, found: Measured, seconds: float, workers: int, convent
         "data": target.config.data.name,
         "part": "test",
         "samples": found.samples,
+        "left_out": found.left_out,
         **accuracy(found),
         "timesteps": m.timesteps,
         "block_size": m.block_size,
@@ -157,9 +158,10 @@ def points(found: Measured) -> list[dict[str, Any]]:
 
 def headline(report: dict[str, Any]) -> list[str]:
     """The numbers that are asked for first."""
+    left_out = f", {report['left_out']} more could not be read" if report["left_out"] else ""
     lines = [
         f"top-1 {report['top1']:.2f} %  top-5 {report['top5']:.2f} %  loss {report['loss']:.4f}  "
-        f"ECE {report['calibration']['ece']:.3f}  ({report['samples']} samples of {report['data']}, "
+        f"ECE {report['calibration']['ece']:.3f}  ({report['samples']} samples of {report['data']}{left_out}, "
         f"T={report['timesteps']}, b={report['block_size']}, {report['weights']} weights)"
     ]
     if "energy" in report:

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.checkpoint import load_weights
-from statten.config import Config, ConfigError, UserError, field_at, parse_overrides, with_overrides
+from statten.checkpoint import EMA, MODEL, load_weights
+from statten.config import Config, UserError, parse_overrides, with_overrides
+from statten.data import absolute_root, check_split
 from statten.files import sha256
 from statten.models import STAttenTransformer, build_model
 from statten.models.published import fit_weights, read_published, translate
 from statten.runs import Run
-from statten.train import pick_device, place
+from statten.train import Preflight, pick_device, place, preflight
 
-_EMA = "ema.safetensors"  # of a checkpoint folder
+_LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
+"""The published evaluation at a larger size: resized to 320, the centre of 288."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class Target:
         fields = {"train.batch_size": 2, "train.eval_batch_size": train.eval_batch_size or train.batch_size}
         return with_overrides(self.config, {**fields, "scale.workers": workers})
 
+    def preflight(self, config: Config, capacity: dict[str, float] | None = None) -> Preflight:
+        """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
+        plan = preflight(config, capacity)
+        if self.run and not {"data.name", "data.root"} & self.changed.keys():
+            check_split(config, self.run.path / "splits.json")
+        return plan
+
     @property
     def precision(self) -> str:
         """Of the computation."""
@@ -63,8 +72,7 @@ class Target:
         """The weights under our names, verified."""
         if self.run is None:
             return read_published(self.source, self.averaged).weights
-        found = load_weights(self.source)  # checks every file of the folder
-        return load_weights(self.source / _EMA) if self.averaged else found
+        return load_weights(self.source, averaged=self.averaged)
 
     def model(self) -> STAttenTransformer:
         """The model with its weights on its device, in evaluation mode; raises UserError where they do not fit."""
@@ -77,7 +85,7 @@ class Target:
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
-        path = self.source if self.source.is_file() else self.source / (_EMA if self.averaged else "model.safetensors")
+        path = self.source if self.source.is_file() else self.source / (EMA if self.averaged else MODEL)
         if not path.is_file():
             raise UserError(f"{self.source}: not a usable checkpoint: {path.name} is missing")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
@@ -102,7 +110,7 @@ def open_target(
         overrides: fields to change, such as model.timesteps, which owns no weights.
         data: name of the dataset, the same as data.name.
         ema: take the moving average of the weights where there is one.
-        large: evaluate images larger than they were trained: 288 pixels, the centre of 320.
+        large: evaluate files of images larger than they were trained: 288 pixels, the centre of 320.
         exact: compute in float64.
 
     Raises:
@@ -110,7 +118,7 @@ def open_target(
     """
     changed: dict[str, Any] = {"data.name": data} if data else {}
     if large:
-        changed |= _large()
+        changed |= _LARGE
     changed |= parse_overrides(overrides)
     run, source = resolve(path)
     if run is None:
@@ -120,9 +128,16 @@ def open_target(
         if "data.name" not in changed and (dataset is None or dataset["field"] is None):
             why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
             raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
-        return Target(source, with_overrides(config, changed), found.averaged, None, changed, rows, exact)
-    averaged = ema and (source / _EMA).is_file()
-    return Target(source, with_overrides(run.config, changed), averaged, run, changed, exact=exact)
+        return Target(source, _changed(config, changed, large), found.averaged, None, changed, rows, exact)
+    averaged = ema and (source / EMA).is_file()
+    return Target(source, _changed(run.config, changed, large), averaged, run, changed, exact=exact)
+
+
+def _changed(config: Config, changed: dict[str, Any], large: bool) -> Config:
+    name = changed.get("data.name", config.data.name)
+    if large and name not in ("imagenet", "image_folder"):
+        raise UserError(f"--large: is for imagenet and image_folder, but the data are {name}; leave it out")
+    return absolute_root(with_overrides(config, changed))
 
 
 def resolve(path: Path) -> tuple[Run | None, Path]:
@@ -144,11 +159,3 @@ def resolve(path: Path) -> tuple[Run | None, Path]:
         f"{path}: is neither a run, a sweep nor a checkpoint folder, nor a published checkpoint (.pth.tar); "
         f"list what is there with: statten runs"
     )
-
-
-def _large() -> dict[str, Any]:
-    try:
-        field_at("data.crop_pct")
-    except ConfigError:
-        raise UserError("--large: needs a dataset of image files, and there is none in this version") from None
-    return {"model.image_size": 288, "data.crop_pct": 0.9}

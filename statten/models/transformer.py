@@ -8,7 +8,7 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import drop_path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from statten.config import ModelConfig
 from statten.models.attention import ATTENTION, FramePool
 from statten.models.memory import MaxPool, checkpointed
+from statten.models.norm import BatchNorm2d
 from statten.neurons import LIF, PLIF
 
 Neuron = Callable[..., LIF]
@@ -27,23 +28,23 @@ def per_frame(module: nn.Module, x_TBCHW: Tensor) -> Tensor:
     return module(x_TBCHW.flatten(0, 1)).unflatten(0, x_TBCHW.shape[:2])
 
 
-def conv_bn(conv: nn.Conv2d) -> nn.Sequential:
+def conv_bn(conv: nn.Conv2d, backend: str) -> nn.Sequential:
     """A convolution and its BatchNorm."""
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
+    return nn.Sequential(conv, BatchNorm2d(conv.out_channels, backend))
 
 
 class PatchEmbed(nn.Module):
     """Spiking patch splitting: four convolutions, up to four halvings, and a shortcut that keeps the last map's values."""
 
-    def __init__(self, config: ModelConfig, neuron: Neuron):
+    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
         super().__init__()
         D = config.embed_dim
         widths = [config.in_channels, D // 8, D // 4, D // 2, D]
         pairs = pairwise(widths)
-        self.stages = nn.ModuleList(conv_bn(nn.Conv2d(i, o, 3, padding=1, bias=False)) for i, o in pairs)
+        self.stages = nn.ModuleList(conv_bn(nn.Conv2d(i, o, 3, padding=1, bias=False), backend) for i, o in pairs)
         self.lifs = nn.ModuleList(neuron() for _ in range(4))
         self.pools = nn.ModuleList(MaxPool(stride=2) if digit == "1" else nn.Identity() for digit in config.pooling)
-        self.rpe = conv_bn(nn.Conv2d(D, D, 3, padding=1, bias=False))
+        self.rpe = conv_bn(nn.Conv2d(D, D, 3, padding=1, bias=False), backend)
 
     def forward(self, x_TBCHW: Tensor, timesteps: int) -> Tensor:
         """Frames [T, B, C, H, W], or an image [1, B, C, H, W] for all T, to the residual stream [T, B, D, H', W'].
@@ -66,10 +67,10 @@ class Attention(nn.Module):
         D = config.embed_dim
         kind = PLIF if config.neuron_at("attention") == "plif" else LIF
         self.lif, self.q_lif, self.k_lif, self.v_lif = (neuron() for _ in range(4))
-        self.qkv = conv_bn(nn.Conv2d(D, 3 * D, 1, bias=False))
+        self.qkv = conv_bn(nn.Conv2d(D, 3 * D, 1, bias=False), backend)
         self.pool = FramePool() if config.events else None
         self.core = ATTENTION[config.attention](config, kind, backend)
-        self.proj = conv_bn(nn.Conv2d(D, D, 1))
+        self.proj = conv_bn(nn.Conv2d(D, D, 1), backend)
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
@@ -84,12 +85,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two 1 x 1 convolutions, each behind a neuron."""
 
-    def __init__(self, config: ModelConfig, neuron: Neuron):
+    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
         super().__init__()
         D, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
         self.lif1, self.lif2 = neuron(), neuron()
-        self.fc1 = conv_bn(nn.Conv2d(D, hidden, 1))
-        self.fc2 = conv_bn(nn.Conv2d(hidden, D, 1))
+        self.fc1 = conv_bn(nn.Conv2d(D, hidden, 1), backend)
+        self.fc2 = conv_bn(nn.Conv2d(hidden, D, 1), backend)
         self.inner_shortcut = hidden == D
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, make_neuron: Callable[[str], Neuron], backend: str, drop_rate: float):
         super().__init__()
         self.attn = Attention(config, make_neuron("attention"), backend)
-        self.mlp = MLP(config, make_neuron("mlp"))
+        self.mlp = MLP(config, make_neuron("mlp"), backend)
         self.drop_rate = drop_rate
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class STAttenTransformer(nn.Module):
             return lambda: kind(config.v_threshold, config.tau, config.surrogate_alpha, backend=backend)
 
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        self.embed = PatchEmbed(config, make_neuron("embed"))
+        self.embed = PatchEmbed(config, make_neuron("embed"), backend)
         self.blocks = nn.ModuleList(Block(config, make_neuron, backend, rate) for rate in rates)
         self.head_lif = make_neuron("head")()
         self.head = nn.Linear(config.embed_dim, config.num_classes)
@@ -185,6 +186,10 @@ class STAttenTransformer(nn.Module):
         for i, block in enumerate(self._blocks()):
             layers |= {f"blocks.{i}.{name}": lif for name, lif in block.spiking_layers().items()}
         return {**layers, "head": self.head_lif}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters form a layer, in timm's form: the embedding, each block, the head."""
+        return {"stem": r"^embed", "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)"}
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))

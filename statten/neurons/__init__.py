@@ -19,7 +19,10 @@ from statten.neurons.native import NativeBackend
 from statten.neurons.packing import mark, packed_spikes
 from statten.neurons.torch_backend import TorchBackend
 
-__all__ = ["LIF", "NEURON_BACKENDS", "PLIF", "Dynamics", "check_backend", "packed_spikes", "select_backend"]
+__all__ = [
+    "LIF", "NEURON_BACKENDS", "PLIF", "Dynamics", "Norm", "check_backend", "follow_statistics", "packed_spikes",
+    "select_backend",
+]  # fmt: skip
 
 log = logging.getLogger("statten")
 
@@ -120,7 +123,7 @@ class LIF(nn.Module):
         fields = Norm(norm.weight, norm.bias, norm.eps, *statistics)
         spikes, mean, var = backend.norm_lif(x_T, self.inv_tau, dynamics, wanted, fields)
         if norm.training:
-            _follow(norm, mean, var, samples=wanted.timesteps * x_T[0].numel() // len(mean))
+            follow_statistics(norm, mean, var, samples=wanted.timesteps * x_T[0].numel() // len(mean))
         return mark(spikes, backend)
 
     def _operator(self, x_T: Tensor, timesteps: int, norm: nn.Module | None, dtype: torch.dtype) -> Tensor:
@@ -138,7 +141,7 @@ class LIF(nn.Module):
 
 
 @torch.no_grad()
-def _follow(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, samples: int) -> None:
+def follow_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, samples: int) -> None:
     """Move running statistics towards those of a batch, as PyTorch's BatchNorm does."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1

@@ -59,8 +59,14 @@ class Kernels(Protocol):
     def unpack(self, bits: Tensor, spikes_N: Tensor) -> bool:
         """Write spikes; False where the kernels do not fit."""
 
-    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
-        """grad_T <- a grad_T + b x_T + c per channel, with coefficients [3, C], in place."""
+    def norms(self, x_T: Tensor, run: int) -> bool:
+        """Whether BatchNorm alone is faster by these kernels than by PyTorch, for an input without gaps."""
+
+    def gradients(self, grad_T: Tensor, x_T: Tensor, mean: Tensor, run: int) -> Tensor:
+        """Sums over each channel of g and of g (x - mean), [2, C]."""
+
+    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int, out_T: Tensor) -> None:
+        """out_T = a grad_T + b x_T + c per channel, with coefficients [3, C]; out_T may be grad_T."""
 
 
 class _LIF(torch.autograd.Function):
@@ -141,14 +147,50 @@ class _NormLIF(torch.autograd.Function):
             x, x.ordered(grads[0]), grad_x_T, learned[0] if learned else inv_tau, dynamics, affine, run, bool(learned)
         )
         assert sums is not None
-        grad_bias, grad_weight = sums[0], sums[1] * inv_std
-        # y = w (x - mean) i + b:  g_x = w i (g - mean(g) - (x - mean) i mean(g (x - mean) i))
-        n = grad_x_T.numel() // affine.shape[1]
-        slope = affine[0] * inv_std * grad_weight / -n
-        constant = affine[0] * grad_bias / -n - slope * affine[2]
-        kernels.combine(grad_x_T, x.x, torch.stack([affine[0], slope, constant]), run)
+        grad_weight, grad_bias = _through_norm(grad_x_T, x.x, affine[0], affine[2], inv_std, sums, run, kernels, grad_x_T)
         grad_tau = learnt.to(learned[0].dtype) if learned and learnt is not None else None
         return grad_x_T, grad_tau, grad_weight.to(ctx.weight_dtype), grad_bias.to(ctx.weight_dtype), *[None] * 5
+
+
+class _Norm(torch.autograd.Function):
+    """Training-mode BatchNorm alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, run: int, kernels: Kernels
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = kernels.moments(x, run, len(weight))
+        inv_std = torch.rsqrt(var + eps)
+        scale, y = weight * inv_std, torch.empty_like(x)
+        kernels.combine(x, x, torch.stack([scale, torch.zeros_like(scale), bias - mean * scale]), run, y)
+        ctx.save_for_backward(x, scale, mean, inv_std)
+        ctx.constants, ctx.weight_dtype = (run, kernels), weight.dtype
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, mean, inv_std = ctx.saved_tensors
+        run, kernels = ctx.constants
+        grad, grad_x = frames(x).ordered(grads[0]), torch.empty_like(x)
+        sums = kernels.gradients(grad, x, mean, run)
+        grad_weight, grad_bias = _through_norm(grad, x, scale, mean, inv_std, sums, run, kernels, grad_x)
+        return grad_x, grad_weight.to(ctx.weight_dtype), grad_bias.to(ctx.weight_dtype), None, None, None
+
+
+def _through_norm(
+    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, inv_std: Tensor, sums: Tensor, run: int, kernels: Kernels, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of BatchNorm's input x from that of its output; returns those of its weight and its bias.
+
+    y = w (x - mean) i + b:  g_x = w i (g - mean(g) - (x - mean) i mean(g (x - mean) i))
+    """
+    grad_bias, grad_weight = sums[0], sums[1] * inv_std
+    n = x.numel() // len(scale)
+    slope = scale * inv_std * grad_weight / -n
+    constant = scale * grad_bias / -n - slope * mean
+    kernels.combine(grad, x, torch.stack([scale, slope, constant]), run, out)
+    return grad_weight, grad_bias
 
 
 class CompiledBackend(ABC):
@@ -191,6 +233,15 @@ class CompiledBackend(ABC):
         if run is None or not (fits and self.kernels.fuses(x_T, run)):
             return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
         return _NormLIF.apply(x_T, inv_tau, norm.weight, norm.bias, dynamics, wanted, norm, run, self.kernels)
+
+    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As `Backend.norm`."""
+        x = frames(x_T)
+        run, channels = channel_run(x_T.shape, x.strides), len(norm.weight)
+        fits = x.dense and self.kernels.takes(x_T.dtype) and x_T.numel() > channels
+        if run is None or not (fits and self.kernels.norms(x_T, run)):
+            return None
+        return _Norm.apply(x_T, norm.weight, norm.bias, norm.eps, run, self.kernels)
 
     def pack(self, spikes_N: Tensor) -> Tensor:
         """As `Backend.pack`."""

@@ -190,6 +190,14 @@ class CupyKernels:
         mean, inv_std = torch.batch_norm_stats(x_T.flatten(0, 1), 0.0)
         return torch.stack([mean, inv_std.square().reciprocal()])
 
+    def norms(self, x_T: Tensor, run: int) -> bool:
+        """As `Kernels.norms`: PyTorch's own is as good."""
+        return False
+
+    def gradients(self, grad_T: Tensor, x_T: Tensor, mean: Tensor, run: int) -> Tensor:
+        """As `Kernels.gradients`."""
+        raise AssertionError("BatchNorm alone is PyTorch's on a GPU")
+
     def pack(self, spikes_N: Tensor) -> Tensor | None:
         """As `Kernels.pack`."""
         bits = torch.empty((len(spikes_N) + 7) // 8, dtype=torch.uint8, device=spikes_N.device)
@@ -206,13 +214,13 @@ class CupyKernels:
         self.launch(variant, kernel, count, spikes_N.device, [_address(source), _address(target), np.int64(count)])
         return True
 
-    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int) -> None:
+    def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int, out_T: Tensor) -> None:
         """As `Kernels.combine`."""
         channels = coefficients.float().contiguous()
-        lanes = fitting_lanes(most_lanes(1, x_T.dtype, x_T.dtype), channels.shape[1], _misalignment(grad_T, x_T))
+        lanes = fitting_lanes(most_lanes(1, x_T.dtype, x_T.dtype), channels.shape[1], _misalignment(grad_T, x_T, out_T))
         variant = Variant(1, lanes, x_T.dtype, x_T.dtype)
         groups = grad_T.numel() // lanes
-        arguments = [*map(_address, (grad_T, x_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
+        arguments = [*map(_address, (grad_T, x_T, out_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
         self.launch(variant, "norm_combine", groups, x_T.device, arguments)
 
     def _variant(

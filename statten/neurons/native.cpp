@@ -224,54 +224,73 @@ template <class S, class O> struct Lif {
 template <class S> struct Norm {
     typedef typename MembraneOf<S>::type M;
 
-    // Mean and biased variance of each channel of a dense x [outer][channels][run], into sums [2][channels].
-    static void moments(const Problem& p) {
-        const S* x = (const S*)p.x;
+    // The sums over each channel of two values that term(i, channel, first, second) makes of the i-th value of a dense
+    // [outer][channels][run]; [2][channels].
+    template <class Term> static std::vector<double> channel_sums(const Problem& p, Term term) {
         const int64_t C = p.channels, run = p.run, outer = p.length / (C * run);
-        std::vector<M> pivot(C);
-        for (int64_t c = 0; c < C; ++c) pivot[c] = widen(x[c * run]);
         std::vector<double> totals(2 * C * p.threads);
         bool team = p.threads > 1 && p.length >= WORTH_A_TEAM;
 #pragma omp parallel for schedule(static, 1) num_threads(p.threads) if (team)
         for (int thread = 0; thread < p.threads; ++thread) {
-            double *sum = totals.data() + 2 * C * thread, *square = sum + C;
+            double* total = totals.data() + 2 * C * thread;
             const int64_t first = outer * thread / p.threads, last = outer * (thread + 1) / p.threads;
             std::vector<M> short_sum(2 * C);
             M *a = short_sum.data(), *b = a + C;
             for (int64_t from = first; run == 1 && from < last; from += SHORT_SUM) {
                 std::fill(short_sum.begin(), short_sum.end(), M(0));
-                for (int64_t m = from; m < std::min(last, from + SHORT_SUM); ++m) {
-                    const S* values = x + m * C;
+                for (int64_t m = from; m < std::min(last, from + SHORT_SUM); ++m)
                     SIMD for (int64_t c = 0; c < C; ++c) {
-                        M d = widen(values[c]) - pivot[c];
-                        a[c] += d, b[c] += d * d;
+                        M u, w;
+                        term(m * C + c, c, u, w);
+                        a[c] += u, b[c] += w;
                     }
-                }
-                for (int64_t c = 0; c < C; ++c) sum[c] += a[c], square[c] += b[c];
+                for (int64_t c = 0; c < 2 * C; ++c) total[c] += a[c];
             }
             for (int64_t m = first; run > 1 && m < last; ++m)
                 for (int64_t c = 0; c < C; ++c)
                     for (int64_t from = 0; from < run; from += 16 * SHORT_SUM) {
-                        const S* values = x + (m * C + c) * run + from;
-                        const M center = pivot[c];
-                        const int64_t n = std::min(run - from, 16 * SHORT_SUM);
+                        const int64_t at = (m * C + c) * run + from, n = std::min(run - from, 16 * SHORT_SUM);
                         M s = 0, q = 0;
                         _Pragma("omp simd reduction(+ : s, q)") for (int64_t i = 0; i < n; ++i) {
-                            M d = widen(values[i]) - center;
-                            s += d, q += d * d;
+                            M u, w;
+                            term(at + i, c, u, w);
+                            s += u, q += w;
                         }
-                        sum[c] += s, square[c] += q;
+                        total[c] += s, total[C + c] += q;
                     }
         }
-        const double n = double(outer * run);
+        for (int thread = 1; thread < p.threads; ++thread)
+            for (int64_t c = 0; c < 2 * C; ++c) totals[c] += totals[2 * C * thread + c];
+        return totals;
+    }
+
+    // Mean and biased variance of each channel of x, into sums [2][channels].
+    static void moments(const Problem& p) {
+        const S* x = (const S*)p.x;
+        const int64_t C = p.channels;
+        std::vector<M> pivots(C);
+        for (int64_t c = 0; c < C; ++c) pivots[c] = widen(x[c * p.run]);
+        const M* pivot = pivots.data();
+        const std::vector<double> totals = channel_sums(p, [=](int64_t i, int64_t c, M& d, M& square) {
+            d = widen(x[i]) - pivot[c], square = d * d;
+        });
+        const double n = double(p.length / C);
         for (int64_t c = 0; c < C; ++c) {
-            double sum = 0, square = 0;
-            for (int thread = 0; thread < p.threads; ++thread) {
-                sum += totals[2 * C * thread + c], square += totals[2 * C * thread + C + c];
-            }
-            p.sums[c] = pivot[c] + sum / n;
-            p.sums[C + c] = std::max(0.0, square / n - sum / n * (sum / n));
+            const double mean = totals[c] / n;
+            p.sums[c] = pivot[c] + mean;
+            p.sums[C + c] = std::max(0.0, totals[C + c] / n - mean * mean);
         }
+    }
+
+    // The sums over each channel of g and of g (x - mean), into sums [2][channels].
+    static void gradients(const Problem& p) {
+        const S *x = (const S*)p.x, *grad = (const S*)p.grad;
+        std::vector<M> means(p.mean, p.mean + p.channels);
+        const M* mean = means.data();
+        const std::vector<double> totals = channel_sums(p, [=](int64_t i, int64_t c, M& g, M& gx) {
+            g = widen(grad[i]), gx = g * (widen(x[i]) - mean[c]);
+        });
+        std::copy(totals.begin(), totals.begin() + 2 * p.channels, p.sums);
     }
 
     // out = scale grad + shift x + mean, per channel; dense, [outer][channels][run]. `out` may be `grad`.
@@ -339,7 +358,8 @@ extern "C" int64_t native_calls() { return calls; }
 #define EXPORT(function, type, call) \
     extern "C" void function##_##type(const Problem* p) { ++calls, call(*p); }
 #define LIF(name, S, O) EXPORT(forward, name, (Lif<S, O>::forward)) EXPORT(backward, name, (Lif<S, O>::backward))
-#define NORM(name, S) EXPORT(moments, name, Norm<S>::moments) EXPORT(combine, name, Norm<S>::combine)
+#define NORM(name, S) \
+    EXPORT(moments, name, Norm<S>::moments) EXPORT(gradients, name, Norm<S>::gradients) EXPORT(combine, name, Norm<S>::combine)
 #define BITS(name, S) EXPORT(pack, name, Bits<S>::pack) EXPORT(unpack, name, Bits<S>::unpack)
 
 LIF(float64_float64, double, double)

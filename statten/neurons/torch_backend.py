@@ -176,6 +176,9 @@ class TorchBackend:
         """As `Backend.norm_lif`."""
         return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
 
+    def norm(self, x_T: Tensor, norm: Norm) -> None:
+        """As `Backend.norm`."""
+
     def pack(self, spikes_N: Tensor) -> Tensor:
         """As `Backend.pack`."""
         fired = torch.nn.functional.pad(spikes_N != 0, (0, -len(spikes_N) % 8)).view(-1, 8)

@@ -14,7 +14,7 @@ import torch
 
 from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError, dump_config, with_overrides
-from statten.data import split_indices
+from statten.data import absolute_root, split_document
 from statten.files import write_text
 from statten.runs import Run, environment
 from statten.search.space import Space
@@ -60,10 +60,11 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
+    config = absolute_root(config)
     with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
         plan = plan_sweep(config, capacity)
-        splits = {part: indices.tolist() for part, indices in split_indices(config).items()}
-        sweep = Sweep.create(path, config, space, {"environment.json": environment(), "splits.json": splits})
+        extra = {"environment.json": environment(), "splits.json": split_document(config)}
+        sweep = Sweep.create(path, config, space, extra)
         return _execute(sweep, plan)
 
 

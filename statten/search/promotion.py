@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from statten.checkpoint import weights_file
 from statten.config import Config, UserError, get_field, with_overrides
 from statten.models import build_model
 from statten.runs import Run
@@ -14,7 +15,7 @@ from statten.trainer import train
 def promote(
     source: Run, config_overrides: dict[str, Any] | list[str], path: Path, recorded: dict[str, Any] | None = None
 ) -> Run:
-    """Train a trial or run further in a new folder, from the weights of its best checkpoint.
+    """Train a trial or run further in a new folder, from the (averaged) weights by which its best epoch was judged.
 
     The schedule may be longer, the timesteps more, the data whole; fields that own parameters must stay.
 
@@ -30,7 +31,7 @@ def promote(
         )
     checkpoint = source.best_checkpoint()
     origin = {"checkpoint": str(checkpoint), **(recorded or {})}
-    return train(config, path, checkpoint / "model.safetensors", origin)
+    return train(config, path, weights_file(checkpoint), origin)
 
 
 def _changed_shapes(before: Config, after: Config) -> str:

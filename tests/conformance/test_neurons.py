@@ -9,6 +9,7 @@ import torch
 from emulated import EmulatedBackend
 
 from statten.config import UserError
+from statten.models.norm import BatchNorm2d
 from statten.neurons import LIF, NEURON_BACKENDS, PLIF, native, select_backend
 from statten.neurons.dynamics import Dynamics, Norm, Unavailable, Wanted
 
@@ -248,6 +249,34 @@ def test_batch_norm_in_front_keeps_running_statistics(backend):
     assert gradient.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(6, 24, 7, 5), (3, 1, 4, 4), (70, 130, 16, 16)])
+def test_batch_norm_alone_is_pytorchs(shape, dtype, layout, momentum):
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    ours, theirs = BatchNorm2d(shape[1], "native").to(exact), torch.nn.BatchNorm2d(shape[1]).double()
+    ours.momentum = theirs.momentum = momentum
+    with torch.no_grad():
+        for i, name in enumerate(("weight", "bias")):
+            for norm in (ours, theirs):
+                getattr(norm, name).copy_(inputs((shape[1],), seed=i))
+    x = (inputs(shape, seed=3) * 2 + 5).to(dtype).contiguous(memory_format=layout)
+    grad, mine, other = inputs(shape, seed=4).to(dtype), like(x), x.detach().double().requires_grad_()
+    before = native.library().native_calls()
+    y, expected = ours(mine), theirs(other)
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
+    if layout == torch.channels_last and shape[1] > 1:  # one channel has both layouts
+        assert native.library().native_calls() - before == 4
+    pairs = [(y, expected), (mine.grad, other.grad), (ours.weight.grad, theirs.weight.grad), (ours.bias.grad, theirs.bias.grad)]
+    pairs += [(ours.running_mean, theirs.running_mean), (ours.running_var, theirs.running_var)]
+    for found, wanted in pairs:
+        scale = max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(found.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+
+
 def test_only_the_input_is_saved(backend):
     saved = []
     device = "cuda" if backend.devices == ("cuda",) else "cpu"
@@ -291,11 +320,12 @@ def test_half_types_are_converted_as_pytorch_does(dtype):
     """`combine` writes a grad + b x + c: with a = 1 every bit pattern goes to float32 and back, with c it is only rounded."""
     kernels, halves = native.NativeKernels(), torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     there_and_back = halves.clone()[None]
-    kernels.combine(there_and_back, torch.zeros_like(there_and_back), torch.tensor([[1.0], [0.0], [0.0]]), len(halves))
+    unchanged = torch.tensor([[1.0], [0.0], [0.0]])
+    kernels.combine(there_and_back, torch.zeros_like(there_and_back), unchanged, len(halves), there_and_back)
     torch.testing.assert_close(there_and_back[0], halves, rtol=0, atol=0, equal_nan=True)
     wide = torch.cat([torch.linspace(-70000, 70000, 100_001), torch.linspace(-1e-4, 1e-4, 100_001), torch.tensor([math.inf])])
     rounded, nothing = torch.zeros(1, len(wide), dtype=dtype), torch.zeros(len(wide))
-    kernels.combine(rounded, torch.zeros_like(rounded), torch.stack([nothing, nothing, wide]), 1)
+    kernels.combine(rounded, torch.zeros_like(rounded), torch.stack([nothing, nothing, wide]), 1, rounded)
     assert torch.equal(rounded[0], wide.to(dtype))
 
 

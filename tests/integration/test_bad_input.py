@@ -38,6 +38,11 @@ CASES = [
     ("train digits --set train.loss=tet", "`train.loss=tet` and `model.per_timestep_logits=true` go together"),
     ("train digits --set train.warmup_epochs=50", "`warmup_epochs` must be below `epochs`"),
     ("train digits --set train.min_lr=1", "`min_lr` must be at most `lr`"),
+    ("train digits --set data.hflip=0.5", "`hflip` has no effect on digits"),
+    ("train digits --set train.mixup=0.5 --set train.batch_size=31", "`batch_size` must be even with `mixup` or `cutmix`"),
+    ("train digits --set train.eventmix=1", "`train.eventmix` needs `model.events=true`"),
+    ("train digits --set train.optimizer=sgd --set train.momentum=0", "`momentum` must be above 0 for sgd"),
+    ("train digits --set train.clip_mode=agc", "`clip_mode` needs `clip_grad`"),
     # data and machine
     ("train digits --set model.in_channels=3", "model.in_channels"),
     ("train digits --set model.num_classes=5", "model.num_classes"),
@@ -48,6 +53,22 @@ CASES = [
     ("train digits --set scale.neuron_backend=cuppy", "scale.neuron_backend"),
     ("train digits --set scale.address=127.0.0.1:1", "scale.address: cannot reach the Ray cluster at 127.0.0.1:1"),
     ("train digits --set scale.address=nowhere", "scale.address: "),
+    # datasets
+    ("train digits --set data.name=cifar11", "data.name: must be one of"),
+    (
+        "train digits --set model.in_channels=3 --set data.name=cifar10",
+        "data.root: must name the folder of cifar10; set data.root=DIR",
+    ),
+    (
+        "train digits --set model.in_channels=3 --set data.name=imagenet --set data.root={runs}/none",
+        "data.root: no such folder",
+    ),
+    ("train digits --set data.validation=0.6", "data.validation: must be a share above 0 and below 0.5, or test, but got 0.6"),
+    ("data check cifar10 --root {runs}/empty", "holds no cifar10; put cifar-10-python.tar.gz"),
+    ("data check image_folder --root {runs}/empty", "holds no class folders"),
+    ("data prepare dvs128gesture --root {runs}/none --timesteps 4", "--root: no such folder"),
+    ("data shard imagenet --root {runs}/empty", "--output: must name the folder of the new shards"),
+    ("data check", "Missing argument 'NAME'"),
     # files and names
     ("train digitz", "no recipe or file is called 'digitz'; did you mean digits?"),
     ("train {runs}/none.yaml", "none.yaml: no such file"),
@@ -69,6 +90,13 @@ CASES = [
     ("best swept", "swept: no trial is finished yet"),
     ("promote taken --trial 3", "--trial: "),
     ("promote swept --trial 3", "--trial: "),
+    # jobs
+    ("run {runs}/none.yaml", "none.yaml: no such file"),
+    ("run {runs}/file", "file: must hold a mapping of command, recipe"),
+    ("run {runs}/job.yaml", "job.yaml: model.dept: no such field; did you mean model.depth?"),
+    ("run {runs}/old.yaml", "runtime.packages: needs numpy>=99, but"),
+    ("run {runs}/evaluates.yaml", "taken: holds no checkpoint yet"),
+    ("run {runs}/evaluates.yaml --dry-run", "--dry-run: "),
     # spaces and commands
     ("tune digits --space nowhere", "--space: no such file: nowhere"),
     ("tune digits --space {runs}/empty.yaml", "empty.yaml: names no field to search"),
@@ -97,6 +125,9 @@ def storage(tmp_path_factory):
     (runs / "empty.yaml").write_text("{}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
+    (runs / "job.yaml").write_text("command: train\nrecipe: digits\noverrides: {model.dept: 2}\n")
+    (runs / "old.yaml").write_text("command: train\nrecipe: digits\nruntime: {packages: ['numpy>=99']}\n")
+    (runs / "evaluates.yaml").write_text("command: evaluate\ntarget: taken\n")
     (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
     return runs
 
@@ -104,8 +135,9 @@ def storage(tmp_path_factory):
 @pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[arguments for arguments, _ in CASES])
 def test_one_sentence_and_exit_code_2(arguments, sentence, storage, monkeypatch, capsys):
     before = sorted(storage.rglob("*"))
+    monkeypatch.setattr("statten.display.console.stderr", False)
     arguments = arguments.replace("{runs}", str(storage)).split()
-    if "--storage" not in arguments and arguments[0] != "frobnicate":
+    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data"):
         arguments += ["--storage", str(storage)]
     monkeypatch.setattr(sys, "argv", ["statten", *arguments])
     with pytest.raises(SystemExit) as caught:

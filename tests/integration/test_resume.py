@@ -12,23 +12,28 @@ from statten.data import split_indices
 from statten.runs import Run
 
 SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=6 --set train.checkpoint_every_steps=7"
+ALL_OF_IT = (
+    "--set train.optimizer=lamb --set train.mixup=0.5 --set train.cutmix=1 --set train.mixup_off_epoch=5 "
+    "--set train.ema_decay=0.9 --set train.layer_decay=0.8 --set train.clip_grad=1 --set data.augment=true "
+    "--set model.drop_path=0.1"
+)
 TAGS = {"train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head"}
 
 
-def train(statten, storage, name, workers):
+def train(statten, storage, name, workers, options=""):
     threads = f"--set scale.workers={workers} --set scale.cpus_per_worker=1"
-    return statten("train", "digits", *SMALL.split(), *threads.split(), "--name", name, "--storage", storage)
+    return statten("train", "digits", *f"{SMALL} {threads} {options}".split(), "--name", name, "--storage", storage)
 
 
 def weights(run):
-    return (run.checkpoint_folder / "epoch-0006" / "model.safetensors").read_bytes()
+    return {path.name: path.read_bytes() for path in (run.checkpoint_folder / "epoch-0006").glob("*.safetensors")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_six_epochs_straight_equal_three_killed_and_resumed(workers, statten, tmp_path):
-    train(statten, tmp_path, "straight", workers).finish()
-    killed = train(statten, tmp_path, "killed", workers)
+@pytest.mark.parametrize(("workers", "options"), [(1, ""), (2, ALL_OF_IT)], ids=["plain", "two workers and all options"])
+def test_six_epochs_straight_equal_three_killed_and_resumed(workers, options, statten, tmp_path):
+    train(statten, tmp_path, "straight", workers, options).finish()
+    killed = train(statten, tmp_path, "killed", workers, options)
     run = Run(tmp_path / "killed")
     killed.wait_until(lambda: len(run.metrics()) >= 3)
     # Not at the seam: some steps into the fourth epoch.

@@ -27,6 +27,19 @@ def test_a_benchmark_of_models_names_its_peer(small, what, tmp_path):
     assert all(row.ours > 0 and row.ratio > 0 and "peer" in row.metric for row in rows)
 
 
+def test_loaders_are_measured_on_the_same_files(tmp_path):
+    folders, shards, listing = bench.bench_data(1, batch=4, images=16, workers=1, listed=3)
+    assert "class folders, 16 JPEG files" in folders.case and "tar shards" in shards.case and "300 files" in listing.case
+    assert folders.peer == shards.peer and all(
+        "peer torchvision ImageFolder" in row.metric for row in (folders, shards, listing)
+    )
+    assert folders.ratio == pytest.approx(folders.ours / folders.peer)
+    assert listing.ratio == pytest.approx(listing.peer / listing.ours)
+    bench._write_photos(tmp_path, 8)
+    sizes = [path.stat().st_size for path in (tmp_path / "train").rglob("*.jpg")]
+    assert 60_000 < sum(sizes) / len(sizes) < 180_000
+
+
 def test_the_neurons_are_measured_one_by_one(small):
     rows = list(bench.bench_lif(small, 1, (2, 1, 8, 8)))
     assert {row.case.split()[0] for row in rows} == {"native", "torch"}

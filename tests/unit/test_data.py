@@ -11,12 +11,15 @@ import torch
 
 import statten.config
 from statten.config import UserError, load_config
-from statten.data import DATASETS, TrainLoader, check_data, make_loaders, make_test_loader, split_indices
+from statten.data import DATASETS, TrainLoader, check_data, make_loaders, make_test_loader, open_source, split_indices
 from statten.data.counter import hashed, permutation, uniform
-from statten.data.dataset import Dataset, Samples
+from statten.data.dataset import InMemory, Samples
+from statten.data.digits import digit_labels
+from statten.data.digits_events import load as load_clips
 from statten.data.split import split
 
-DATA = sorted(DATASETS)
+SIZES = {"digits": 8, "digits_events": 16}
+DATA = sorted(name for name, dataset in DATASETS.items() if dataset.bundled)
 KEYS = {"train", "validation", "test"}
 
 
@@ -34,7 +37,7 @@ def problems(config):
 def numbered(n, augment=lambda x, seed, epoch, indices: x):
     """A dataset whose sample i is the number i."""
     samples = Samples(torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1), torch.arange(n))
-    return Dataset(n, 1, False, 1, lambda config: samples, samples.y.numpy, augment), samples
+    return InMemory(samples.y.numpy(), lambda: samples, augment)
 
 
 def read(batches):
@@ -58,13 +61,13 @@ def test_every_name_of_the_config_has_an_entry():
 @pytest.mark.parametrize("size", [None, 12])
 def test_samples_have_the_shape_that_the_config_asks_for(name, size):
     dataset = DATASETS[name]
-    config = config_of(name, f"model.image_size={size or dataset.size}", "model.timesteps=3", "train.batch_size=5")
+    config = config_of(name, f"model.image_size={size or SIZES[name]}", "model.timesteps=3", "train.batch_size=5")
     for loader in (make_loaders(config).train.batches(0), make_test_loader(config)):
         x, y = next(iter(loader))
         time_axis = (3,) if dataset.events else ()
         assert x.shape == (5, *time_axis, dataset.channels, config.model.image_size, config.model.image_size)
         assert x.dtype == torch.float32 and x.isfinite().all() and x.is_contiguous()
-        assert y.dtype == torch.int64 and y.shape == (5,) and y.min() >= 0 and y.max() < dataset.classes
+        assert y.dtype == torch.int64 and y.shape == (5,) and y.min() >= 0 and y.max() < 10
 
 
 def test_digits_are_scikit_learns_normalised():
@@ -85,7 +88,7 @@ def test_digits_are_scikit_learns_normalised():
 
 def test_building_is_done_once_per_process():
     config = config_of("digits_events")
-    assert DATASETS["digits_events"].load(config) is DATASETS["digits_events"].load(config)
+    assert load_clips(config) is load_clips(config)
 
 
 def test_import_is_little_more_than_torch():
@@ -102,7 +105,7 @@ def test_import_is_little_more_than_torch():
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_split_is_a_stratified_partition(seed):
     config = config_of("digits", f"data.split_seed={seed}")
-    parts, labels = split_indices(config), DATASETS["digits"].labels()
+    parts, labels = split_indices(config), digit_labels()
     assert set(parts) == KEYS
     np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1797))
     for label in range(10):
@@ -129,7 +132,7 @@ def test_same_split_for_the_digits_and_their_clips():
 
 
 def test_a_smaller_fraction_is_within_a_larger_one_and_stratified():
-    labels, larger = DATASETS["digits"].labels(), None
+    labels, larger = digit_labels(), None
     for fraction in (1.0, 0.5, 0.2, 0.01):
         parts = split_indices(config_of("digits", f"data.fraction={fraction}"))
         if larger is not None:
@@ -147,7 +150,7 @@ def test_no_part_of_a_small_class_is_empty():
 
 def test_the_test_part_is_read_by_the_test_loader_alone():
     config = config_of("digits", "train.batch_size=16", "data.augment=false")
-    x = DATASETS["digits"].batch(DATASETS["digits"].load(config), np.arange(1797))[0].flatten(1)
+    x = open_source(config).batch(np.arange(1797)).x.flatten(1)
     index = {row.tobytes(): i for i, row in enumerate(x.numpy())}
     parts, loaders = split_indices(config), make_loaders(config)
 
@@ -202,12 +205,12 @@ def test_more_ranks_than_samples():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_an_epoch_without_overlap(world_size):
-    dataset, samples = numbered(101)
+    source = numbered(101)
     indices = np.arange(1, 101)
     epochs = []
     for epoch in range(3):
         loaders = [
-            TrainLoader(dataset, samples, indices, batch_size=7, seed=3, augment=False, rank=rank, world_size=world_size)
+            TrainLoader(source, indices, batch_size=7, seed=3, augment=False, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
         steps = 100 // (7 * world_size)
@@ -267,11 +270,20 @@ def test_an_error_in_a_loader_process_reaches_the_training():
     def fail(x, seed, epoch, indices):
         raise ValueError("broken sample")
 
-    dataset, samples = numbered(8, augment=fail)
+    source = numbered(8, augment=fail)
     for workers in (0, 1):
-        loader = TrainLoader(dataset, samples, np.arange(8), batch_size=4, seed=0, augment=True, workers=workers)
+        loader = TrainLoader(source, np.arange(8), batch_size=4, seed=0, augment=True, workers=workers)
         with pytest.raises(ValueError, match="broken sample"):
             next(loader.batches(0))
+
+
+def test_loader_processes_end_with_their_loader():
+    """At once, and not after the five seconds that PyTorch waits for those that it cannot reach."""
+    loader = make_test_loader(config_of("digits", "data.workers=2"))
+    next(iter(loader))
+    processes = loader._loader._iterator._workers
+    del loader
+    assert not any(process.is_alive() for process in processes)
 
 
 # --- random numbers
@@ -309,8 +321,8 @@ def test_every_mismatch_is_one_sentence():
     config = config_of("digits", "model.in_channels=3", "model.num_classes=5", "model.events=true", "train.batch_size=5000")
     assert problems(config) == [
         "model.in_channels: must be 1 for digits, but got 3; use model.in_channels=1",
-        "model.num_classes: must be at least 10 for digits, but got 5; use model.num_classes=10",
         "model.events: must be false for digits, which holds images, but got true; use model.events=false",
+        "model.num_classes: must be at least 10 for digits, but got 5; use model.num_classes=10",
         "train.batch_size: 1 x 5000 samples per step (scale.workers x train.batch_size) must not be more than the training "
         "part of digits, which has 1295; the largest is train.batch_size=1295",
     ]

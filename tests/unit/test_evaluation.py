@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from evaluated import make_run, published_file
+from formats import write_images
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision import transforms
 
 from statten import cli
 from statten.config import UserError
-from statten.data import make_test_loader
-from statten.energy import Conventions
+from statten.data import CorruptSample, make_test_loader, split_document
+from statten.energy import Conventions, check_file
 from statten.evaluation import evaluate, measure_target, open_target
-from statten.evaluation.measure import chunk_path, load, measure, merge
-from statten.evaluation.report import build, calibration, classes, confusion, layers, warnings
+from statten.evaluation import measure as measuring
+from statten.evaluation.anytime import anytime, grid
+from statten.evaluation.measure import chunk_path, compact, load, measure, merge
+from statten.evaluation.report import build, calibration, classes, confusion, headline, layers, warnings
+from statten.files import write_json
 from statten.metrics import evaluating
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -92,7 +98,6 @@ def test_counts_are_those_of_the_outputs(runs, name):
 
 def test_a_stopped_evaluation_goes_on_where_it_was(runs, tmp_path, monkeypatch):
     from statten import evaluation
-    from statten.evaluation import measure as measuring
 
     monkeypatch.setattr(measuring, "CHUNK", 100)
     target, real, seen = open_target(runs["digits"].path), measuring.measure, []
@@ -259,10 +264,104 @@ def test_damage_inside_the_archive_is_found(tmp_path):
         open_target(tmp_path / "flipped.pth.tar")
 
 
+def image_run(path, root, parts=None, **fields):
+    """A run on small image files below `root`, with what it divides on record."""
+    write_images(root, parts or {"train": 8, "val": 5})
+    small = {
+        "data__name": "image_folder", "data__root": str(root), "model__in_channels": 3, "model__num_classes": 3,
+        "model__image_size": 32, "model__pooling": "0011", "train__batch_size": 8,
+    }  # fmt: skip
+    run = make_run(path, **{**small, **fields})
+    write_json(run.path / "splits.json", split_document(run.config))
+    return run
+
+
+def test_a_file_that_cannot_be_read_is_left_out_of_the_records_too(tmp_path):
+    run = image_run(tmp_path / "run", tmp_path / "images", data__skip_corrupt=True)
+    whole = evaluate(run.path, {"train.eval_batch_size": 4})
+    kept = load(Path(whole["folder"]) / "samples.safetensors")
+    assert (whole["samples"], whole["left_out"]) == (15, 0)
+    broken = tmp_path / "images" / "val" / "n01443537" / "n01443537_1.JPEG"
+    at = int((kept.column("label") == 1).nonzero()[1])
+    broken.write_bytes(broken.read_bytes()[:100])
+    for workers in (0, 1):  # read here, and in a loader process
+        target = open_target(run.path, {"train.eval_batch_size": 4, "data.workers": workers})
+        found = measure_target(target, tmp_path / "folder")
+        assert (found.samples, found.left_out) == (14, 1)
+        there = torch.arange(15) != at
+        assert torch.equal(found.index, kept.index[there]) and torch.equal(found.records, kept.records[there])
+    other = evaluate(run.path, {"model.block_size": 1})
+    assert (other["samples"], other["left_out"]) == (14, 1) and "1 more could not be read" in headline(other)[0]
+    with pytest.raises(CorruptSample, match=r"n01443537_1\.JPEG: cannot be read"):
+        evaluate(run.path, {"data.skip_corrupt": False})
+
+
+def test_a_run_is_refused_on_other_data_than_it_divided(tmp_path):
+    run = image_run(tmp_path / "run", tmp_path / "images")
+    assert evaluate(run.path)["samples"] == 15
+    extra = tmp_path / "images" / "train" / "n01440764"
+    (extra / "more.JPEG").write_bytes((extra / "n01440764_0.JPEG").read_bytes())
+    for asked in (evaluate, anytime, grid):
+        with pytest.raises(UserError, match=r"has other samples than when the run began \(40 now, 39 then\)"):
+            asked(run.path)
+
+
+@pytest.mark.parametrize("data", [None, "image_folder"])
+def test_large_is_the_centre_288_of_320_pixels(tmp_path, data):
+    run = image_run(tmp_path / "run", tmp_path / "images", {"train": 8, "val": 2}, model__pooling="1111")
+    report = evaluate(run.path, data=data, large=True)
+    folder = tmp_path / "images" / "val"
+    resize = transforms.Resize(320, transforms.InterpolationMode.BILINEAR)
+    normal = transforms.Normalize(run.config.data.mean, run.config.data.std)
+    plain = transforms.Compose([resize, transforms.CenterCrop(288), transforms.ToTensor(), normal])
+    files = sorted(folder.rglob("*.JPEG"), key=lambda path: (path.parent.name, path.name))
+    model = open_target(run.path, large=True).model()
+    assert model.config.image_size == 288
+    with evaluating(model):
+        logits = model(torch.stack([plain(Image.open(file).convert("RGB")) for file in files])).double()
+    y = torch.tensor([i // 2 for i in range(6)])
+    assert report["loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
+    assert report["changed"] | {"data.name": "image_folder"} == {
+        "data.name": "image_folder", "model.image_size": 288, "data.crop_pct": 0.9
+    }  # fmt: skip
+
+
+def test_a_large_model_keeps_the_counts_of_channels(runs, tmp_path, monkeypatch):
+    found = measure_target(open_target(runs["digits"].path), tmp_path)
+    assert compact(found) is found, "small enough to keep every neuron"
+    monkeypatch.setattr(measuring, "KEPT_BYTES", 1000)
+    reduced = compact(found)
+    assert torch.equal(reduced.records, found.records) and set(reduced.sums) == set(found.sums)
+    assert torch.equal(reduced.sums["embed.0"], found.sums["embed.0"].double().sum((2, 3)))
+    assert torch.equal(reduced.sums["blocks.0.attn.pairs"], found.sums["blocks.0.attn.pairs"])
+
+
+@pytest.mark.parametrize("name", ["reference_checkpoint", "reference_checkpoint_ddp"])
+def test_the_published_checkpoints_are_evaluated_on_image_files(tmp_path, name):
+    root = write_images(tmp_path / "images", {"train": 2, "test": 3}, [f"class{i}" for i in range(10)])
+    fields, path = {"data.root": str(root), "train.eval_batch_size": 8}, GOLDEN / f"{name}.pth.tar"
+    report = evaluate(path, fields, data="image_folder", storage=tmp_path)
+    target = open_target(path, fields, data="image_folder")
+    model, batches = target.model(), list(make_test_loader(target.config))
+    with evaluating(model):
+        logits = torch.cat([model(x) for x, _ in batches]).double()
+    y = torch.cat([y for _, y in batches])
+    assert report["samples"] == 30 and report["run"] is None
+    assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == y).double().mean().item())
+    assert report["loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
+    assert all(0 <= rate <= 1 for rate in report["firing_rates"].values()) and report["firing_rates"]["embed.0"] > 0
+    assert check_file(Path(report["folder"]) / "energy.json")["total"]["pj"] == report["energy"]["total"]["pj"] > 0
+    trained = evaluate(path, fields, data="image_folder", ema=False, storage=tmp_path)
+    averaged = name.endswith("ddp")  # the one with state_dict_ema
+    assert report["weights"] == ("averaged (EMA)" if averaged else "trained") and trained["weights"] == "trained"
+    assert (trained["folder"] != report["folder"]) == averaged
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (f"evaluate {GOLDEN}/reference_checkpoint.pth.tar --data digits", "model.in_channels: must be 1 for digits, but got 3"),
+        ("evaluate {run} --large", "--large: is for imagenet and image_folder, but the data are digits; leave it out"),
         (f"evaluate {GOLDEN}/reference_checkpoint.pth.tar --data digitz", "'digitz'; did you mean digits?"),
         ("evaluate {run} --workers 0", "Invalid value for '--workers'"),
         ("evaluate {run} --set model.embed_dim=64", "must be ["),

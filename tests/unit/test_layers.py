@@ -14,7 +14,7 @@ PACKAGE = Path(statten.__file__).parent
 ORDER = [
     {"config"}, {"files"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"checkpoint"}, {"runs"},
     {"train"}, {"display"}, {"cluster", "doctor"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"},
-    {"cli"},
+    {"jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 RAY = {"cluster", "trainer", "search", "doctor"}

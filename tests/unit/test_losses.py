@@ -47,6 +47,29 @@ def test_tet_is_its_formula(data, mean, lamb, smoothing):
     torch.testing.assert_close(make_loss(config)(logits, target), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_bce_is_that_of_torch_over_all_classes(data, smoothing, threshold):
+    logits, target = data
+    soft = F.one_hot(target, C).double() * (1 - smoothing) + smoothing / C
+    if threshold is not None:
+        soft = (soft > threshold).double()
+    expected = F.binary_cross_entropy_with_logits(logits[0], soft)
+    loss = make_loss(TrainConfig(loss="bce", label_smoothing=smoothing, bce_target_thresh=threshold))
+    torch.testing.assert_close(loss(logits[0], target), expected, rtol=1e-12, atol=0)
+    mixed = soft * 0.7 + soft.flip(0) * 0.3
+    wanted = F.binary_cross_entropy_with_logits(logits[0], mixed if threshold is None else (mixed > threshold).double())
+    torch.testing.assert_close(loss(logits[0], mixed), wanted, rtol=1e-12, atol=0)
+
+
+def test_tet_takes_mixed_targets_at_every_timestep(data):
+    logits, target = data
+    mixed = F.one_hot(target, C).double() * 0.6 + F.one_hot(target.flip(0), C).double() * 0.4
+    expected = 0.999 * sum(F.cross_entropy(logits[t], mixed) for t in range(T)) / T + 1e-3 * (logits - 1).square().mean()
+    loss = make_loss(TrainConfig(loss="tet", label_smoothing=0.1))
+    torch.testing.assert_close(loss(logits, mixed), expected, rtol=1e-12, atol=0)
+
+
 def test_tet_wants_every_timestep_right(data):
     """Two timesteps whose mean is right but one is wrong cost more than two that are right."""
     target = torch.zeros(1, dtype=torch.long)

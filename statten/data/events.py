@@ -1,0 +1,136 @@
+"""Event clips: frame folders as SpikingJelly 2.0 makes and reads them.
+
+    <root>/frames_number_T_split_by_number/<class>/<name>.npz              CIFAR10-DVS, N-Caltech101
+    <root>/frames_number_T_split_by_number/{train,test}/<class>/<name>.npz DVS128 Gesture
+    <root>/<class>/<name>.npz, or <root>/{train,test}/<class>/...          event_folder, the user's own
+
+A file holds `frames` [T, 2, H, W], the number of events of each polarity and pixel (OFF, ON). `prepare.py` makes them.
+
+T frames, H height, W width.
+"""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statten.config import Config, UserError
+from statten.data.dataset import Damaged, Dataset, Files
+from statten.data.folders import CLIPS, Listing, dataset_root, list_parts
+
+PUBLISHED_TRAIN = 9, 10
+"""Of each class, files sorted by name, the first 9/10 are for training (Lee et al., 2025, for both datasets without a test
+part), rounded up as spikingjelly.datasets.split_to_train_test_set does."""
+
+
+def frames_folder(root: Path, frames: int) -> Path:
+    """Where SpikingJelly keeps clips of T frames of equally many events."""
+    return root / f"frames_number_{frames}_split_by_number"
+
+
+def building(folder: Path) -> Path:
+    """SpikingJelly's mark of a folder that is not finished."""
+    return folder.with_name(f"{folder.name}.building")
+
+
+def prepared_frames(root: Path) -> list[int]:
+    """Every T for which finished frames lie in `root`."""
+    found = (re.fullmatch(r"frames_number_(\d+)_split_by_number", path.name) for path in root.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match and not building(root / match[0]).exists())
+
+
+def read_frames(path: Path | str) -> np.ndarray:
+    """Event counts [T, 2, H, W] of a file; raises Damaged or OSError."""
+    try:
+        content = np.load(path)
+        if not isinstance(content, np.ndarray):
+            with content:
+                content = content["frames"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise Damaged(f"is no .npz file with `frames` or .npy file: {error}") from None
+    if content.ndim != 4 or content.shape[1] != 2 or content.dtype.kind not in "uif":
+        raise Damaged(f"must hold numbers [T, 2, H, W], but holds {content.dtype} {list(content.shape)}")
+    return content
+
+
+class FrameFolders(Files):
+    """Clips in class folders."""
+
+    layout = "class folders of clips"
+
+    def __init__(self, config: Config, listing: Listing, test: np.ndarray | None, frames: int):
+        super().__init__(config, listing.classes, listing.labels, test)
+        self._names, self._folder, self._frames = listing.names, str(listing.folder), frames
+
+    def read(self, index: int) -> Tensor:
+        counts = read_frames(self.locate(index))
+        if len(counts) != self._frames:
+            raise Damaged(f"has {len(counts)} frames, but model.timesteps is {self._frames}")
+        if counts.dtype == np.uint8:
+            return torch.from_numpy(counts)
+        whole = counts.astype(np.int32)
+        return torch.from_numpy(whole if (whole == counts).all() else counts.astype(np.float32))
+
+    def locate(self, index: int) -> str:
+        return f"{self._folder}/{self._names[index]}"
+
+
+def clip_length(config: Config) -> int:
+    """T of the clips that a config reads."""
+    return config.data.frames or config.model.timesteps
+
+
+def open_frames(config: Config) -> FrameFolders:
+    """CIFAR10-DVS, N-Caltech101 or DVS128 Gesture from its prepared frames."""
+    root, frames, name = dataset_root(config), clip_length(config), config.data.name
+    folder = frames_folder(root, frames)
+    command = f"statten data prepare {name} --root {root} --timesteps {frames}"
+    if building(folder).exists():
+        raise UserError(f"{folder}: is not finished; go on with: {command}")
+    if not folder.is_dir():
+        others = prepared_frames(root)
+        there = f"; there are clips of T = {', '.join(map(str, others))} (model.timesteps)" if others else ""
+        raise UserError(f"{folder}: no such folder, so there are no clips of {frames} frames{there}; make them with: {command}")
+    listing = list_parts(folder, CLIPS, "clip")
+    given = name == "dvs128gesture"
+    if given != (listing.test is not None):
+        what = "must hold train/ and test/" if given else "must hold class folders, not parts"
+        raise UserError(f"{folder}: {what}, as {name} does; delete it and make it with: {command}")
+    return FrameFolders(config, listing, listing.test if given else last_tenth(listing.labels), frames)
+
+
+def last_tenth(labels: np.ndarray) -> np.ndarray:
+    """The published test part: the last tenth of each class; `labels` [N] is in the order of classes and names."""
+    parts, (of, whole) = [], PUBLISHED_TRAIN
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        cut = min(-(-of * len(members) // whole), len(members) - 1)
+        parts.append(members[max(1, cut) :])
+    return np.concatenate(parts)
+
+
+def open_event_folder(config: Config) -> FrameFolders:
+    """Ready clips of the user's own classes."""
+    root, frames = dataset_root(config), clip_length(config)
+    folder = frames_folder(root, frames)
+    listing = list_parts(folder if folder.is_dir() else root, CLIPS, "clip")
+    source = FrameFolders(config, listing, listing.test, frames)
+    # One look, so that a wrong T is said before the run.
+    try:
+        found = len(read_frames(source.locate(0)))
+    except (Damaged, OSError):
+        found = frames  # said when it is read, as of any other file
+    if found != frames:
+        raise UserError(
+            f"model.timesteps: must be {found}, the frames of the clips in {listing.folder}, but got {frames}; "
+            f"use model.timesteps={found}"
+        )
+    return source
+
+
+CIFAR10DVS = NCALTECH101 = DVS128GESTURE = Dataset(channels=2, events=True, open=open_frames)
+EVENT_FOLDER = Dataset(channels=2, events=True, open=open_event_folder)

@@ -1,0 +1,53 @@
+"""From a raw sample to the tensor that the model reads: images by timm's transforms, event clips by event_augment.py.
+
+Random draws come only from Python's `random`, NumPy's global generator and torch's CPU generator, because timm and
+torchvision draw from these. Whoever calls a transform seeds all three.
+
+C channels, T frames, S = `model.image_size`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import create_transform
+from torch import Tensor
+
+from statten.config import Config
+from statten.data.event_augment import EventTransform
+
+Transform = Callable[[Any], Tensor]
+"""Raw sample to float32 tensor."""
+
+
+def sample_transform(config: Config, train: bool) -> Transform:
+    """The transform of single samples.
+
+    An image, an RGB `PIL.Image` of any size, becomes [3, S, S], normalised; a clip of event counts [T, 2, H, W], of any
+    number type and size, becomes [T, 2, S, S], not normalised. Both float32.
+
+    Args:
+        config: `model.events` says which of the two.
+        train: augment, unless `data.augment` is false; else resize and crop as in evaluation.
+    """
+    augmented = train and config.data.augment
+    return EventTransform(config, augmented) if config.model.events else image_transform(config, augmented)
+
+
+def image_transform(config: Config, augmented: bool) -> Transform:
+    """timm's transform: random crop, flip, policy or colour jitter and erasing, or resize and centre crop."""
+    data = config.data
+    return create_transform(
+        config.model.image_size,
+        is_training=augmented,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        hflip=data.hflip,
+        color_jitter=data.color_jitter or None,
+        auto_augment=data.auto_augment,
+        re_prob=data.random_erasing,
+        re_mode=data.random_erasing_mode,
+        interpolation=data.interpolation,
+        mean=data.mean,
+        std=data.std,
+        crop_pct=data.crop_pct,
+    )

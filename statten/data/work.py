@@ -1,0 +1,34 @@
+"""Many small pieces of work on files, side by side: reading, decoding and compressing leave Python's lock free."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Progress = Callable[[str, int, int], None]
+"""(what, how many are done, of how many)"""
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def default_workers() -> int:
+    """Threads for work on files."""
+    return min(32, os.cpu_count() or 1)
+
+
+def gathered(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results of function(0), function(1), ... in this order; what is not begun is given up after an error."""
+    ahead = 4 * pool._max_workers  # bounds what waits to be taken
+    futures = {i: pool.submit(function, i) for i in range(min(ahead, count))}
+    try:
+        for i in range(count):
+            yield futures.pop(i).result()
+            if i + ahead < count:
+                futures[i + ahead] = pool.submit(function, i + ahead)
+    finally:
+        for future in futures.values():
+            future.cancel()
