@@ -216,11 +216,13 @@ class CupyKernels:
 
     def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int, out_T: Tensor) -> None:
         """As `Kernels.combine`."""
+        if out_T is not grad_T:
+            out_T.copy_(grad_T)  # the kernel works in place: with a third address it spills registers
         channels = coefficients.float().contiguous()
-        lanes = fitting_lanes(most_lanes(1, x_T.dtype, x_T.dtype), channels.shape[1], _misalignment(grad_T, x_T, out_T))
+        lanes = fitting_lanes(most_lanes(1, x_T.dtype, x_T.dtype), channels.shape[1], _misalignment(out_T, x_T))
         variant = Variant(1, lanes, x_T.dtype, x_T.dtype)
         groups = grad_T.numel() // lanes
-        arguments = [*map(_address, (grad_T, x_T, out_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
+        arguments = [*map(_address, (out_T, x_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
         self.launch(variant, "norm_combine", groups, x_T.device, arguments)
 
     def _variant(

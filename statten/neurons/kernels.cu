@@ -179,16 +179,16 @@ extern "C" __global__ void __launch_bounds__(256) lif_backward(
     }
 }
 
-// out = a grad + b x + c per channel: what is left of BatchNorm's backward pass when its sums are known. `out` may be `grad`.
+// grad <- a grad + b x + c per channel: what is left of BatchNorm's backward pass when its sums are known.
 extern "C" __global__ void __launch_bounds__(256) norm_combine(
-    const S* grad, const S* __restrict__ x, S* out, const M* __restrict__ coefficients, int64_t groups, int channels) {
+    S* __restrict__ grad, const S* __restrict__ x, const M* __restrict__ coefficients, int64_t groups, int channels) {
     const int64_t group = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (group >= groups) return;
     const Channels c(coefficients, int(group * LANES % channels), channels);
     Pack<S> g = read(grad + group * LANES), values = read(x + group * LANES);
     UNROLL for (int k = 0; k < LANES; ++k)
         narrow(c.scale[k] * widen(g.v[k]) + c.shift[k] * widen(values.v[k]) + c.mean[k], g.v[k]);
-    write(out + group * LANES, g);
+    write(grad + group * LANES, g);
 }
 
 // Eight spikes, a byte: the first in the lowest bit. LANES is 8 here.
