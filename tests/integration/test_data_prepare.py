@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import formats
 import pytest
@@ -20,14 +20,30 @@ def bytes_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def forked(arguments):
-    """A process that runs the command, as `statten data ...` does; what takes long to import is there already."""
+def killed_at(arguments, files, before):
+    """Run `statten data ...` in a process that dies of -9 at its `files`-th file, before or after that has got its name.
+
+    Returns the signal that ended it, 0 if it came to its end. What takes long to import is there already.
+    """
     pid = os.fork()
     if pid:
-        return pid
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WTERMSIG(status)
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
+        replace, left = Path.replace, [files]
+
+        def counted(self, target):
+            left[0] -= Path(target).suffix in (".npz", ".tar")
+            if before and left[0] <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(self, target)
+            if left[0] <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.replace = counted
         sys.argv = ["statten", "data", *map(str, arguments)]
         from statten import cli
 
@@ -38,26 +54,13 @@ def forked(arguments):
         os._exit(99)
 
 
-def interrupted(arguments, root, marks, total):
-    """Start the command KILLS times; kill -9 as soon as it has written some more files. Returns how often it was alive then."""
-    killed = 0
-    for _ in range(KILLS):
-        before, pid = written(root), forked([*arguments, "--workers", 1])  # slowly
-        deadline = time.monotonic() + 60
-        while written(root) < before + 3 and os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        try:
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            killed += os.WIFSIGNALED(status)
-        except (ProcessLookupError, ChildProcessError):
-            break  # it was done
-        assert written(root) == total or any((root / mark).exists() for mark in marks), "what is not finished is marked"
-    return killed
-
-
-def written(root):
-    return sum(1 for path in root.rglob("*") if path.suffix in (".npz", ".tar") and not path.name.startswith("."))
+def interrupt(arguments, root, marks, clean):
+    """Start the command KILLS times, and kill it each time after another tenth of the files that `clean` has."""
+    files = max(1, sum(path.suffix in (".npz", ".tar") for path in clean.rglob("*")) // KILLS)
+    for turn in range(KILLS):
+        died = killed_at([*arguments, "--workers", 1 + turn % 2], files, before=turn % 2 == 0)
+        assert died == signal.SIGKILL, f"turn {turn} was to be killed"
+        assert any((root / mark).exists() for mark in marks), "what is not finished is marked"
 
 
 def finish(arguments):
@@ -80,8 +83,7 @@ def test_prepare_killed_ten_times_ends_in_the_same_bytes(name, warm, tmp_path):
     command = ["prepare", name, "--timesteps", 4, "--timesteps", 2, "--root"]
     finish([*command, clean])
     marks = ["events_np.building", *(f"frames_number_{frames}_split_by_number.building" for frames in (2, 4))]
-    killed = interrupted([*command, tmp_path / "killed"], tmp_path / "killed", marks, written(clean))
-    assert killed == KILLS
+    interrupt([*command, tmp_path / "killed"], tmp_path / "killed", marks, clean)
     finish([*command, tmp_path / "killed"])
     assert bytes_of(tmp_path / "killed") == bytes_of(clean)
     assert not list(clean.glob("*.building"))
@@ -95,7 +97,7 @@ def test_shard_killed_ten_times_ends_in_the_same_bytes(warm, tmp_path):
     command = ["shard", "imagenet", "--root", root, "--per-shard", 2, "--output"]
     finish([*command, tmp_path / "clean"])
     (tmp_path / "killed").mkdir()
-    assert interrupted([*command, tmp_path / "killed"], tmp_path / "killed", [".plan.json"], written(tmp_path / "clean")) >= 5
+    interrupt([*command, tmp_path / "killed"], tmp_path / "killed", [".plan.json"], tmp_path / "clean")
     finish([*command, tmp_path / "killed"])
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "clean")
 
