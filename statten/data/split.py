@@ -57,12 +57,14 @@ def split(
     return {name: np.sort(np.concatenate(indices)).astype(np.int64) for name, indices in parts.items()}
 
 
-def encode(parts: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
-    """A split as JSON: lists of indices, or for a large dataset one bit per sample, compressed.
+def identity(labels: np.ndarray) -> dict[str, Any]:
+    """Which data indices mean: the number of `samples`, and SHA-256 of the `labels` [N] as int64 little-endian."""
+    return {"samples": len(labels), "labels": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()}
 
-    `samples` and `labels` (SHA-256 of the labels, int64 little-endian) say which data the indices mean.
-    """
-    known = {"samples": len(labels), "labels": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()}
+
+def encode(parts: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """A split as JSON: lists of indices, or for a large dataset one bit per sample, compressed; and `identity` of its data."""
+    known = identity(labels)
     if len(labels) <= READABLE:
         return {**{name: indices.tolist() for name, indices in parts.items()}, **known}
     return {**{name: _bits(indices, len(labels)) for name, indices in parts.items()}, **known}
