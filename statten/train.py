@@ -23,7 +23,9 @@ from statten.config import Config, ScaleConfig, TrainConfig, UserError
 from statten.data import CorruptSample, Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
+from statten.energy import picojoules
 from statten.losses import make_loss
+from statten.meter import SpikeMeter
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
@@ -118,22 +120,26 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
 
 
 def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
-    """Loss, top-1, top-5 and firing rates per layer over all samples of all ranks.
+    """Loss, top-1, top-5, energy and firing rates per layer over all samples of all ranks.
 
-    The loss is the plain cross-entropy of the mean logits, whatever the training loss is.
+    The loss is the plain cross-entropy of the mean logits, whatever the training loss is. `energy_uj` is the energy of one
+    sample in microjoules by the ledger's default conventions (energy.py).
     """
     device = next(model.parameters()).device
     totals, rates = Accuracy(device), FiringRates(model.spiking_layers(), device)  # type: ignore[operator]
-    with evaluating(model), rates, autocast(config, device):
+    meter = SpikeMeter(model, layers=False)  # type: ignore[arg-type]
+    with evaluating(model), rates, meter, autocast(config, device):
         for images, target in loader:
             images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
             logits = model(images).float()
             logits = logits.mean(0) if logits.ndim == 3 else logits
             totals.add(nn.functional.cross_entropy(logits, target), logits, target)
-    found = totals.reduced()
+    found, counts = totals.reduced(), rates.counts()
+    spikes = meter.totals({layer: spikes for layer, (spikes, _) in counts.items()})
     return {
         **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
-        **{f"firing_rate/{layer}": rate for layer, rate in rates.reduced().items()},
+        "energy_uj": picojoules(model.config, model.timesteps, spikes, max(found["samples"], 1)) / 1e6,  # type: ignore[arg-type]
+        **{f"firing_rate/{layer}": spikes / max(neurons, 1) for layer, (spikes, neurons) in counts.items()},
     }
 
 
