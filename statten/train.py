@@ -24,16 +24,13 @@ from statten.data import CorruptSample, Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
 from statten.energy import picojoules
+from statten.faults import Diverged
 from statten.losses import make_loss
 from statten.meter import SpikeMeter
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, best_row, logging_to
-
-
-class Diverged(RuntimeError):
-    """Loss became infinite or not a number; starting again from the same state would not help."""
 
 
 class Report(Protocol):
