@@ -365,6 +365,11 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     return Preflight(parameters, steps, scale.workers, device, cpus_per_worker, memory)
 
 
+def memory_bytes(config: Config) -> int:
+    """Bytes that one worker's training step needs; an estimate, see Preflight."""
+    return _measure(config)[1]
+
+
 def _check_backend(name: str, device: str) -> None:
     from statten.neurons import check_backend
 
