@@ -103,7 +103,7 @@ class LiveTable(TrialProgressCallback):
         return "-" if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
 
     def _table(self) -> Table:
-        paths = [dimension.path for dimension in self.sweep.space.dimensions]
+        paths = self.sweep.space.paths
         best = self._best()
         numbers = sorted(self.rows)
         if len(numbers) > self.ROWS:  # those that train, the best, and the newest of the others
