@@ -441,6 +441,8 @@ class ScaleConfig(Part):
     """Training workers (processes); on GPUs one worker has one GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where one is usable."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """Share of a GPU that a trial of one worker holds: 0.25 trains four trials side by side on each GPU."""
     cpus_per_worker: Int | None = Field(None, ge=1, le=1024)
     """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
     neuron_backend: str = "auto"
@@ -456,6 +458,15 @@ class ScaleConfig(Part):
     address: str | None = None
     """Address of a Ray cluster, or `auto` on one of its machines; empty means $RAY_ADDRESS, else Ray is started here."""
 
+    @model_validator(mode="after")
+    def _rules(self) -> "ScaleConfig":
+        if self.gpus_per_worker < 1 and self.workers > 1:
+            raise ConfigError(
+                f"`gpus_per_worker` must be 1 for several workers, for NCCL refuses two ranks on one GPU, but got "
+                f"(gpus_per_worker={self.gpus_per_worker:g}, workers={self.workers}); use workers=1"
+            )
+        return self
+
 
 class SearchConfig(Part):
     """How a sweep looks for the best trial."""
@@ -463,8 +474,8 @@ class SearchConfig(Part):
     trials: Int = Field(16, ge=1)
     """Number of trials."""
     objectives: list[str] = Field(default_factory=lambda: ["val/top1"], min_length=1, max_length=4)
-    """Reported metrics that rank trials, at the epoch of the best val/top1: one, or several for a Pareto front. energy_uj is the
-    energy of one sample in microjoules, latency_ms the time of one sample alone; other metrics as NAME:max or NAME:min."""
+    """Reported metrics that rank trials, at the epoch of the best val/top1: one, or several for a Pareto front. energy_uj is
+    the energy of one sample in microjoules, latency_ms the time of one sample alone; others as NAME:max or NAME:min."""
     constraints: list[str] = Field(default_factory=list)
     """Bounds that a trial must keep to be the best or on the front, such as `energy_uj <= 500` or `val/top1 >= 90`."""
     sampler: Sampler = "tpe"
@@ -497,7 +508,7 @@ class SearchConfig(Part):
     max_epochs: Int | None = Field(None, ge=1)
     """Epochs of training over all trials after which the sweep ends."""
     storage: str | None = None
-    """Database of the study, as postgresql://user@host/name or sqlite:///file; empty means a journal file in the sweep folder."""
+    """Database of the study, such as postgresql://user@host/name or sqlite:///file; empty means a journal in its folder."""
     max_concurrent: Int | None = Field(None, ge=1)
     """Trials that run side by side; empty means as many as the machine holds."""
 
@@ -537,6 +548,11 @@ class SearchConfig(Part):
     def metric(self) -> str:
         """The first objective, by which trials are stopped early."""
         return next(iter(self.directions))
+
+    @property
+    def metrics(self) -> set[str]:
+        """Every metric that an objective or a constraint names."""
+        return {*self.directions, *(constraint(text)[0] for text in self.constraints)}
 
     @property
     def stopping(self) -> str:

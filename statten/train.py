@@ -101,6 +101,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             "train/top1": trained["top1"],
             **validate(state.judged, loaders.validation, config),
             **left_out(loaders, config, state.device),
+            **cost(state, config),
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
@@ -138,6 +139,31 @@ def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: 
         "energy_uj": picojoules(model.config, model.timesteps, spikes, max(found["samples"], 1)) / 1e6,  # type: ignore[arg-type]
         **{f"firing_rate/{layer}": spikes / max(neurons, 1) for layer, (spikes, neurons) in counts.items()},
     }
+
+
+def cost(state: TrainState, config: Config) -> dict[str, float]:
+    """What a sweep may look for beside accuracy and energy: parameters, and where it does so, latency and peak memory."""
+    found = {"parameters": float(sum(p.numel() for p in state.model.parameters() if p.requires_grad))}
+    if "latency_ms" in config.search.metrics:
+        found["latency_ms"] = latency_ms(state.judged, config)
+    if "peak_memory_mib" in config.search.metrics:
+        found["peak_memory_mib"] = torch.cuda.max_memory_allocated(state.device) / 2**20
+    return found
+
+
+def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
+    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
+    device, c = next(model.parameters()).device, config.model
+    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
+    times = []
+    with evaluating(model), autocast(config, device):
+        for _ in range(1 + turns):
+            began = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times[1:]))
 
 
 def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:

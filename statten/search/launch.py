@@ -4,15 +4,14 @@ A trial of one worker is `fit` inside a Ray Tune actor, which the next trial reu
 A trial of several workers is a Tune function that holds no CPU and runs a TorchTrainer.
 """
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-
-from ray.tune import Callback
 
 from statten.cluster import ray_cluster
 from statten.config import METRICS, Config, Failed, UserError, constraint, dump_config, nearest, with_overrides
@@ -22,13 +21,14 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
-from statten.search.live import LiveTable
-from statten.search.repeats import RepeatSearcher, planned
-from statten.search.searcher import OptunaSearcher, StudyScheduler, take_over
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
 from statten.trainer import fit_on_workers
+
+if TYPE_CHECKING:
+    from statten.search.live import LiveTable
+    from statten.search.searcher import RepeatSearcher
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,20 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     count = space.count()
     trials = search.trials if count is None else min(search.trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
-    largest = preflight(space.largest(), capacity)
+    largest = preflight(largest_config(space), capacity)
     _check_memory(largest, trial.device, config.scale.gpus_per_worker)
     epochs = config.train.total_epochs * (trials + (search.repeats - 1) * min(search.finalists, trials))
     return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus)
+
+
+def largest_config(space: Space) -> Config:
+    """The corner of a space whose activations are most, by T x D x depth."""
+
+    def activations(config: Config) -> int:
+        model = config.model
+        return model.timesteps * model.embed_dim * (model.depth + 2)  # the embedding is worth about two blocks
+
+    return max((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
 
 
 def check_objectives(config: Config, device: str) -> None:
@@ -120,6 +130,8 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
         if source is not None:
+            from statten.search.searcher import take_over
+
             try:
                 taken, left = take_over(sweep, source)
             except UserError:
@@ -146,6 +158,10 @@ def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
 
 
 def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
+    # Not before Ray is started: what these import from it reads the environment.
+    from statten.search.live import LiveTable
+    from statten.search.searcher import OptunaSearcher, StudyScheduler
+
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
         if searcher.remaining == 0 and not _repeats(sweep, attempt).remaining:
@@ -164,7 +180,10 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
     return sweep
 
 
-def _repeats(sweep: Sweep, attempt: str) -> RepeatSearcher:
+def _repeats(sweep: Sweep, attempt: str) -> "RepeatSearcher":
+    from statten.search.repeats import planned
+    from statten.search.searcher import RepeatSearcher
+
     try:
         runs = planned(sweep)
     except UserError:  # no trial keeps the constraints: nothing to repeat
@@ -172,7 +191,7 @@ def _repeats(sweep: Sweep, attempt: str) -> RepeatSearcher:
     return RepeatSearcher(sweep, runs, attempt)
 
 
-def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: Any, live: LiveTable) -> None:
+def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: Any, live: "LiveTable") -> None:
     """Train what a searcher proposes on Ray Tune."""
     from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
 
@@ -195,7 +214,7 @@ def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: 
             name=f"{type(searcher).__name__}-{attempt}",
             storage_path=str(sweep.path.resolve() / "ray"),
             verbose=0,
-            callbacks=[live, Retries()],
+            callbacks=[live],
             failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
         ),
     ).fit()
@@ -204,17 +223,6 @@ def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: 
 def _trial_name(trial: Any) -> str:
     number = trial.config["number"]
     return f"{number:04d}" if isinstance(number, int) else number
-
-
-class Retries(Callback):
-    """Keeps Ray from trying again what would fail again: a trial that the machine ended for want of memory."""
-
-    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
-        """A process was lost, and Ray is about to start it again: a run that has failed ends there at once."""
-        error = trial.get_pickled_error()
-        fault = classify(error) if error is not None else None
-        if fault is not None and not fault.retry:
-            Run(Path(trial.config["run"])).fail(fault.reason, cause=fault.kind)
 
 
 class _Trial:

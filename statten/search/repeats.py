@@ -6,9 +6,6 @@ must not learn from the same configuration several times.
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
-
-from ray.tune.search import Searcher
 
 from statten.config import with_overrides
 from statten.runs import Run
@@ -80,7 +77,9 @@ def planned(sweep: Sweep) -> list[Run]:
         finalists = sweep.front()[: search.finalists]
     else:
         done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
-        finalists = sorted(done, key=lambda t: t.value, reverse=search.directions[search.metric] == "max")[: search.finalists]
+        finalists = sorted(done, key=lambda t: t.values[0], reverse=search.directions[search.metric] == "max")[
+            : search.finalists
+        ]
     runs = []
     for trial in finalists:
         base = sweep.trial(trial.number).config
@@ -92,44 +91,3 @@ def planned(sweep: Sweep) -> list[Run]:
                 Run.create(path, with_overrides(base, {"train.seed": seed}), origin)
             runs.append(Run(path))
     return runs
-
-
-class RepeatSearcher(Searcher):
-    """Proposes run folders that are there already, those that are not finished."""
-
-    def __init__(self, sweep: Sweep, runs: list[Run], attempt: str):
-        search = sweep.config.search
-        super().__init__(metric=search.metric, mode=search.directions[search.metric])
-        self.attempt, self.waiting = attempt, [run for run in runs if run.state == "unfinished"]
-        self.active: dict[str, Run] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    @property
-    def remaining(self) -> int:
-        """Runs that Ray still has to train."""
-        return len(self.waiting)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next run folder, or FINISHED."""
-        if not self.waiting:
-            return Searcher.FINISHED
-        run = self.active[trial_id] = self.waiting.pop(0)
-        (run.path / "attempt").write_text(self.attempt)
-        return {"number": run.name, "run": str(run.path.resolve()), "attempt": self.attempt}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing to do: the run folder has it."""
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Say why a repeat ended without a result."""
-        run = self.active.pop(trial_id)
-        if run.state == "unfinished":
-            run.fail("its worker ended without a result" if error else "ended without a result")
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the run folders are on disk."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the run folders are on disk."""

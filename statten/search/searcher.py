@@ -69,8 +69,8 @@ class OptunaSearcher(Searcher):
             self._tell(trial, run)  # it ended, but the driver did not live to write it down
         if self._asked() >= self.search.trials or self._spent():
             return Searcher.FINISHED
-        trial = self._ask()
-        return self._start(trial_id, trial, self._prepare(trial)) if trial else Searcher.FINISHED
+        new = self._ask()
+        return self._start(trial_id, new, self._prepare(new)) if new else Searcher.FINISHED
 
     # What to try.
 
@@ -83,7 +83,7 @@ class OptunaSearcher(Searcher):
             if trial is not None:
                 return trial
         known = set(self.seen)
-        for point in self.space.points():
+        for point in self.space.points() if self.space.count() is not None else ():
             if _key(point) not in known:
                 self.study.enqueue_trial(self.space.params(point))
                 trial = self._draw()
@@ -322,6 +322,47 @@ class StudyScheduler(FIFOScheduler):
         return self.STOP if self._searcher.judge(trial.trial_id, result) else self.CONTINUE
 
 
+class RepeatSearcher(Searcher):
+    """Proposes run folders that are there already, those that are not finished."""
+
+    def __init__(self, sweep: Sweep, runs: list[Run], attempt: str):
+        search = sweep.config.search
+        super().__init__(metric=search.metric, mode=search.directions[search.metric])
+        self.attempt, self.waiting = attempt, [run for run in runs if run.state == "unfinished"]
+        self.active: dict[str, Run] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def remaining(self) -> int:
+        """Runs that Ray still has to train."""
+        return len(self.waiting)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next run folder, or FINISHED."""
+        if not self.waiting:
+            return Searcher.FINISHED
+        run = self.active[trial_id] = self.waiting.pop(0)
+        (run.path / "attempt").write_text(self.attempt)
+        return {"number": run.name, "run": str(run.path.resolve()), "attempt": self.attempt}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing to do: the run folder has it."""
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Say why a repeat ended without a result."""
+        run = self.active.pop(trial_id)
+        if run.state == "unfinished":
+            run.fail("its worker ended without a result" if error else "ended without a result")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the run folders are on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the run folders are on disk."""
+
+
 def take_over(sweep: Sweep, other: Sweep) -> tuple[int, int]:
     """Add another sweep's trials to this sweep's study, where they are trials that this one could have run itself.
 
@@ -355,9 +396,9 @@ def _as_ours(sweep: Sweep, trial: FrozenTrial, run: Run) -> FrozenTrial | None:
     import optuna
 
     search, config = sweep.config.search, run.config
-    space = sweep.space
+    space, origin = sweep.space, run.info.get("origin") or {}
     point = space.from_config(config)
-    if point is None or _compared(space.config(point)) != _compared(config) or (run.info.get("origin") or {}).get("inherited"):
+    if point is None or "inherited" in origin:
         return None
     rows = run.metrics()
     best = (run.result or {}).get("best", {})
@@ -380,13 +421,6 @@ def _as_ours(sweep: Sweep, trial: FrozenTrial, run: Run) -> FrozenTrial | None:
     )
 
 
-def _compared(config: Any) -> dict[str, Any]:
-    """What makes two trials the same training: where it runs and how it was searched do not matter, nor where data lies."""
-    tree = config.model_dump(mode="json", include={"data", "model", "train"})
-    tree["data"].pop("root", None)
-    return tree
-
-
 def _violation(text: str, metrics: dict[str, float]) -> float:
     """How far a constraint is missed: above 0 when it is."""
     metric, relation, bound = constraint(text)
@@ -401,4 +435,3 @@ def _key(point: dict[str, Any]) -> str:
 def _rest(point: dict[str, Any]) -> dict[str, Any]:
     """A point without the fields that own no weights."""
     return {path: value for path, value in point.items() if path not in FREE}
-

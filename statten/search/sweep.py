@@ -79,7 +79,8 @@ class Sweep(RunFolder):
         wanted = [StudyDirection.MAXIMIZE if d == "max" else StudyDirection.MINIMIZE for d in search.directions.values()]
         storage = self._storage()
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
+            with quietly():  # names of the metrics, which Optuna calls experimental
+                optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
         study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
         if study.directions != wanted or study.metric_names != [*search.directions]:
             there = ", ".join(f"{metric} {d.name.lower()}" for metric, d in zip(study.metric_names or ["?"], study.directions,
@@ -134,11 +135,10 @@ class Sweep(RunFolder):
             found = sorted(study.best_trials, key=lambda t: t.values[0], reverse=first == "MAXIMIZE")
         else:
             done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
-            repeated = self.repeats()
+            means = {number: repeats.mean for number, repeats in self.repeats().items()}
+            means = means or {t.number: t.values[0] for t in done}  # the winner is sought among those that were repeated
             pick = max if first == "MAXIMIZE" else min
-            found = [pick(done, key=lambda t: repeated[t.number].mean if t.number in repeated else t.value)] if done else []
-            if repeated:
-                found = [pick((t for t in done if t.number in repeated), key=lambda t: repeated[t.number].mean)]
+            found = [pick((t for t in done if t.number in means), key=lambda t: means[t.number])] if done else []
         if not found:
             ended = any(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
             kept = f"no finished trial keeps {' and '.join(self.config.search.constraints)}"
@@ -184,6 +184,12 @@ class Sweep(RunFolder):
 
         return read_repeats(self)
 
+    def certainty(self) -> str:
+        """What repeats under other seeds say about the winner, in a sentence; empty without repeats."""
+        from statten.search.repeats import sentence
+
+        return sentence(self)
+
     def rows(self, study: "optuna.Study | None" = None) -> Iterator[tuple["optuna.trial.FrozenTrial", dict[str, Any]]]:
         """Each trial that was run, with its point."""
         for trial in (study or self.study()).get_trials(deepcopy=False):
@@ -219,15 +225,22 @@ def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's warnings that a feature is experimental."""
     from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
     from optuna.samplers import RandomSampler, TPESampler
 
     if search.sampler == "random":
         return RandomSampler(seed=search.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # `multivariate` and `group`, wanted for conditional spaces
+    with quietly():  # `multivariate` and `group`, wanted for conditional spaces
         return TPESampler(
             seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=search.startup_trials
         )
-
