@@ -293,9 +293,10 @@ class OptunaSearcher(Searcher):
         search = self.search
         if search.max_hours and self._seconds() >= 3600 * search.max_hours:
             return f"the sweep's {search.max_hours:g} hours (search.max_hours) are over"
-        running = sum(len(self.sweep.trial(trial.number).metrics()) for trial in self.active.values())
-        if search.max_epochs and self.trained + running >= search.max_epochs:
-            return f"the sweep's {search.max_epochs:,} epochs (search.max_epochs) are trained"
+        if search.max_epochs:
+            running = sum(len(self.sweep.trial(trial.number).metrics()) for trial in self.active.values())
+            if self.trained + running >= search.max_epochs:
+                return f"the sweep's {search.max_epochs:,} epochs (search.max_epochs) are trained"
         return None
 
     def save(self, checkpoint_path: str) -> None:
