@@ -40,7 +40,7 @@ AUTO_AUGMENT = (
     r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
 )
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
-Sampler = Literal["tpe", "random"]
+Sampler = Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsga2", "nsga3"]
 Metric = Literal["val/top1", "val/top5", "val/loss"]
 
 
@@ -456,9 +456,10 @@ class SearchConfig(Part):
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller `metric` is better."""
     sampler: Sampler = "tpe"
-    """Optuna's sampler: `tpe` (multivariate, grouped) or `random`."""
+    """How points are chosen: `tpe` (multivariate, grouped), `random`, `grid` (every configuration once), `qmc` (Sobol), `gp`
+    (Gaussian process), `cmaes` (numbers without conditions only), `nsga2` or `nsga3` (for several objectives)."""
     startup_trials: Int = Field(6, ge=1)
-    """Random trials before TPE models the space."""
+    """Random trials before tpe, gp and cmaes model the space; size of a population of nsga2 and nsga3."""
     seed: Int = Field(0, ge=0)
     """Seed of the sampler."""
     scheduler: Literal["asha", "none"] = "asha"

@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from statten.runs import Run
+from statten.search.samplers import make_sampler
 from statten.search.sweep import Sweep
 
 
@@ -28,7 +29,9 @@ class OptunaSearcher(Searcher):
         self.sweep, self.space, self.study, self.attempt = sweep, sweep.space, sweep.study(), attempt
         self.epochs, self.trials = config.train.total_epochs, config.search.trials
         self.active: dict[str, Trial] = {}
-        self.unfinished = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        known = self.study.get_trials(deepcopy=False)
+        self.study.sampler = make_sampler(config.search, self.space, completed=len(known))
+        self.unfinished = [t for t in known if t.state == TrialState.RUNNING]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles searchers to restore them; this one's state is the study

@@ -10,7 +10,6 @@
     trials/0000/      a run folder per trial
 """
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ class Sweep(RunFolder):
         return load_space(self.path / "space.yaml", self.config)
 
     def study(self) -> "optuna.Study":
-        """Open the study for reading and writing; the sampler and the pruner come from the config."""
+        """Open the study for reading and writing, without a sampler; the pruner comes from the config."""
         import optuna
         from optuna.study import StudyDirection
 
@@ -70,7 +69,7 @@ class Sweep(RunFolder):
         if name not in {study.study_name for study in storage.get_all_studies()}:
             directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
             optuna.create_study(storage=storage, study_name=name, direction=directions[search.mode])
-        return optuna.load_study(study_name=name, storage=storage, sampler=_sampler(search), pruner=_pruner(search))
+        return optuna.load_study(study_name=name, storage=storage, pruner=_pruner(search))
 
     def _storage(self) -> "optuna.storages.JournalStorage":
         from optuna.storages import JournalStorage
@@ -124,19 +123,6 @@ def _four(config: Config | None) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import RandomSampler, TPESampler
-
-    if search.sampler == "random":
-        return RandomSampler(seed=search.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # `multivariate` and `group`, wanted for conditional spaces
-        return TPESampler(
-            seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=search.startup_trials
-        )
 
 
 def _pruner(search: SearchConfig) -> "optuna.pruners.BasePruner":
