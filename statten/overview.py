@@ -36,7 +36,8 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _sweep_row(sweep: Sweep) -> dict[str, Any]:
-    found, trials = counts(sweep), sweep.config.search.trials
+    found = counts(sweep)
+    trials = sweep.config.search.trials or sum(found.values())
     ended = sum(found.values()) - found.get("running", 0)
     values = [best_row(rows)["val/top1"] for trial, _ in sweep.rows() if (rows := sweep.trial(trial.number).metrics())]
     return {
