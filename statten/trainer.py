@@ -10,6 +10,7 @@ from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError
 from statten.data import absolute_root, check_split, split_document
 from statten.display import following
+from statten.faults import classify
 from statten.files import write_json
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
@@ -28,7 +29,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 
     Raises:
         UserError: something in the config, the name or the machine; nothing is written then.
-        Failed: training diverged, met a corrupt file, or failed more than `scale.max_failures` times.
+        Failed: workers were lost more than `scale.max_failures` times, or training failed for another reason.
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
@@ -63,19 +64,26 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
 
     Args:
         then: a Ray Train callback that hears every report, such as Tune's.
+
+    Raises:
+        Failed: the run did not reach its end; result.json has the reason too.
     """
+    from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from statten.recovery import Notice, Recovery
+
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
-    scratch = run.path.resolve() / "ray"
-    settings = {"run": str(run.path.resolve()), "attempt": attempt}
-    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, run.config.scale.max_failures, then)
+    scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
+    settings = {"run": str(run.path.resolve()), "attempt": attempt, "report": then is not None}
+    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.world_size))
+    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, [recovery, Notice(), *([then] if then else [])])
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        reason = _cause(error)
-        run.fail(reason)
-        raise Failed(f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}") from error
+    except (TrainingFailedError, RayError) as error:
+        reason = (run.result or {}).get("reason") or classify(error).reason
+        details = f"details are in {scratch}; go on with: statten resume {run.name}"
+        raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
         raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
@@ -96,11 +104,13 @@ def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, 
 
     with ray_cluster(config.scale.address):
         ranked = functools.partial(_ranked, worker)
-        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, None)
+        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, [])
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise Failed(f"{_cause(error)}; details are in {scratch}; the same command goes on where it was") from error
+            raise Failed(
+                f"{classify(error).reason}; details are in {scratch}; the same command goes on where it was"
+            ) from error
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -113,7 +123,7 @@ def _ranked(worker: RankFunction, settings: dict[str, Any]) -> None:
 
 def _torch_trainer(
     worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], plan: Preflight, name: str, scratch: Path,
-    max_failures: int, then: Any,
+    max_failures: int, callbacks: list[Any],
 ) -> Any:  # fmt: skip
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -126,13 +136,13 @@ def _torch_trainer(
         scaling_config=ScalingConfig(
             num_workers=plan.world_size,
             use_gpu=gpu,
-            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            resources_per_worker=plan.resources(),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[then] if then else None,
+            callbacks=callbacks,
         ),
     )
 
@@ -141,22 +151,16 @@ def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
 
+    from statten.recovery import noticing
+
     context = ray.train.get_context()
-    run_fit(
-        Run(Path(settings["run"])),
-        settings["attempt"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        settings["threads"],
-        ray.train.report,
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message of a failure, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    inner: BaseException = next(iter(failures.values())) if failures else error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[-1].strip()}" if lines else type(inner).__name__
+    with noticing() as asked:
+        run_fit(
+            Run(Path(settings["run"])),
+            settings["attempt"],
+            context.get_world_rank(),
+            context.get_world_size(),
+            settings["threads"],
+            ray.train.report if settings["report"] else None,  # only Tune listens, and a report waits for Ray's next poll
+            asked,
+        )
