@@ -115,8 +115,8 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
         f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}"
         f"\n  best trial  {best['trial']}: {describe(best['point'])}, validation top-1 {best['metrics']['val/top1']:.2f} %"
     )
-    console.print(f"  folder      {sweep.path}")
-    console.print(f"  train on    statten promote {sweep.path} --set train.epochs=20")
+    console.print(f"  folder      {sweep.where}")
+    console.print(f"  train on    statten promote {sweep.where} --set train.epochs=20")
     console.print(f"  compare     tensorboard --logdir {sweep.path}")
 
 

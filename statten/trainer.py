@@ -67,11 +67,13 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
+    run.publish(attempt)
     scratch = run.path.resolve() / "ray"
-    settings = {"run": str(run.path.resolve()), "attempt": attempt}
+    settings = {"run": run.address, "attempt": attempt}
     trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, run.config.scale.max_failures, then)
     try:
         trainer.fit()
+        run.refresh()
     except TrainingFailedError as error:
         reason = _cause(error)
         run.fail(reason)
@@ -142,10 +144,11 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     context = ray.train.get_context()
+    rank = context.get_world_rank()
     run_fit(
-        Run(Path(settings["run"])),
+        Run.at(settings["run"], settings["attempt"], writes=rank == 0),
         settings["attempt"],
-        context.get_world_rank(),
+        rank,
         context.get_world_size(),
         settings["threads"],
         ray.train.report,
