@@ -128,6 +128,7 @@ def _torch_trainer(
         scaling_config=ScalingConfig(
             num_workers=plan.world_size,
             use_gpu=gpu,
+            placement_strategy=placement.upper(),
             resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
