@@ -456,7 +456,12 @@ class ScaleConfig(Part):
     cuda_graphs: bool = False
     """Record a training step's kernels once and replay them: faster where the CPU cannot feed the GPU, as with small models."""
     max_failures: Int = Field(3, ge=0)
-    """How often a run whose worker was lost is started again from its newest checkpoint."""
+    """How often a run whose worker was lost is started again from its newest checkpoint; out of memory, a loss that is not
+    finite and wrong input stop at once."""
+    hang_seconds: Float | None = Field(1800.0, ge=1)
+    """A worker that makes no step for so long is ended and counts as lost; empty never does. A validation counts as one."""
+    storage_seconds: Float = Field(300.0, ge=0)
+    """How long a run waits for storage that has gone away, before it stops; less than `hang_seconds`."""
     address: str | None = None
     """Address of a Ray cluster, or `auto` on one of its machines; empty means $RAY_ADDRESS, else Ray is started here."""
 

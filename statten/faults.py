@@ -9,12 +9,12 @@
 Randomness is a function of (seed, epoch, step, rank), so what failed for a reason inside the run fails again.
 """
 
-import errno
 from dataclasses import dataclass
 from typing import Literal
 
 from statten.config import UserError
 from statten.data import CorruptSample
+from statten.files import FULL
 
 Kind = Literal["lost", "memory", "diverged", "input", "error"]
 
@@ -33,6 +33,10 @@ _HARDWARE = ("uncorrectable ecc", "unspecified launch failure", "device lost", "
 
 class Diverged(RuntimeError):
     """Loss became infinite or not a number; starting again from the same state would not help."""
+
+
+class Preempted(RuntimeError):
+    """The worker was asked to go, and has written a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,11 @@ def _known(error: BaseException) -> Fault | None:
         return Fault("diverged", _first(error))
     if isinstance(error, UserError | CorruptSample):
         return Fault("input", "; ".join(str(error).splitlines()))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Fault("error", _named(error))
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        return Fault("error", f"the disk of the run is full{where}: {error.strerror}; free some space")
+    if isinstance(error, Preempted):
+        return Fault("lost", _first(error))
     if names & {"NodeDiedError", "LocalRayletDiedError", "OwnerDiedError"}:
         return Fault("lost", "the node of a worker is gone")
     if names & {"RayActorError", "WorkerCrashedError", "WorkerHealthCheckTimeoutError", "ActorPlacementGroupRemoved"}:

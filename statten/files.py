@@ -1,6 +1,7 @@
 """Files that are never half written: everything is written aside, flushed to disk and renamed into place."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file size limit that is used up: waiting does not help."""
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -32,6 +36,21 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all where the disk is full or goes away."""
+    data = (line + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:

@@ -53,8 +53,8 @@ STORAGE, MIRROR, COPY, ATTEMPT, LOCK = ".storage.json", ".mirror.json", ".copy",
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 MARKER = "state.json"
 REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION", re.I)
-PATIENCE = 600.0
-"""Seconds for which a run that is being written waits for a store that does not answer."""
+PATIENCE = 300.0
+"""Seconds for which a worker that begins waits for a store that does not answer; later scale.storage_seconds counts."""
 SETTLE = 1.0
 """Seconds after which a writer that put its name into the store looks whether it is still there."""
 CHUNK = 8 << 20

@@ -18,6 +18,7 @@
 A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
+import errno
 import json
 import logging
 import os
@@ -35,10 +36,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from statten.config import Config, Failed, UserError, dump_config, load_config, nearest
-from statten.files import exclusive, new_folder, read_json, write_json, write_text
+from statten.config import Config, UserError, dump_config, load_config, nearest
+from statten.files import FULL, append_line, exclusive, new_folder, read_json, write_json, write_text
 from statten.remote import (
-    PATIENCE,
     Mirror,
     Sender,
     Superseded,
@@ -51,6 +51,8 @@ from statten.remote import (
     taken_names,
     working_copy,
 )
+
+log = logging.getLogger("statten")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -124,7 +126,7 @@ class RunFolder:
 
     def publish(self, attempt: str) -> None:
         """Show workers elsewhere what was written here; nothing in a plain folder."""
-        if mirror := mirror_of(self.path, PATIENCE):
+        if mirror := mirror_of(self.path, self.config.scale.storage_seconds):
             mirror.claim(attempt)
             mirror.push(attempt)
 
@@ -145,7 +147,7 @@ class RunFolder:
             try:
                 yield attempt
             finally:
-                if mirror and (patient := mirror_of(self.path, PATIENCE)):
+                if patient := mirror_of(self.path, self.config.scale.storage_seconds):
                     with suppress(Superseded):
                         patient.send(attempt)
 
@@ -231,6 +233,16 @@ class Run(RunFolder):
             raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
         return paths[-1]
 
+    @property
+    def attempt(self) -> str:
+        """Name of the newest attempt to write this run."""
+        return (self.path / "attempt").read_text(encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """Add a line to train.log from another process than the workers; the person at the screen sees it too."""
+        with suppress(OSError), (self.path / "train.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
     def fail(self, reason: str, state: str = "failed", cause: str | None = None) -> None:
         """Record that the run ended without a result, and why; `cause` is one of faults.py's kinds."""
         causes = {"cause": cause} if cause else {}
@@ -249,7 +261,11 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
 class RunReport:
     """What `fit` reports, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard.
 
-    `then` is called on every rank after each epoch with the metrics: Ray's own report.
+    Where the storage is away, every write but that of the progress waits for it, at most `scale.storage_seconds`.
+
+    Args:
+        then: called on every rank after each epoch with the metrics: Ray's own report.
+        leave: called on every rank after each step; true asks for a checkpoint, and to leave.
     """
 
     PROGRESS_SECONDS = 0.5
@@ -261,9 +277,10 @@ class RunReport:
         attempt: str,
         rank: int = 0,
         then: Callable[[dict[str, float]], object] | None = None,
+        leave: Callable[[], bool] = lambda: False,
     ):
-        self.run, self.config, self.attempt, self.rank, self.then = run, config, attempt, rank, then
-        mirror = mirror_of(run.path, PATIENCE) if rank == 0 else None
+        self.run, self.config, self.attempt, self.rank, self.then, self.leave = run, config, attempt, rank, then, leave
+        mirror = mirror_of(run.path, config.scale.storage_seconds) if rank == 0 else None
         self._sender = Sender(mirror, attempt) if mirror else None
         self._events: Any = None
         self._purge: int | None = None
@@ -271,9 +288,13 @@ class RunReport:
 
     def begin(self, state: Any) -> None:
         """Make the folder agree with the state that training starts from."""
-        if self.rank:
-            return
+        if self.rank == 0:
+            self._patiently(self._begin, state)
+
+    def _begin(self, state: Any) -> None:
         self._check_attempt()
+        for aside in self.run.checkpoint_folder.glob(".epoch-*"):  # a killed process did not finish it
+            shutil.rmtree(aside, ignore_errors=True)
         (self.run.path / "result.json").unlink(missing_ok=True)
         rows = [row for row in self.run.metrics() if row["epoch"] < state.epoch]
         stale = (self.run.path / "metrics.jsonl").exists()
@@ -286,39 +307,39 @@ class RunReport:
             if state.metrics:
                 self._write_events(state)
 
-    def step(self, state: Any, steps: int) -> None:
+    def step(self, state: Any, steps: int) -> bool:
         """Tell where the epoch is, a few times a second."""
-        if self.rank or time.monotonic() - self._progress_at < self.PROGRESS_SECONDS:
-            return
-        self._progress_at = time.monotonic()
-        progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
-        write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+        if self.rank == 0 and time.monotonic() - self._progress_at >= self.PROGRESS_SECONDS:
+            self._progress_at = time.monotonic()
+            progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
+            with suppress(OSError):  # nobody needs it to go on
+                write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+        return self.leave()
 
     def checkpoint(self, state: Any) -> None:
         """Write a checkpoint inside an epoch."""
         if self.rank == 0:
-            self._save(state)
-            if self._sender:
-                self._sender.start()
+            self._await_store()
+            self._patiently(self._save, state)
+            self._send()
 
     def epoch(self, state: Any) -> None:
         """Keep a finished epoch."""
         if self.rank == 0:
-            self._save(state)
-            with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.metrics) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._write_events(state)
-            if self._sender:
-                self._sender.start()
+            self._await_store()
+            self._patiently(self._save, state)
+            self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
+            self._patiently(self._write_events, state)
+            self._send()
         if self.then:
             self.then(dict(state.metrics))
 
     def end(self, state: Any) -> None:
         """Keep the result of the whole run."""
-        if self.rank:
-            return
+        if self.rank == 0:
+            self._patiently(self._end, state)
+
+    def _end(self, state: Any) -> None:
         self._check_attempt()
         best = {**state.best, "checkpoint": str(self.run.best_checkpoint().relative_to(self.run.path))}
         seconds = sum(row["seconds"] for row in self.run.metrics())
@@ -343,19 +364,42 @@ class RunReport:
             self._events.close()
             self._events = None
         if self._sender:
-            with suppress(*[Failed, Superseded] if failed else []):  # then there is a better reason already
+            with suppress(*[RuntimeError] if failed else []):  # there is a better reason already
                 self._sender.close()
 
+    def _await_store(self) -> None:
+        """Files of this run change again: what is on its way to a store must have arrived."""
+        if self._sender:
+            self._sender.wait()
+
+    def _send(self) -> None:
+        if self._sender:
+            self._sender.start()
+
+    def _patiently(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write to the run's folder, which must be there: an empty mount point, or a folder made anew, is not it."""
+        limit, pause = time.monotonic() + self.config.scale.storage_seconds, 0.5
+        while True:
+            try:
+                if not (self.run.path / self.run.marker).is_file():
+                    raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self.run.path))
+                return write(*arguments)
+            except OSError as error:
+                if error.errno in FULL or time.monotonic() >= limit:
+                    raise
+                if pause == 0.5:
+                    seconds = self.config.scale.storage_seconds
+                    log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
+
     def _check_attempt(self) -> None:
-        current = (self.run.path / "attempt").read_text(encoding="utf-8")
-        if current != self.attempt:
+        if self.run.attempt != self.attempt:
             raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
 
     def _save(self, state: Any) -> None:
         from statten import checkpoint
 
-        if self._sender:
-            self._sender.wait()
         self._check_attempt()
         checkpoint.save(state, self.run.checkpoint_folder)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,24 +20,25 @@ from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
 from statten.config import Config, ScaleConfig, TrainConfig, UserError
-from statten.data import CorruptSample, Loaders, check_data, make_loaders
+from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
 from statten.energy import picojoules
-from statten.faults import Diverged
+from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
 from statten.meter import SpikeMeter
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
-from statten.runs import Run, RunReport, best_row, logging_to
+from statten.runs import Run, RunReport, Superseded, best_row, logging_to
+from statten.watchdog import Watchdog
 
 
 class Report(Protocol):
     """What `fit` tells while it runs; called on every rank."""
 
-    def step(self, state: TrainState, steps: int) -> None:
-        """A step is done; `steps` is their number per epoch."""
+    def step(self, state: TrainState, steps: int) -> bool:
+        """A step is done; `steps` is their number per epoch. True, on all ranks, asks for a checkpoint, and to leave."""
 
     def checkpoint(self, state: TrainState) -> None:
         """`train.checkpoint_every_steps` steps are done."""
@@ -49,7 +50,9 @@ class Report(Protocol):
 class NoReport:
     """Tells nobody."""
 
-    def step(self, state: TrainState, steps: int) -> None: ...
+    def step(self, state: TrainState, steps: int) -> bool:
+        return False
+
     def checkpoint(self, state: TrainState) -> None: ...
     def epoch(self, state: TrainState) -> None: ...
 
@@ -87,11 +90,13 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             state.step += 1
             if state.ema is not None:
                 state.ema.update(model, step=epoch * steps + state.step)
-            report.step(state, steps)
-            if train.checkpoint_every_steps and state.step < steps and state.step % train.checkpoint_every_steps == 0:
+            leave, every = report.step(state, steps), train.checkpoint_every_steps
+            if state.step < steps and (leave or (every and state.step % every == 0)):
                 average_statistics(state)
                 state.sums = totals.summed().tolist()
                 report.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
+                if leave:
+                    raise Preempted(f"asked to go after step {state.step} of epoch {epoch + 1}, and a checkpoint is written")
 
         average_statistics(state)
         trained, seconds = totals.reduced(), state.seconds + time.monotonic() - began
@@ -262,6 +267,35 @@ def autocast(config: Config, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype)
 
 
+class Agreement:
+    """Lets all ranks leave after the same step, whichever of them is asked to; called by every rank after every step.
+
+    Ranks compare notes at every `EVERY`-th step. Where one has finished step m, GPU included, all have begun it, for its
+    gradients are averaged. So the rank that is asked after step s names, in the store of the process group, a step of which
+    no rank is done yet and that is at least s + 2, and all find it there in time.
+    """
+
+    EVERY, KEY = 8, "statten/leave"
+
+    def __init__(self, asked: Callable[[], bool]):
+        self._asked, self._step, self._said = asked, 0, False
+
+    def __call__(self) -> bool:
+        """Whether to leave after this step."""
+        self._step += 1
+        if not is_distributed():
+            return self._asked()
+        store = dist.distributed_c10d._get_default_store()
+        if not self._said and self._asked():
+            self._said = True
+            store.compare_set(self.KEY, "", str(-(-(self._step + 2) // self.EVERY) * self.EVERY))  # the first rank's stays
+        if self._step % self.EVERY:
+            return False
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return store.check([self.KEY]) and self._step >= int(store.get(self.KEY))
+
+
 def run_fit(
     run: Run,
     attempt: str,
@@ -269,13 +303,25 @@ def run_fit(
     world_size: int = 1,
     threads: int | None = None,
     then: Callable[[dict[str, float]], object] | None = None,
+    asked: Callable[[], bool] | None = None,
 ) -> dict[str, float] | None:
     """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
 
-    Returns the best epoch's metrics, or None when training diverged or met a corrupt file (the folder's result.json says).
+    Returns the best epoch's metrics, or None where a worker alone fails for a reason that another try would meet again (the
+    folder's result.json says). One of several raises it, for the others wait for it, and so does one that may be retried.
+
+    Args:
+        then: called on every rank after each epoch with its metrics.
+        asked: whether this worker is asked to go; all ranks then write a checkpoint after the same step, and raise Preempted.
     """
-    with logging_to(run.path / "train.log", rank):
-        return _run_fit(run, attempt, rank, world_size, threads, then)
+    with logging_to(run.path / "train.log", rank), Watchdog(run.config.scale.hang_seconds, run.path / "train.log") as watchdog:
+
+        def leave() -> bool:
+            watchdog.alive()
+            return asked is not None and agreed()
+
+        agreed = Agreement(asked or (lambda: False))
+        return _run_fit(run, attempt, rank, world_size, threads, then, leave)
 
 
 def _run_fit(
@@ -285,37 +331,31 @@ def _run_fit(
     world_size: int,
     threads: int | None,
     then: Callable[[dict[str, float]], object] | None,
+    leave: Callable[[], bool],
 ) -> dict[str, float] | None:
     config = run.config
-    if world_size > 1 and run.state == "failed":
-        return None  # a rank of this attempt met a corrupt file: starting the group again would end there again
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
-    loaders = make_loaders(config, rank, world_size)
-    state = make_state(config, device)
-    report = RunReport(run, config, attempt, rank, then)
-    failed = False
+    report = RunReport(run, config, attempt, rank, then, leave)
+    failed = True
     try:
+        loaders = make_loaders(config, rank, world_size)
+        state = make_state(config, device)
         if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
             state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
         report.begin(state)
         best = fit(state, loaders, config, report)
         report.end(state)
+        failed = False
         return best
-    except Diverged as reason:
-        failed = True
-        if rank == 0:
-            run.fail(str(reason))
-        return None
-    except CorruptSample as reason:
-        failed = True
-        run.fail(str(reason))
-        if world_size > 1:
-            raise  # only this rank knows, and the others wait for it
-        return None
-    except Exception:
-        failed = True
+    except Exception as error:
+        fault = classify(error)
+        if not fault.retry and not isinstance(error, Superseded):
+            with suppress(OSError):  # the reason may be the disk; the command says it too
+                run.fail(fault.reason)
+            if world_size == 1:
+                return None
         raise
     finally:  # a stopped trial leaves through SystemExit
         report.close(failed)
@@ -348,6 +388,11 @@ class Preflight:
     """CPU cores of each worker."""
     memory_bytes: int
     """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
+
+    def resources(self, workers: int = 1) -> dict[str, float]:
+        """What Ray reserves for some workers."""
+        gpus = {"GPU": float(workers)} if self.device == "cuda" else {}
+        return {"CPU": float(workers * self.cpus_per_worker), **gpus}
 
 
 def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:

@@ -13,11 +13,11 @@ PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Modules of one line may import each other.
 ORDER = [
     {"config"}, {"files"}, {"remote"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"meter"},
-    {"checkpoint"}, {"runs"}, {"faults"}, {"train"}, {"display"}, {"cluster", "doctor"}, {"nodes"}, {"trainer"},
-    {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"}, {"jobs"}, {"cli"},
+    {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "doctor", "recovery"}, {"nodes"},
+    {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"}, {"jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-RAY = {"cluster", "nodes", "trainer", "search", "doctor"}
+RAY = {"cluster", "nodes", "trainer", "search", "doctor", "recovery"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
