@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statten.config import Failed, UserError, load_config, nearest, recipe_names
+from statten.remote import check_store, refresh, working_copy
 from statten.runs import Run, check_name, default_storage, free_name, locate
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; defau
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
-Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
+Storage = Annotated[
+    Path | None,
+    typer.Option(
+        parser=working_copy, metavar="FOLDER|URI", help="Folder or URI of all runs; default: $STATTEN_STORAGE, else ./runs."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
 Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
@@ -79,6 +85,7 @@ def _begin(as_json: bool, storage: Path | None) -> Path:
     folder = storage or default_storage()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
     return folder
 
 
@@ -90,6 +97,8 @@ def _place(storage: Path, name: str | None, stem: str) -> Path:
     parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
     return path
 
 
@@ -406,13 +415,14 @@ def best(target: Target, storage: Storage = None, as_json: Json = False) -> None
         console.print(table("the Pareto front", ["trial", "point", *columns], cells, right=(0, *range(2, 2 + len(columns)))))
     if certain := Sweep(path).certainty():
         console.print(f"  {certain}")
-    return console.print(f"  train on    statten promote {path} --set train.epochs=20")
+    return console.print(f"  train on    statten promote {Sweep(path).where} --set train.epochs=20")
 
 
 @app.command()
 def runs(storage: Storage = None, as_json: Json = False) -> None:
     """List the runs and sweeps of the storage."""
     folder = _begin(as_json, storage)
+    refresh(folder)
     from statten.display import console, table
     from statten.overview import overview
 

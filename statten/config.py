@@ -445,6 +445,8 @@ class ScaleConfig(Part):
     """Share of a GPU that a trial of one worker holds: 0.25 trains four trials side by side on each GPU."""
     cpus_per_worker: Int | None = Field(None, ge=1, le=1024)
     """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Which machines of a cluster the workers of a run take: as few as hold them, or as many as there are."""
     neuron_backend: str = "auto"
     """Implementation of the neurons; `auto` takes the fastest that can run here and logs which."""
     activation_checkpointing: bool = False

@@ -118,12 +118,12 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     )
     if len(best["values"]) > 1:
         console.print(
-            f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.path}"
+            f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.where}"
         )
     if certain := sweep.certainty():
         console.print(f"  how sure    {certain}")
-    console.print(f"  folder      {sweep.path}")
-    console.print(f"  train on    statten promote {sweep.path} --set train.epochs=20")
+    console.print(f"  folder      {sweep.where}")
+    console.print(f"  train on    statten promote {sweep.where} --set train.epochs=20")
     console.print(f"  compare     tensorboard --logdir {sweep.path}")
 
 
