@@ -15,6 +15,7 @@ from statten.runs import Run, check_name, default_storage, free_name, locate
 if TYPE_CHECKING:
     from statten.config import Config
     from statten.search import Sweep
+    from statten.search.space import Space
 
 app = typer.Typer(
     name="statten",
@@ -142,6 +143,11 @@ def tune(
     space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
+    hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="End it after so many epochs of all trials: search.max_epochs.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
+    ] = None,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -149,18 +155,20 @@ def tune(
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = _begin(as_json, storage)
-    if trials is not None:
-        overrides = [*overrides, f"search.trials={trials}"]
+    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", epochs)):
+        if value is not None:
+            overrides = [*overrides, f"search.{field}={value}"]
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
     loaded, began = load_space(_space_file(space), config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
-    if dry_run:
-        return _plan(config, as_json, sweep=True)
     from statten import search
 
-    return _finish_sweep(search.tune(config, loaded, path), began, as_json)
+    other = search.Sweep.open(locate(source, folder)) if source else None
+    if dry_run:
+        return _plan(config, as_json, loaded)
+    return _finish_sweep(search.tune(config, loaded, path, other), began, as_json)
 
 
 @app.command()
@@ -196,6 +204,7 @@ def promote(
     target: Target,
     overrides: Set = [],  # noqa: B006
     trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
+    front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -204,6 +213,8 @@ def promote(
     """Train a sweep's best trial (or a run) further, from its own checkpoint."""
     folder = _begin(as_json, storage)
     path, began = locate(target, folder), time.monotonic()
+    if front:
+        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run)
     source, recorded = _promotable(path, trial)
     from statten.config import with_overrides
 
@@ -377,7 +388,7 @@ def run(
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""
     path = locate(target, _begin(as_json, storage))
-    from statten.display import console
+    from statten.display import console, table
     from statten.search.sweep import Sweep, describe
 
     found = Sweep.open(path).best()
@@ -389,6 +400,12 @@ def best(target: Target, storage: Storage = None, as_json: Json = False) -> None
         f"  validation  top-1 {metrics['val/top1']:.2f} %, loss {metrics['val/loss']:.4f} at epoch {metrics['epoch']}"
     )
     console.print(f"  checkpoint  {found['checkpoint']}")
+    if "front" in found:
+        columns = list(found["values"])
+        cells = [[t["trial"], describe(t["point"]), *[f"{t[c]:.4g}" for c in columns]] for t in found["front"]]
+        console.print(table("the Pareto front", ["trial", "point", *columns], cells, right=(0, *range(2, 2 + len(columns)))))
+    if certain := Sweep(path).certainty():
+        console.print(f"  {certain}")
     return console.print(f"  train on    statten promote {path} --set train.epochs=20")
 
 
@@ -593,15 +610,38 @@ def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
     return sweep.trial(number), {"sweep": path.name, "trial": number}
 
 
-def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
+def _promote_front(
+    path: Path, overrides: list[str], trial: int | None, name: str | None, folder: Path, as_json: bool, dry_run: bool
+) -> None:
+    from statten import search
+    from statten.display import console
+
+    if trial is not None:
+        raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
+    sweep = search.Sweep.open(path)
+    places = {t.number: _place(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
+    if taken := [place for place in places.values() if place.exists()]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name")
+    if dry_run:
+        return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
+    done = []
+    for number, place in places.items():
+        run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        best = (run.result or {})["best"]
+        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+    return _print(done) if as_json else None
+
+
+def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
     import dataclasses
 
     from statten.display import console
 
-    if sweep:
+    if space is not None:
         from statten.search import plan_sweep
 
-        planned = plan_sweep(config)
+        planned = plan_sweep(config, space)
         plan, found = planned.trial, dataclasses.asdict(planned)
         document = {**found.pop("trial"), **found}
     else:
@@ -615,8 +655,11 @@ def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
-    if sweep:
-        console.print(f"trials           {document['trials']}, {document['concurrent']} at a time")
+    if space is not None:
+        of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"
+        console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
+        console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
+        console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
     return console.print("Nothing was started.")
 
 

@@ -115,6 +115,12 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
         f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}"
         f"\n  best trial  {best['trial']}: {describe(best['point'])}, validation top-1 {best['metrics']['val/top1']:.2f} %"
     )
+    if len(best["values"]) > 1:
+        console.print(
+            f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.path}"
+        )
+    if certain := sweep.certainty():
+        console.print(f"  how sure    {certain}")
     console.print(f"  folder      {sweep.path}")
     console.print(f"  train on    statten promote {sweep.path} --set train.epochs=20")
     console.print(f"  compare     tensorboard --logdir {sweep.path}")

@@ -179,9 +179,10 @@ class Run(RunFolder):
             raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
         return paths[-1]
 
-    def fail(self, reason: str, state: str = "failed") -> None:
-        """Record that the run ended without a result, and why."""
-        write_json(self.path / "result.json", {"state": state, "reason": reason, "ended": now()})
+    def fail(self, reason: str, state: str = "failed", cause: str | None = None) -> None:
+        """Record that the run ended without a result, and why; `cause` is one of faults.py's kinds."""
+        causes = {"cause": cause} if cause else {}
+        write_json(self.path / "result.json", {"state": state, "reason": reason, **causes, "ended": now()})
 
     def stop(self, reason: str) -> None:
         """Record that a sweep stopped this trial early, and why."""
