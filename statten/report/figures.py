@@ -74,13 +74,21 @@ def importance(trials: SweepTrials) -> "Figure":
 def parallel(trials: SweepTrials) -> "Figure":
     """One line for each finished trial across its fields and objectives."""
     from optuna.visualization import plot_parallel_coordinate
+    from plotly.colors import unlabel_rgb
 
     several = len(trials.objectives) > 1
     study = trials.study(None if several else 0, only=best_numbers(trials, CURVES))
     params = [trials.names[path] for path in trials.differing]
     figure = plot_parallel_coordinate(study, params, target_name=label(trials.objectives[0].name))
-    figure.update_traces(line={"width": 1.8}, opacity=0.75, selector={"mode": "lines"})
-    return finish(figure, 460, plot_bgcolor="#e9edf2")  # or the lightest lines vanish
+    for trace in figure.data:
+        if trace.mode == "lines":
+            red, green, blue = unlabel_rgb(trace.line.color)
+            # The scale ends in white, where a line could not be seen.
+            trace.update(
+                line={"width": 1.8, "color": f"rgb({max(0, red - 40):.0f}, {max(0, green - 30):.0f}, {blue - 15:.0f})"},
+                opacity=0.8,
+            )
+    return finish(figure, 460)
 
 
 def slices(trials: SweepTrials, index: int) -> "Figure":
@@ -90,6 +98,9 @@ def slices(trials: SweepTrials, index: int) -> "Figure":
     name = label(trials.objectives[index].name)
     params = [trials.names[path] for path in trials.differing]
     figure = plot_slice(trials.study(index, only=newest(trials, POINTS)), params, target_name=name)
+    for path in trials.differing:
+        if not trials.is_categorical(path) and (ticks := trials.ticks(path)):
+            figure.update_xaxes(tickvals=ticks, selector={"title": {"text": trials.names[path]}})
     return finish(figure, 360)
 
 
@@ -102,10 +113,16 @@ def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
     figure = plot_contour(trials.study(index, only=newest(trials, POINTS)), [x, y], target_name=label(objective.name))
     figure.update_traces(colorbar={"title": {"side": "right"}}, selector={"type": "contour"})
     for axis, path in ((figure.update_xaxes, pair[0]), (figure.update_yaxes, pair[1])):
-        values = sorted({row.point[path] for row in trials.complete if path in row.point})
-        if len(values) <= 10 and all(isinstance(value, int) for value in values):
-            axis(tickvals=values)
+        if ticks := trials.ticks(path):
+            axis(tickvals=ticks)
     return finish(figure, 420)
+
+
+def pairs(trials: SweepTrials) -> list[tuple[int, int]]:
+    """Objectives for the axes of each plot of the front: what it costs to the right, what one gets upwards."""
+    number = range(len(trials.objectives))
+    found = [(x, y) for x in number for y in number if x < y]
+    return [(y, x) if trials.objectives[x].maximize and not trials.objectives[y].maximize else (x, y) for x, y in found]
 
 
 def front(trials: SweepTrials, x: int, y: int) -> "Figure":
@@ -116,12 +133,16 @@ def front(trials: SweepTrials, x: int, y: int) -> "Figure":
     study = trials.study(only=newest(trials, POINTS))
     figure = plot_pareto_front(study, targets=lambda t: (t.values[x], t.values[y]), target_names=names)
     figure.update_traces(marker={"showscale": False, "size": 8})
+    rows = {(row.values[x], row.values[y]): row for row in trials.complete if row.values}
     for trace in figure.data:
         best = "Best" in trace.hovertemplate
+        texts = [f"trial {rows[p].number}: {trials.describe(rows[p])}" for p in zip(trace.x, trace.y, strict=True)]
+        trace.update(text=texts, hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>")
         trace.update(showlegend=bool(trace.x), name="Pareto front" if best else "other trials")
         trace.marker.update(color="#cc2a36" if best else "#2a6fbb", size=10 if best else 7, opacity=1 if best else 0.55)
     steps = sorted((row.values[x], row.values[y]) for row in trials.front if row.values)
-    figure.add_scatter(
+    if len(trials.objectives) == 2:
+        figure.add_scatter(
         x=[p[0] for p in steps], y=[p[1] for p in steps], mode="lines", line={"color": "#cc2a36", "width": 1, "dash": "dot"},
         showlegend=False, hoverinfo="skip",
     )  # fmt: skip

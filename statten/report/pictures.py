@@ -13,6 +13,7 @@ from statten.report.figures import (
     best_cells_of,
     curve_numbers,
     importances,
+    pairs,
     rate_layers,
 )
 from statten.report.trials import SweepTrials, TrialRow, label, shown
@@ -43,10 +44,10 @@ def draw(trials: SweepTrials, measured: list[dict[str, Any]], pair: tuple[str, s
 def _front(trials: SweepTrials | None) -> Any:
     if trials is None or not trials.complete:
         return None
-    pairs = [(x, y) for x in range(len(trials.objectives)) for y in range(x + 1, len(trials.objectives))]
-    figure = empty(6.5, 4.2 * len(pairs))
+    drawn = pairs(trials)
+    figure = empty(6.5, 4.2 * len(drawn))
     best = {row.number for row in trials.front}
-    for axes, (x, y) in zip(_rows(figure, len(pairs)), pairs, strict=True):
+    for axes, (x, y) in zip(_rows(figure, len(drawn)), drawn, strict=True):
         for which, name, style in (
             (False, "other trials", {"color": COLOURS["complete"], "alpha": 0.55, "s": 22}),
             (True, "Pareto front", {"color": COLOURS["fail"], "s": 45, "zorder": 3}),
@@ -54,7 +55,8 @@ def _front(trials: SweepTrials | None) -> Any:
             points = [row.values for row in trials.complete if row.values and (row.number in best) == which]
             axes.scatter([p[x] for p in points], [p[y] for p in points], label=name, linewidths=0, **style)
         steps = sorted((row.values[x], row.values[y]) for row in trials.front if row.values)
-        axes.plot([p[0] for p in steps], [p[1] for p in steps], color=COLOURS["fail"], linewidth=1, linestyle=":")
+        if len(trials.objectives) == 2:
+            axes.plot(*_columns(steps), color=COLOURS["fail"], linewidth=1, linestyle=":")
         base = trials.base
         if base and base.state == "complete" and base.values:
             star = {"marker": "*", "s": 170, "color": "#f2c400", "edgecolors": "#444", "zorder": 4}
@@ -116,6 +118,8 @@ def _slices(trials: SweepTrials) -> Any:
                 values = [choices.index(value) for value in values]
             elif trials.is_log(path):
                 axes.set_xscale("log")
+            elif ticks := trials.ticks(path):
+                axes.set_xticks(ticks)
             axes.scatter(values, [row.values[i] for row in rows if row.values], color=COLOURS["complete"], s=16, alpha=0.7)
             _axes(axes, trials.names[path], label(objective.name) if path == paths[0] else "")
     return figure

@@ -1,4 +1,4 @@
-"""Firing rates by layer and timestep of a sweep's best trials, measured on the validation part and kept for the next report."""
+"""Firing rates of a sweep's best trials by layer and timestep, on the validation part; kept for the next report."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from statten.evaluation import open_target
 from statten.evaluation.measure import measure
 from statten.evaluation.report import accuracy, layers
 from statten.files import read_json, write_json
-from statten.report.trials import SweepTrials, TrialRow
+from statten.report.trials import SweepTrials, TrialRow, different
 
 TRIALS = 4
 """Trials that are measured at most."""
@@ -46,8 +46,7 @@ def best_trials(trials: SweepTrials) -> list[TrialRow]:
         return [front[i] for i in places]
     sign = -1 if trials.objectives[0].maximize else 1
     ranked = sorted((row for row in trials.complete if row.values), key=lambda row: sign * row.values[0])  # type: ignore[index]
-    different = {repr(row.point): row for row in reversed(ranked)}  # the better of two trials of one point
-    return [row for row in ranked if different[repr(row.point)] is row][:TRIALS]
+    return different(ranked)[:TRIALS]
 
 
 def _measure(row: TrialRow, kept: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from statten.display import duration
 from statten.page import figure_html, page, table_html
@@ -10,9 +10,6 @@ from statten.report import figures
 from statten.report.rates import SAMPLES
 from statten.report.summary import best_cells, sentences
 from statten.report.trials import STATES, SweepTrials, label, shown
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 ROWS = 1000
 """Trials in the table at most; the CSV has all."""
@@ -41,10 +38,6 @@ def build(trials: SweepTrials, summary: dict[str, Any], rates: list[dict[str, An
 def text(sentence: str) -> str:
     """A paragraph of plain text."""
     return f"<p>{escape(sentence)}</p>"
-
-
-def _figure(figure: "Figure") -> str:
-    return figure_html(figure)
 
 
 def needs(trials: SweepTrials, complete: int, what: str) -> str | None:
@@ -91,15 +84,14 @@ def _front(trials: SweepTrials) -> list[str]:
         return [text("The trials report no energy, and one objective has no front: its best trial is above.")]
     if problem := needs(shown_trials, 1, "The front"):
         return [text(problem)]
-    number = len(shown_trials.objectives)
-    made = [_figure(figures.front(shown_trials, x, y)) for x in range(number) for y in range(x + 1, number)]
-    return made + _drawn(trials, figures.POINTS, len(trials.complete), "trials")
+    made = [figure_html(figures.front(shown_trials, x, y)) for x, y in figures.pairs(shown_trials)]
+    return made + _drawn(figures.POINTS, len(trials.complete), "trials")
 
 
 def _history(trials: SweepTrials) -> list[str]:
     if problem := needs(trials, 1, "The history"):
         return [text(problem)]
-    return [_figure(figures.history(trials, i)) for i in range(len(trials.objectives))]
+    return [figure_html(figures.history(trials, i)) for i in range(len(trials.objectives))]
 
 
 def _importance(trials: SweepTrials) -> list[str]:
@@ -110,21 +102,21 @@ def _importance(trials: SweepTrials) -> list[str]:
         f"How much each field decides whether a trial is among the better ones, by Optuna's PED-ANOVA over "
         f"{len(trials.complete)} finished trials; with few trials this is a hint, no more."
     )
-    return [_figure(figures.importance(trials)), text(about)]
+    return [figure_html(figures.importance(trials)), text(about)]
 
 
 def _parallel(trials: SweepTrials) -> list[str]:
     problem = needs(trials, 2, "Parallel coordinates") or _differ(trials, 1, "Parallel coordinates")
     if problem:
         return [text(problem)]
-    drawn = _drawn(trials, figures.CURVES, len(trials.complete), "best trials")
-    return [_figure(figures.parallel(trials)), *drawn]
+    drawn = _drawn(figures.CURVES, len(trials.complete), "best trials")
+    return [figure_html(figures.parallel(trials)), *drawn]
 
 
 def _slices(trials: SweepTrials) -> list[str]:
     if problem := needs(trials, 2, "A slice") or _differ(trials, 1, "A slice"):
         return [text(problem)]
-    return [_figure(figures.slices(trials, i)) for i in range(len(trials.objectives))]
+    return [figure_html(figures.slices(trials, i)) for i in range(len(trials.objectives))]
 
 
 def _contour(trials: SweepTrials) -> list[str]:
@@ -137,8 +129,11 @@ def _contour(trials: SweepTrials) -> list[str]:
         made.append(text(f"Timesteps and block size do not both differ between finished trials; shown are {x} and {y}."))
     for i in range(len(trials.objectives)):
         cells = figures.cells(trials, i, pair)
-        made += [_figure(cells)] if cells else []
-        made.append(_figure(figures.contour(trials, i, pair)))
+        made += [figure_html(cells)] if cells else []
+        made.append(figure_html(figures.contour(trials, i, pair)))
+    made.append(
+        text("The numbers are the best finished trial of each pair. The contour fills in the rest, also where no trial can be.")
+    )
     return made
 
 
@@ -154,8 +149,8 @@ def _curves(trials: SweepTrials) -> list[str]:
     curves = [row for row in trials.rows if row.intermediate]
     if not curves:
         return [text("No trial has finished an epoch yet.")]
-    drawn = _drawn(trials, figures.CURVES, len(curves), "trials: the best, and the newest of the others")
-    return [_figure(figures.curves(trials)), *drawn]
+    drawn = _drawn(figures.CURVES, len(curves), "trials: the best, and the newest of the others")
+    return [figure_html(figures.curves(trials)), *drawn]
 
 
 def _rates(rates: list[dict[str, Any]]) -> list[str]:
@@ -166,15 +161,15 @@ def _rates(rates: list[dict[str, Any]]) -> list[str]:
             f"Spikes per neuron and timestep, over {measured[0]['samples']} samples of the validation part "
             f"({SAMPLES} at most) with the weights of the best epoch. A row that is 0 throughout is a dead layer."
         )
-        made += [_figure(figures.rates(measured)), text(about)]
+        made += [figure_html(figures.rates(measured)), text(about)]
     return made or [text("No finished trial was measured.")]
 
 
 def _timeline(trials: SweepTrials) -> list[str]:
     if not any(row.began for row in trials.rows):
         return [text("No trial has started yet.")]
-    drawn = _drawn(trials, figures.BARS, len(trials.rows), "newest trials")
-    return [_figure(figures.timeline(trials)), *drawn]
+    drawn = _drawn(figures.BARS, len(trials.rows), "newest trials")
+    return [figure_html(figures.timeline(trials)), *drawn]
 
 
 def _reasons(trials: SweepTrials) -> list[str]:
@@ -205,6 +200,6 @@ def _listed(number: int, which: str = "") -> list[str]:
     return [text(f"Listed are {ROWS} {which}of {number} trials; trials.csv has all.")] if number > ROWS else []
 
 
-def _drawn(trials: SweepTrials, limit: int, number: int, what: str) -> list[str]:
+def _drawn(limit: int, number: int, what: str) -> list[str]:
     """The sentence that tells that not all is drawn."""
     return [text(f"Drawn are {limit} of {number} {what}.")] if number > limit else []

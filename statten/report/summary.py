@@ -4,13 +4,8 @@ from collections import Counter
 from typing import Any
 
 from statten.display import duration
-from statten.report.trials import STATES, SweepTrials, shown
+from statten.report.trials import NOT_RUN, STATES, SweepTrials, shown
 
-_NOT_RUN = {
-    "duplicate_of": "the same configuration as another trial",
-    "too_large": "too large for the memory",
-    "put_off": "fewer timesteps went first",
-}
 _WAS = ("was", "were")
 
 
@@ -30,6 +25,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
         "states": states,
         "not_run": trials.not_run,
         "taken_over": len(trials.rows) - len(own),
+        "certainty": trials.sweep.certainty(),
         "best": [row.number for row in trials.front],
         "base": trials.base.number if trials.base else None,
         "epochs": epochs,
@@ -69,7 +65,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     number = sum(summary["states"].values())
     lines = [f"{number} {'trial' if number == 1 else 'trials'}" + (f": {states}." if states else ".")]
     for why, count in summary["not_run"].items():
-        lines.append(f"{count} more {_WAS[count > 1]} not run: {_NOT_RUN[why]}.")
+        lines.append(f"{count} more {_WAS[count > 1]} not run: {NOT_RUN[why]}.")
     if summary["taken_over"]:
         lines.append(f"{summary['taken_over']} of them were taken over from another sweep, and cost nothing here.")
     spent = duration(3600 * summary["hours"])
@@ -80,6 +76,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         whole = summary["epochs"] + summary["epochs_saved"]
         share = 100 * summary["epochs_saved"] / whole
         lines.append(f"Stopping early saved {summary['epochs_saved']} epochs, {share:.0f} % of what these trials would take.")
+    if summary["certainty"]:
+        lines.append(summary["certainty"])
     return lines
 
 

@@ -2,25 +2,27 @@
 
 import csv
 import io
-import warnings
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import get_field
+from statten.config import UserError, get_field
 from statten.runs import Run, best_row
-from statten.search.sweep import Sweep, short
+from statten.search.sweep import Sweep, is_run, quietly, short
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-NOT_RUN = ("duplicate_of", "too_large", "put_off")
-"""User attributes of trials that were proposed and not trained."""
+NOT_RUN = {
+    "duplicate_of": "the same configuration as another trial",
+    "too_large": "too large for the memory",
+    "put_off": "fewer timesteps went first",
+}
+"""Why a trial was proposed and not trained, by its user attribute."""
 LABELS = {
     "val/top1": "validation top-1 (%)",
     "val/top5": "validation top-5 (%)",
@@ -28,6 +30,8 @@ LABELS = {
     "train/loss": "training loss",
     "train/top1": "training top-1 (%)",
     "energy_uj": "energy per sample (µJ)",
+    "latency_ms": "latency of one sample (ms)",
+    "peak_memory_mib": "peak memory (MiB)",
     "samples_per_second": "training speed (samples/s)",
     "seconds": "time per epoch (s)",
 }
@@ -104,13 +108,10 @@ class SweepTrials:
 
     def __init__(self, sweep: Sweep):
         self.sweep, self.config = sweep, sweep.config
-        study = sweep.study()
-        names = study.metric_names or ([self.config.search.metric] if len(study.directions) == 1 else None)
-        names = names or [f"objective {i + 1}" for i in range(len(study.directions))]
-        self.objectives = [Objective(n, d.name == "MAXIMIZE") for n, d in zip(names, study.directions, strict=True)]
-        trials = study.get_trials(deepcopy=False)
-        self.rows = [_row(sweep, trial) for trial in trials if not _not_run(trial)]
-        self.not_run = dict(Counter(why for trial in trials for why in NOT_RUN if why in trial.user_attrs))
+        self.objectives = [Objective(name, direction == "max") for name, direction in self.config.search.directions.items()]
+        trials = sweep.study().get_trials(deepcopy=False)
+        self.rows = [_row(sweep, trial) for trial in trials if is_run(trial)]
+        self.not_run = dict(Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN))
 
     @cached_property
     def fields(self) -> list[str]:
@@ -141,12 +142,13 @@ class SweepTrials:
 
     @cached_property
     def front(self) -> list[TrialRow]:
-        """The best finished trial, or all that none surpasses in every objective; none that breaks a constraint."""
+        """The best finished trial, or of several objectives the Pareto front; one trial of each configuration."""
         rows = {row.number: row for row in self.rows}
-        best = [rows[trial.number] for trial in self.study().best_trials]
-        first = self.objectives[0]
-        best.sort(key=lambda row: -row.values[0] if first.maximize else row.values[0])  # type: ignore[index]
-        return best if len(self.objectives) > 1 else best[:1]
+        try:
+            best = [rows[trial.number] for trial in self.sweep.front() if trial.number in rows]
+        except UserError:  # none is finished, or none keeps the constraints
+            return []
+        return different(best)
 
     @cached_property
     def base(self) -> TrialRow | None:
@@ -209,7 +211,15 @@ class SweepTrials:
         other = object.__new__(SweepTrials)
         other.sweep, other.config, other.not_run, other.rows = self.sweep, self.config, self.not_run, rows
         other.objectives = [*self.objectives, Objective(metric, False)]
+        numbers = {trial.number for trial in other.study().best_trials}
+        other.front = different([row for row in rows if row.number in numbers])
         return other
+
+    def ticks(self, path: str) -> list[int]:
+        """The values of a field for an axis, where they are few whole numbers; else none."""
+        values = sorted({row.point[path] for row in self.complete if path in row.point}, key=repr)
+        few = len(values) <= 8 and all(type(value) is int for value in values)
+        return sorted(values) if few and (self.is_categorical(path) or len(values) <= 4) else []
 
     def is_categorical(self, path: str) -> bool:
         """Whether a field is one of several choices."""
@@ -235,6 +245,11 @@ class SweepTrials:
         return made
 
 
+def different(rows: list[TrialRow]) -> list[TrialRow]:
+    """The first trial of each configuration."""
+    return list({repr(row.point): row for row in reversed(rows)}.values())[::-1]
+
+
 def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenTrial]") -> "optuna.Study":
     """A study in memory of trials that are known already."""
     import optuna
@@ -242,19 +257,13 @@ def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenT
     sense = optuna.study.StudyDirection
     study = optuna.create_study(directions=[sense.MAXIMIZE if o.maximize else sense.MINIMIZE for o in objectives])
     study.add_trials(trials)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
+    with quietly():
         study.set_metric_names([label(objective.name) for objective in objectives])
     return study
 
 
-def _not_run(trial: "optuna.trial.FrozenTrial") -> bool:
-    return any(why in trial.user_attrs for why in NOT_RUN)
-
-
 def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial") -> TrialRow:
-    source = trial.user_attrs.get("source")
-    run = Run(Path(source)) if source else sweep.trial(trial.number)
+    run = sweep.trial(trial.number)
     return TrialRow(
         number=trial.number,
         state=trial.state.name.lower(),
@@ -265,7 +274,7 @@ def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial") -> TrialRow:
         constraints=dict(trial.constraints),
         distributions=trial.distributions,
         run=run,
-        taken_over=bool(source),
+        taken_over="source" in trial.user_attrs,
         began=trial.datetime_start,
         ended=trial.datetime_complete,
         epochs=run.metrics(),
