@@ -436,14 +436,51 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
     """Show a run's epochs or a sweep's trials."""
     path = locate(target, _begin(as_json, storage))
     from statten.display import console
-    from statten.overview import details, details_table
+    from statten.overview import details, details_table, watch
 
+    if watching:
+        watch(path)
     document = details(path)
     return _print(document) if as_json else console.print(details_table(document))
+
+
+@app.command("report")
+def report_sweep(
+    target: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or a path.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; default: `report` in the sweep's folder.")] = None,
+    rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure the best trials' firing rates.")] = True,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print all trials as CSV on stdout, everything else on stderr.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep's report: one HTML page, pictures, and all trials as CSV and JSON; the sweep may be running."""
+    if as_csv and as_json:
+        raise UserError("--csv: stdout takes one document, but --json is given too; the report's folder has both as files")
+    path = locate(target, _begin(as_json or as_csv, storage))
+    from statten.display import console
+    from statten.report import report
+    from statten.search import Sweep
+
+    written = report(Sweep.open(path), output, rates)
+    files = written["files"]
+    if as_json:
+        return _print(written)
+    if as_csv:
+        return print(Path(files["csv"]).read_text(encoding="utf-8"), end="")
+    console.print(f"page      {files['page']}")
+    console.print(f"pictures  {', '.join(Path(name).name for name in files['pictures']) or 'none: there are no trials yet'}")
+    return console.print(f"trials    {len(written['trials'])} in {files['csv']} and {files['json']}")
 
 
 @app.command()
