@@ -13,11 +13,11 @@ PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Modules of one line may import each other.
 ORDER = [
     {"config"}, {"files"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"checkpoint"}, {"runs"},
-    {"train"}, {"display"}, {"cluster", "doctor"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"},
-    {"jobs"}, {"cli"},
+    {"train"}, {"display"}, {"cluster"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"},
+    {"jobs"}, {"parcel"}, {"submission"}, {"doctor"}, {"cli_jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-RAY = {"cluster", "trainer", "search", "doctor"}
+RAY = {"cluster", "trainer", "search", "submission", "doctor"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
