@@ -9,12 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from statten.cli_jobs import jobs_app
 from statten.config import Failed, UserError, load_config, nearest, recipe_names
+from statten.jobs import (
+    RESUMABLE,
+    SUBMITTED,
+    begun,
+    check_submitted_storage,
+    ended,
+    enter,
+    load_job,
+    run_with_retries,
+    space_file,
+)
+from statten.remote import check_store, refresh, working_copy
 from statten.runs import Run, check_name, default_storage, free_name, locate
 
 if TYPE_CHECKING:
     from statten.config import Config
     from statten.search import Sweep
+    from statten.search.space import Space
 
 app = typer.Typer(
     name="statten",
@@ -27,6 +41,7 @@ energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_
 app.add_typer(energy_app, name="energy")
 data_app = typer.Typer(help="Look at a dataset, make it ready to be read, or pack it into tar shards.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app)
 USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
@@ -36,12 +51,18 @@ OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; defau
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
-Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
+Storage = Annotated[
+    Path | None,
+    typer.Option(
+        parser=working_copy, metavar="FOLDER|URI", help="Folder or URI of all runs; default: $STATTEN_STORAGE, else ./runs."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
 Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
 Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
 
 
 def main() -> None:
@@ -78,6 +99,9 @@ def _begin(as_json: bool, storage: Path | None) -> Path:
     folder = storage or default_storage()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
+    if SUBMITTED in os.environ:
+        check_submitted_storage(folder)
     return folder
 
 
@@ -89,6 +113,8 @@ def _place(storage: Path, name: str | None, stem: str) -> Path:
     parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
     return path
 
 
@@ -124,6 +150,7 @@ def train(
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Train one run on Ray Train workers."""
     folder = _begin(as_json, storage)
@@ -131,6 +158,8 @@ def train(
     path = _place(folder, name, _stem(recipe))
     if dry_run:
         return _plan(config, as_json)
+    if again and begun(path, config):
+        return _go_on(path, folder, as_json)
     from statten import trainer
 
     return _finish_run(trainer.train(config, path), began, as_json)
@@ -142,25 +171,35 @@ def tune(
     space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
+    hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="End it after so many epochs of all trials: search.max_epochs.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
+    ] = None,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = _begin(as_json, storage)
-    if trials is not None:
-        overrides = [*overrides, f"search.trials={trials}"]
+    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", epochs)):
+        if value is not None:
+            overrides = [*overrides, f"search.{field}={value}"]
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(_space_file(space), config), time.monotonic()
+    loaded, began = load_space(space_file(space), config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
-    if dry_run:
-        return _plan(config, as_json, sweep=True)
+    if again and begun(path, config, loaded):
+        return _go_on(path, folder, as_json)
     from statten import search
 
-    return _finish_sweep(search.tune(config, loaded, path), began, as_json)
+    other = search.Sweep.open(locate(source, folder)) if source else None
+    if dry_run:
+        return _plan(config, as_json, loaded)
+    return _finish_sweep(search.tune(config, loaded, path, other), began, as_json)
 
 
 @app.command()
@@ -196,14 +235,18 @@ def promote(
     target: Target,
     overrides: Set = [],  # noqa: B006
     trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
+    front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Train a sweep's best trial (or a run) further, from its own checkpoint."""
     folder = _begin(as_json, storage)
     path, began = locate(target, folder), time.monotonic()
+    if front:
+        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run)
     source, recorded = _promotable(path, trial)
     from statten.config import with_overrides
 
@@ -211,6 +254,8 @@ def promote(
     new = _place(folder, name, f"{path.name}-promoted")
     if dry_run:
         return _plan(config, as_json)
+    if again and begun(new, config):
+        return _go_on(new, folder, as_json)
     from statten import search
 
     return _finish_run(search.promote(source, overrides, new, recorded), began, as_json)
@@ -353,23 +398,28 @@ def export_model(
 def run(
     job: Annotated[Path, typer.Argument(help="A job file, such as those in jobs/.")],
     overrides: Set = [],  # noqa: B006
+    name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> Any:
     """Run a job file here: the command that it holds, as if it had been typed."""
-    from statten.jobs import enter, load_job
-
     loaded = load_job(job)
     if dry_run and loaded.command == "evaluate":
         raise UserError(f"--dry-run: {job} evaluates, which has no plan to print")
+    if name is not None and loaded.command not in RESUMABLE:
+        raise UserError(f"--name: {job} evaluates, which makes no folder to name")
     enter(loaded)
     line = loaded.arguments()
     for override in overrides:
         line += ["--set", override]
-    if storage is not None:
-        line += ["--storage", str(storage)]  # the last one counts
-    line += [flag for flag, given in (("--json", as_json), ("--dry-run", dry_run)) if given]
+    for option, value in (("--name", name), ("--storage", storage)):
+        line += [option, str(value)] if value is not None else []  # the last one counts
+    flags = (("--json", as_json), ("--dry-run", dry_run), ("--resume", again and loaded.command in RESUMABLE))
+    line += [flag for flag, given in flags if given]
+    if loaded.retries and not dry_run:
+        return run_with_retries(loaded, line)
     return app(line, standalone_mode=False)
 
 
@@ -377,7 +427,7 @@ def run(
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""
     path = locate(target, _begin(as_json, storage))
-    from statten.display import console
+    from statten.display import console, table
     from statten.search.sweep import Sweep, describe
 
     found = Sweep.open(path).best()
@@ -389,13 +439,20 @@ def best(target: Target, storage: Storage = None, as_json: Json = False) -> None
         f"  validation  top-1 {metrics['val/top1']:.2f} %, loss {metrics['val/loss']:.4f} at epoch {metrics['epoch']}"
     )
     console.print(f"  checkpoint  {found['checkpoint']}")
-    return console.print(f"  train on    statten promote {path} --set train.epochs=20")
+    if "front" in found:
+        columns = list(found["values"])
+        cells = [[t["trial"], describe(t["point"]), *[f"{t[c]:.4g}" for c in columns]] for t in found["front"]]
+        console.print(table("the Pareto front", ["trial", "point", *columns], cells, right=(0, *range(2, 2 + len(columns)))))
+    if certain := Sweep(path).certainty():
+        console.print(f"  {certain}")
+    return console.print(f"  train on    statten promote {Sweep(path).where} --set train.epochs=20")
 
 
 @app.command()
 def runs(storage: Storage = None, as_json: Json = False) -> None:
     """List the runs and sweeps of the storage."""
     folder = _begin(as_json, storage)
+    refresh(folder)
     from statten.display import console, table
     from statten.overview import overview
 
@@ -409,23 +466,67 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
     """Show a run's epochs or a sweep's trials."""
     path = locate(target, _begin(as_json, storage))
     from statten.display import console
-    from statten.overview import details, details_table
+    from statten.overview import details, details_table, watch
 
+    if watching:
+        watch(path)
     document = details(path)
     return _print(document) if as_json else console.print(details_table(document))
+
+
+@app.command("report")
+def report_sweep(
+    target: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or a path.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; default: `report` in the sweep's folder.")] = None,
+    rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure the best trials' firing rates.")] = True,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print all trials as CSV on stdout, everything else on stderr.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep's report: one HTML page, pictures, and all trials as CSV and JSON; the sweep may be running."""
+    if as_csv and as_json:
+        raise UserError("--csv: stdout takes one document, but --json is given too; the report's folder has both as files")
+    path = locate(target, _begin(as_json or as_csv, storage))
+    from statten.display import console
+    from statten.report import report
+    from statten.search import Sweep
+
+    written = report(Sweep.open(path), output, rates)
+    files = written["files"]
+    if as_json:
+        return _print(written)
+    if as_csv:
+        return print(Path(files["csv"]).read_text(encoding="utf-8"), end="")
+    console.print(f"page      {files['page']}")
+    console.print(f"pictures  {', '.join(Path(name).name for name in files['pictures']) or 'none: there are no trials yet'}")
+    return console.print(f"trials    {len(written['trials'])} in {files['csv']} and {files['json']}")
 
 
 @app.command()
 def doctor(
     storage: Storage = None,
-    address: Annotated[str | None, typer.Option(help="Also check a Ray cluster at this address.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Also check a Ray cluster: http://HEAD:8265, or HOST:PORT from one of its machines.")
+    ] = None,
+    make_token: Annotated[bool, typer.Option("--make-token", help="Make the clusters' token file, if there is none.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine, and say what is missing and what to do."""
+    if make_token:
+        from statten.cluster import make_token as make
+
+        return print(f"the token of your clusters is in {make()}, which only you can read")
     folder = _begin(as_json, storage)
     from statten import doctor as doctors
     from statten.display import console
@@ -566,18 +667,6 @@ def _dataset(name: str, as_json: bool) -> None:
         raise UserError(f"{name!r} is no dataset; {nearest(name, DATASET_NAMES)}")
 
 
-def _space_file(space: str) -> Path:
-    named = Path("search_spaces") / f"{space}.yaml"
-    if named.is_file():
-        return named
-    if not Path(space).exists():
-        from statten.config import nearest
-
-        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
-        raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
-    return Path(space)
-
-
 def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
     if not (path / "sweep.json").is_file():
         if trial is not None:
@@ -593,15 +682,38 @@ def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
     return sweep.trial(number), {"sweep": path.name, "trial": number}
 
 
-def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
+def _promote_front(
+    path: Path, overrides: list[str], trial: int | None, name: str | None, folder: Path, as_json: bool, dry_run: bool
+) -> None:
+    from statten import search
+    from statten.display import console
+
+    if trial is not None:
+        raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
+    sweep = search.Sweep.open(path)
+    places = {t.number: _place(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
+    if taken := [place for place in places.values() if place.exists()]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name")
+    if dry_run:
+        return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
+    done = []
+    for number, place in places.items():
+        run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        best = (run.result or {})["best"]
+        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+    return _print(done) if as_json else None
+
+
+def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
     import dataclasses
 
     from statten.display import console
 
-    if sweep:
+    if space is not None:
         from statten.search import plan_sweep
 
-        planned = plan_sweep(config)
+        planned = plan_sweep(config, space)
         plan, found = planned.trial, dataclasses.asdict(planned)
         document = {**found.pop("trial"), **found}
     else:
@@ -615,9 +727,26 @@ def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
-    if sweep:
-        console.print(f"trials           {document['trials']}, {document['concurrent']} at a time")
+    if space is not None:
+        of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"
+        console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
+        console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
+        console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
     return console.print("Nothing was started.")
+
+
+def _go_on(path: Path, storage: Path, as_json: bool) -> None:
+    """What --resume does with a run or sweep that was begun."""
+    if not ended(path):
+        return resume(str(path.absolute()), storage, as_json)
+    from statten.display import console
+
+    console.print(f"{path}: is finished")
+    if (path / "sweep.json").is_file():
+        from statten.search import Sweep
+
+        return _finish_sweep(Sweep.open(path), time.monotonic(), as_json)
+    return _finish_run(Run.open(path), time.monotonic(), as_json)
 
 
 def _finish_run(run: Run, began: float, as_json: bool) -> None:

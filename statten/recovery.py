@@ -50,7 +50,7 @@ class Recovery(UserCallback):
             reason += f", {self.failures} times in this run; scale.max_failures={self.max_failures} allows no further restart"
         if run.attempt == self.attempt:
             with contextlib.suppress(OSError):  # the reason may be the disk; the command says it too
-                run.fail(reason)
+                run.fail(reason, cause=fault.kind)
         raise Failed(reason)
 
     def _short_of(self) -> str:

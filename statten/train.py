@@ -23,8 +23,10 @@ from statten.config import Config, ScaleConfig, TrainConfig, UserError
 from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
+from statten.energy import picojoules
 from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
+from statten.meter import SpikeMeter
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
@@ -111,6 +113,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             "train/top1": trained["top1"],
             **validate(state.judged, loaders.validation, config),
             **left_out(loaders, config, state.device),
+            **cost(state, config),
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
@@ -132,23 +135,52 @@ def gradients_reduced(replica: nn.Module, now: bool) -> Any:
 
 
 def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
-    """Loss, top-1, top-5 and firing rates per layer over all samples of all ranks.
+    """Loss, top-1, top-5, energy and firing rates per layer over all samples of all ranks.
 
-    The loss is the plain cross-entropy of the mean logits, whatever the training loss is.
+    The loss is the plain cross-entropy of the mean logits, whatever the training loss is. `energy_uj` is the energy of one
+    sample in microjoules by the ledger's default conventions (energy.py).
     """
     device = next(model.parameters()).device
     totals, rates = Accuracy(device), FiringRates(model.spiking_layers(), device)  # type: ignore[operator]
-    with evaluating(model), rates, autocast(config, device):
+    meter = SpikeMeter(model, layers=False)  # type: ignore[arg-type]
+    with evaluating(model), rates, meter, autocast(config, device):
         for images, target in loader:
             images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
             logits = model(images).float()
             logits = logits.mean(0) if logits.ndim == 3 else logits
             totals.add(nn.functional.cross_entropy(logits, target), logits, target)
-    found = totals.reduced()
+    found, counts = totals.reduced(), rates.counts()
+    spikes = meter.totals({layer: spikes for layer, (spikes, _) in counts.items()})
     return {
         **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
-        **{f"firing_rate/{layer}": rate for layer, rate in rates.reduced().items()},
+        "energy_uj": picojoules(model.config, model.timesteps, spikes, max(found["samples"], 1)) / 1e6,  # type: ignore[arg-type]
+        **{f"firing_rate/{layer}": spikes / max(neurons, 1) for layer, (spikes, neurons) in counts.items()},
     }
+
+
+def cost(state: TrainState, config: Config) -> dict[str, float]:
+    """What a sweep may look for beside accuracy and energy: parameters, and where it does so, latency and peak memory."""
+    found = {"parameters": float(sum(p.numel() for p in state.model.parameters() if p.requires_grad))}
+    if "latency_ms" in config.search.metrics:
+        found["latency_ms"] = latency_ms(state.judged, config)
+    if "peak_memory_mib" in config.search.metrics:
+        found["peak_memory_mib"] = torch.cuda.max_memory_allocated(state.device) / 2**20
+    return found
+
+
+def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
+    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
+    device, c = next(model.parameters()).device, config.model
+    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
+    times = []
+    with evaluating(model), autocast(config, device):
+        for _ in range(1 + turns):
+            began = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times[1:]))
 
 
 def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:
@@ -418,6 +450,11 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     parameters, memory = _measure(config)
     steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch
     return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
+
+
+def memory_bytes(config: Config) -> int:
+    """Bytes that one worker's training step needs; an estimate, see Preflight."""
+    return _measure(config)[1]
 
 
 def _check_backend(name: str, device: str) -> None:

@@ -12,6 +12,7 @@ from statten.data import absolute_root, check_split, split_document
 from statten.display import following
 from statten.faults import classify
 from statten.files import write_json
+from statten.nodes import check_shared
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
@@ -36,6 +37,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     config = absolute_root(config)
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        _check_folders(config, path)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
@@ -48,9 +50,17 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        _check_folders(config, run.path)
         check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
+
+
+def _check_folders(config: Config, path: Path) -> None:
+    """Raise UserError where a machine of the cluster does not see what its workers would read or write."""
+    check_shared(path)
+    if config.data.root is not None:
+        check_shared(Path(config.data.root), "data.root", mirrored=False)
 
 
 def _execute(run: Run, plan: Preflight) -> Run:
@@ -74,21 +84,17 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     from statten.recovery import Notice, Recovery, Resizing
 
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
+    run.publish(attempt)
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
-    settings = {"run": str(run.path.resolve()), "attempt": attempt, "report": then is not None}
+    settings = {"run": run.address, "attempt": attempt, "report": then is not None}
     recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
-    trainer = _torch_trainer(
-        _worker,
-        settings,
-        plan,
-        attempt,
-        scratch,
-        -1,
-        [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])],
-    )
+    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
+    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
     try:
         trainer.fit()
+        run.refresh()
     except (TrainingFailedError, RayError) as error:
+        run.refresh()
         reason = (run.result or {}).get("reason") or classify(error).reason
         details = f"details are in {scratch}; go on with: statten resume {run.name}"
         raise Failed(f"{run.path}: {reason}; {details}") from error
@@ -111,6 +117,7 @@ def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, 
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     with ray_cluster(config.scale.address):
+        check_shared(scratch, "the folder of the evaluation", mirrored=False)
         ranked = functools.partial(_ranked, worker)
         trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, [])
         try:
@@ -131,7 +138,7 @@ def _ranked(worker: RankFunction, settings: dict[str, Any]) -> None:
 
 def _torch_trainer(
     worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], plan: Preflight, name: str, scratch: Path,
-    max_failures: int, callbacks: list[Any],
+    max_failures: int, callbacks: list[Any], placement: str = "pack",
 ) -> Any:  # fmt: skip
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -144,6 +151,7 @@ def _torch_trainer(
         scaling_config=ScalingConfig(
             num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
             use_gpu=gpu,
+            placement_strategy=placement.upper(),
             resources_per_worker=plan.resources(),
         ),
         run_config=RunConfig(
@@ -164,7 +172,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     with noticing() as asked:
         run_fit(
-            Run(Path(settings["run"])),
+            Run.at(settings["run"], settings["attempt"], writes=context.get_world_rank() == 0),
             settings["attempt"],
             context.get_world_rank(),
             context.get_world_size(),

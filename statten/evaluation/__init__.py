@@ -32,6 +32,7 @@ from statten.evaluation.report import build, summary
 from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json
+from statten.remote import publish
 from statten.runs import default_storage
 from statten.trainer import on_workers
 
@@ -83,6 +84,8 @@ def evaluate(
     write(report, folder)
     if target.run and not exact and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
+        publish(target.run.path / "evaluation.json")
+    publish(folder)
     return report
 
 
