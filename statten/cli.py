@@ -139,7 +139,7 @@ def train(
 @app.command()
 def tune(
     recipe: Recipe,
-    space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
+    space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
     name: Name = None,
@@ -154,7 +154,7 @@ def tune(
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(_space_file(space), config), time.monotonic()
+    loaded, began = load_space([_space_file(s) for s in space], config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
     if dry_run:
         return _plan(config, as_json, sweep=True)
