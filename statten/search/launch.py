@@ -17,6 +17,7 @@ from statten.config import Config, Failed, UserError, dump_config, with_override
 from statten.data import absolute_root, split_document
 from statten.files import write_text
 from statten.runs import Run, environment
+from statten.search.samplers import make_sampler
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -58,6 +59,7 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
         UserError: something in config, space, name or machine; nothing is written then.
         Failed: no trial reached its end.
     """
+    make_sampler(config.search, space)  # raises where it cannot work in this space
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = absolute_root(config)

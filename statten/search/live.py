@@ -23,6 +23,7 @@ class LiveTable(TrialProgressCallback):
         self.sweep, self.trials, self.metric = sweep, trials, sweep.config.search.metric
         self.sign = 1 if sweep.config.search.mode == "max" else -1
         self.epochs = sweep.config.train.total_epochs
+        self.paths = sweep.space.paths  # read once: a table is drawn four times a second
         self.rows: dict[int, dict[str, Any]] = {}
         self.began = time.monotonic()
         for trial, point in sweep.rows():
@@ -103,7 +104,6 @@ class LiveTable(TrialProgressCallback):
         return "-" if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
 
     def _table(self) -> Table:
-        paths = self.sweep.space.paths
         best = self._best()
         numbers = sorted(self.rows)
         if len(numbers) > self.ROWS:  # those that train, the best, and the newest of the others
@@ -113,7 +113,7 @@ class LiveTable(TrialProgressCallback):
         for n in numbers:
             row = self.rows[n]
             seconds = row.get("seconds", time.monotonic() - row.get("began", 0.0))
-            point = [row["point"].get(path, "") for path in paths]
+            point = [row["point"].get(path, "") for path in self.paths]
             point = [f"{v:.2g}" if isinstance(v, float) else v for v in point]
             state = STATES.get(row["state"], row["state"])
             mark = "[bold]*[/]" if n == best else ""
@@ -121,5 +121,5 @@ class LiveTable(TrialProgressCallback):
             rows.append([f"{n}{mark}", *point, epoch, self._shown(row["value"]), state, duration(seconds)])
         left = f", {duration(self._left())} left" if self._left() and self._done() < self.trials else ""
         title = f"{self.sweep.name}: {self._done()} of {self.trials} trials{left}"
-        columns = ["trial", *[short(path) for path in paths], "epoch", self.metric, "state", "time"]
-        return table(title, columns, rows, right=range(len(paths) + 3))
+        columns = ["trial", *[short(path) for path in self.paths], "epoch", self.metric, "state", "time"]
+        return table(title, columns, rows, right=range(len(self.paths) + 3))

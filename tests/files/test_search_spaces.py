@@ -1,4 +1,4 @@
-"""Every shipped search space, with each recipe and beside each other file that its header names, proposes valid configs only."""
+"""Every shipped search space proposes valid configs only: with each recipe, and beside each file, that its header names."""
 
 import random
 import re
