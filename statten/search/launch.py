@@ -21,7 +21,7 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
-from statten.search.samplers import trials_of
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -123,6 +123,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
         UserError: something in config, space, name or machine; nothing is written then.
         Failed: no trial reached its end.
     """
+    make_sampler(config.search, space)  # raises where it cannot work in this space
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
