@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from statten.cli_jobs import jobs_app
 from statten.config import Failed, UserError, load_config, nearest, recipe_names
+from statten.jobs import (
+    RESUMABLE,
+    SUBMITTED,
+    begun,
+    check_submitted_storage,
+    ended,
+    enter,
+    load_job,
+    run_with_retries,
+    space_file,
+)
 from statten.remote import check_store, refresh, working_copy
 from statten.runs import Run, check_name, default_storage, free_name, locate
 
@@ -29,6 +41,7 @@ energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_
 app.add_typer(energy_app, name="energy")
 data_app = typer.Typer(help="Look at a dataset, make it ready to be read, or pack it into tar shards.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app)
 USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
@@ -49,6 +62,7 @@ Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, 
 Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
 Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
 
 
 def main() -> None:
@@ -86,6 +100,8 @@ def _begin(as_json: bool, storage: Path | None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--storage: must be a folder, but {folder} is a file")
     check_store(folder)
+    if SUBMITTED in os.environ:
+        check_submitted_storage(folder)
     return folder
 
 
@@ -134,6 +150,7 @@ def train(
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Train one run on Ray Train workers."""
     folder = _begin(as_json, storage)
@@ -141,6 +158,8 @@ def train(
     path = _place(folder, name, _stem(recipe))
     if dry_run:
         return _plan(config, as_json)
+    if again and begun(path, config):
+        return _go_on(path, folder, as_json)
     from statten import trainer
 
     return _finish_run(trainer.train(config, path), began, as_json)
@@ -161,6 +180,7 @@ def tune(
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = _begin(as_json, storage)
@@ -170,8 +190,10 @@ def tune(
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(_space_file(space), config), time.monotonic()
+    loaded, began = load_space(space_file(space), config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
+    if again and begun(path, config, loaded):
+        return _go_on(path, folder, as_json)
     from statten import search
 
     other = search.Sweep.open(locate(source, folder)) if source else None
@@ -218,6 +240,7 @@ def promote(
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> None:
     """Train a sweep's best trial (or a run) further, from its own checkpoint."""
     folder = _begin(as_json, storage)
@@ -231,6 +254,8 @@ def promote(
     new = _place(folder, name, f"{path.name}-promoted")
     if dry_run:
         return _plan(config, as_json)
+    if again and begun(new, config):
+        return _go_on(new, folder, as_json)
     from statten import search
 
     return _finish_run(search.promote(source, overrides, new, recorded), began, as_json)
@@ -373,23 +398,28 @@ def export_model(
 def run(
     job: Annotated[Path, typer.Argument(help="A job file, such as those in jobs/.")],
     overrides: Set = [],  # noqa: B006
+    name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
     dry_run: DryRun = False,
+    again: Resume = False,
 ) -> Any:
     """Run a job file here: the command that it holds, as if it had been typed."""
-    from statten.jobs import enter, load_job
-
     loaded = load_job(job)
     if dry_run and loaded.command == "evaluate":
         raise UserError(f"--dry-run: {job} evaluates, which has no plan to print")
+    if name is not None and loaded.command not in RESUMABLE:
+        raise UserError(f"--name: {job} evaluates, which makes no folder to name")
     enter(loaded)
     line = loaded.arguments()
     for override in overrides:
         line += ["--set", override]
-    if storage is not None:
-        line += ["--storage", str(storage)]  # the last one counts
-    line += [flag for flag, given in (("--json", as_json), ("--dry-run", dry_run)) if given]
+    for option, value in (("--name", name), ("--storage", storage)):
+        line += [option, str(value)] if value is not None else []  # the last one counts
+    flags = (("--json", as_json), ("--dry-run", dry_run), ("--resume", again and loaded.command in RESUMABLE))
+    line += [flag for flag, given in flags if given]
+    if loaded.retries and not dry_run:
+        return run_with_retries(loaded, line)
     return app(line, standalone_mode=False)
 
 
@@ -436,23 +466,67 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
     """Show a run's epochs or a sweep's trials."""
     path = locate(target, _begin(as_json, storage))
     from statten.display import console
-    from statten.overview import details, details_table
+    from statten.overview import details, details_table, watch
 
+    if watching:
+        watch(path)
     document = details(path)
     return _print(document) if as_json else console.print(details_table(document))
+
+
+@app.command("report")
+def report_sweep(
+    target: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or a path.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; default: `report` in the sweep's folder.")] = None,
+    rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure the best trials' firing rates.")] = True,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print all trials as CSV on stdout, everything else on stderr.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep's report: one HTML page, pictures, and all trials as CSV and JSON; the sweep may be running."""
+    if as_csv and as_json:
+        raise UserError("--csv: stdout takes one document, but --json is given too; the report's folder has both as files")
+    path = locate(target, _begin(as_json or as_csv, storage))
+    from statten.display import console
+    from statten.report import report
+    from statten.search import Sweep
+
+    written = report(Sweep.open(path), output, rates)
+    files = written["files"]
+    if as_json:
+        return _print(written)
+    if as_csv:
+        return print(Path(files["csv"]).read_text(encoding="utf-8"), end="")
+    console.print(f"page      {files['page']}")
+    console.print(f"pictures  {', '.join(Path(name).name for name in files['pictures']) or 'none: there are no trials yet'}")
+    return console.print(f"trials    {len(written['trials'])} in {files['csv']} and {files['json']}")
 
 
 @app.command()
 def doctor(
     storage: Storage = None,
-    address: Annotated[str | None, typer.Option(help="Also check a Ray cluster at this address.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Also check a Ray cluster: http://HEAD:8265, or HOST:PORT from one of its machines.")
+    ] = None,
+    make_token: Annotated[bool, typer.Option("--make-token", help="Make the clusters' token file, if there is none.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine, and say what is missing and what to do."""
+    if make_token:
+        from statten.cluster import make_token as make
+
+        return print(f"the token of your clusters is in {make()}, which only you can read")
     folder = _begin(as_json, storage)
     from statten import doctor as doctors
     from statten.display import console
@@ -593,18 +667,6 @@ def _dataset(name: str, as_json: bool) -> None:
         raise UserError(f"{name!r} is no dataset; {nearest(name, DATASET_NAMES)}")
 
 
-def _space_file(space: str) -> Path:
-    named = Path("search_spaces") / f"{space}.yaml"
-    if named.is_file():
-        return named
-    if not Path(space).exists():
-        from statten.config import nearest
-
-        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
-        raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
-    return Path(space)
-
-
 def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
     if not (path / "sweep.json").is_file():
         if trial is not None:
@@ -671,6 +733,20 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
         console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
     return console.print("Nothing was started.")
+
+
+def _go_on(path: Path, storage: Path, as_json: bool) -> None:
+    """What --resume does with a run or sweep that was begun."""
+    if not ended(path):
+        return resume(str(path.absolute()), storage, as_json)
+    from statten.display import console
+
+    console.print(f"{path}: is finished")
+    if (path / "sweep.json").is_file():
+        from statten.search import Sweep
+
+        return _finish_sweep(Sweep.open(path), time.monotonic(), as_json)
+    return _finish_run(Run.open(path), time.monotonic(), as_json)
 
 
 def _finish_run(run: Run, began: float, as_json: bool) -> None:

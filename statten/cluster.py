@@ -2,6 +2,8 @@
 
 import logging
 import os
+import secrets
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,6 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
 }
 
-TOKEN = Path.home() / ".ray" / "auth_token"
-
 
 @contextmanager
 def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[str, float]]:
@@ -41,7 +41,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None and (TOKEN.is_file() or "RAY_AUTH_TOKEN" in os.environ):
+    if address is not None and ("RAY_AUTH_TOKEN" in os.environ or token_file().is_file()):
         # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
@@ -92,3 +92,57 @@ def _free_port() -> int:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The token that a cluster asks for. It is a password: it stands in a file of its owner's, and is printed nowhere.
+
+
+def token_file() -> Path:
+    """Where Ray looks for the token of a cluster: $RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+
+
+def read_token() -> str | None:
+    """The token of this user's clusters, from $RAY_AUTH_TOKEN or the token file; None where there is none.
+
+    Raises:
+        UserError: others can read the file, or it holds no token.
+    """
+    source, token = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        path = token_file()
+        if not path.is_file():
+            return None
+        _check_private(path)
+        source, token = str(path), path.read_text(encoding="utf-8", errors="replace")
+    token = token.strip()
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(f"{source}: holds no token; copy the file of the cluster's head node")
+    return token
+
+
+def make_token() -> Path:
+    """The token file, made if there is none: 256 random bits that only its owner can read.
+
+    Raises:
+        UserError: others can read the file that is there, or it holds no token.
+    """
+    path = token_file()
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    elif "RAY_AUTH_TOKEN" not in os.environ:
+        read_token()
+    return path
+
+
+def _check_private(path: Path) -> None:
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise UserError(
+            f"{path}: holds a cluster's token and must be readable by its owner alone, but its mode is {mode:o}; "
+            f"type: chmod 600 {shlex.quote(str(path))}"
+        )

@@ -40,7 +40,7 @@ AUTO_AUGMENT = (
     r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
 )
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
-Sampler = Literal["tpe", "random"]
+Sampler = Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsga2", "nsga3"]
 METRICS = {
     "val/top1": "max",
     "val/top5": "max",
@@ -478,17 +478,18 @@ class ScaleConfig(Part):
 class SearchConfig(Part):
     """How a sweep looks for the best trial."""
 
-    trials: Int = Field(16, ge=1)
-    """Number of trials."""
+    trials: Int | None = Field(None, ge=1)
+    """Number of trials; empty means 16, and with sampler grid every configuration."""
     objectives: list[str] = Field(default_factory=lambda: ["val/top1"], min_length=1, max_length=4)
     """Reported metrics that rank trials, at the epoch of the best val/top1: one, or several for a Pareto front. energy_uj is
     the energy of one sample in microjoules, latency_ms the time of one sample alone; others as NAME:max or NAME:min."""
     constraints: list[str] = Field(default_factory=list)
     """Bounds that a trial must keep to be the best or on the front, such as `energy_uj <= 500` or `val/top1 >= 90`."""
     sampler: Sampler = "tpe"
-    """Optuna's sampler: `tpe` (multivariate, grouped) or `random`."""
+    """How points are chosen: `tpe` (multivariate, grouped), `random`, `grid` (every configuration once), `qmc` (Sobol), `gp`
+    (Gaussian process), `cmaes` (numbers without conditions only), `nsga2` or `nsga3` (for several objectives)."""
     startup_trials: Int = Field(6, ge=1)
-    """Random trials before TPE models the space."""
+    """Random trials before tpe, gp and cmaes model the space; size of a population of nsga2 and nsga3."""
     seed: Int = Field(0, ge=0)
     """Seed of the sampler."""
     scheduler: Scheduler = "auto"

@@ -11,31 +11,46 @@
     runtime:
       packages: ["numpy>=2"]                         # must be installed where it runs
       environment: {OMP_NUM_THREADS: "1"}            # set before the command starts
+    retries: 2                          # how often it is started again after a failure that is not the user's mistake
 
-A job file is one command line, `arguments()`, so it does what the command does and fails with the same sentences.
+A job file is one command line, `arguments()`, so it does what the command does and fails with the same sentences. With
+`--resume` a run or sweep of the same name and config goes on where it was: so a job that was lost is simply started again.
 """
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import Field, model_validator
 
 from statten.config import (
+    Config,
     ConfigError,
     Int,
     Part,
     ScaleConfig,
     UserError,
+    field_paths,
+    get_field,
     load_config,
     nearest,
     read_yaml,
     validate_part,
 )
+from statten.runs import Run, RunFolder
+
+if TYPE_CHECKING:
+    from statten.search.space import Space
+
+SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
+RESUMABLE = ("train", "tune", "promote")
 
 
 class Runtime(Part):
@@ -43,6 +58,8 @@ class Runtime(Part):
 
     packages: list[str] = Field(default_factory=list)
     """Requirements as pip writes them, such as numpy>=2."""
+    install: bool = False
+    """On a cluster, let pip install the packages for this job alone; its machines must reach an index."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Environment variables."""
 
@@ -54,6 +71,9 @@ class Runtime(Part):
                 Requirement(package)
             except InvalidRequirement:
                 problems.append(f"`packages` must be requirements such as numpy>=2, but got {package!r}")
+        for name in self.environment:
+            if name.startswith("RAY_AUTH_"):
+                problems.append(f"`environment` is shown to everyone who sees the job, so {name} has no place in it")
         if problems:
             raise ConfigError(problems)
         return self
@@ -82,6 +102,8 @@ class JobFile(Part):
     """Fields of the config's part `scale`: workers, device, cpus_per_worker, ..."""
     runtime: Runtime = Field(default_factory=Runtime)
     """Packages and environment."""
+    retries: Int = Field(0, ge=0, le=100)
+    """How often the job is started again after a failure, where it was; the user's mistakes (exit code 2) are not repeated."""
 
     @model_validator(mode="after")
     def _rules(self) -> "JobFile":
@@ -103,6 +125,8 @@ class JobFile(Part):
                 yield f"resources.{field}: no such field of the config's part scale; {nearest(field, ScaleConfig.model_fields)}"
             elif f"scale.{field}" in self.overrides:
                 yield f"resources.{field} and overrides.scale.{field} are the same field; leave one of them out"
+        if self.retries and self.command in RESUMABLE and self.name is None:
+            yield f"`name` must be given with retries {self.retries}: by its name the {self.command} is found again"
 
     @property
     def all_overrides(self) -> dict[str, Any]:
@@ -134,6 +158,17 @@ def load_job(path: Path) -> JobFile:
     return job
 
 
+def space_file(space: str) -> Path:
+    """The search-space file that a path, or a name in search_spaces/, means."""
+    named = Path("search_spaces") / f"{space}.yaml"
+    if named.is_file():
+        return named
+    if not Path(space).exists():
+        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
+        raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
+    return Path(space)
+
+
 def enter(job: JobFile) -> None:
     """Make this process one that a job can run in: its packages are there, its environment is set."""
     problems = []
@@ -148,3 +183,86 @@ def enter(job: JobFile) -> None:
     if problems:
         raise UserError(problems)
     os.environ.update(job.runtime.environment)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Again, after a failure.
+
+
+def run_with_retries(job: JobFile, line: list[str]) -> int:
+    """Run a job's command line in a process of its own, again after a failure, and return the last exit code.
+
+    The first start may be told to resume by `line` itself; every later one does. Not worth another start are the user's
+    mistakes (2) and a stop from outside.
+    """
+    again = ["--resume"] if job.command in RESUMABLE and "--resume" not in line else []
+    for failures in range(job.retries + 1):
+        code = _child([sys.executable, "-m", "statten.cli", *line, *(again if failures else [])])
+        if code in (0, 2) or failures == job.retries:
+            return code
+        left = job.retries - failures
+        print(f"statten: the job ended with exit code {code}; it is started again, at most {left} times", file=sys.stderr)
+    raise AssertionError("the last round returns")
+
+
+def _child(command: list[str]) -> int:
+    """Run a command to its end; whoever stops this process stops it too. A signal n counts as exit code 128 + n."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with subprocess.Popen(command) as process:
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code if code >= 0 else 128 - code
+
+
+def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
+    """Whether a run (or, with a space, a sweep) of this config was begun in the folder, and can be resumed.
+
+    Raises:
+        UserError: the folder holds something else; the sentence names the fields that differ.
+    """
+    from statten.data import absolute_root
+    from statten.search.sweep import Sweep
+
+    if not path.exists():
+        return False
+    folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
+    there, asked = folder.config, absolute_root(config)
+    differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
+    if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
+        differ.append("the search space")
+    if differ:
+        raise UserError(
+            f"--resume: {path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
+            f"or go on with what is there: statten resume {path.name}"
+        )
+    return True
+
+
+def ended(path: Path) -> bool:
+    """Whether a run is finished, or all trials of a sweep have ended."""
+    from statten.search.sweep import Sweep
+
+    if not (path / Sweep.marker).is_file():
+        return Run(path).state == "finished"
+    sweep = Sweep(path)
+    states = [trial.state.is_finished() for trial, _ in sweep.rows()]
+    return all(states) and len(states) >= sweep.config.search.trials
+
+
+def check_submitted_storage(storage: Path) -> None:
+    """Raise UserError where a submitted job would write into a folder that goes with it."""
+    folders = "name a folder that all machines of the cluster see: statten submit ... --storage /shared/runs"
+    if not storage.is_absolute():
+        raise UserError(f"--storage: the cluster sets no $STATTEN_STORAGE, and {storage} would be lost with the job; {folders}")
+    if not storage.is_dir() and not storage.parent.is_dir():
+        raise UserError(f"--storage: there is no {storage.parent} on the cluster to make {storage.name} in; {folders}")

@@ -98,7 +98,7 @@ class Steps:
 
     def items(self) -> Iterable[Any]:
         """Every value."""
-        return range(self.low, self.high + 1, self.step) if self._whole else [self._value(i) for i in range(len(self))]
+        return range(self.low, self.high + 1, self.step) if self._whole else map(self._value, range(len(self)))
 
     probes = items
 

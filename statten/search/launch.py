@@ -21,6 +21,7 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
+from statten.search.samplers import trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -63,8 +64,8 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)
     if gpus:
         at_once = min(at_once, int(capacity.get("GPU", 0) / gpus + 1e-9))
-    count = space.count()
-    trials = search.trials if count is None else min(search.trials, count)
+    count, trials = space.count(), trials_of(search, space)
+    trials = trials if count is None else min(trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
     largest = preflight(largest_config(space), capacity)
     _check_memory(largest, trial.device, config.scale.gpus_per_worker)
@@ -124,7 +125,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
-    config = absolute_root(config)
+    config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
     with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
@@ -151,7 +152,7 @@ def resume_sweep(sweep: Sweep) -> Sweep:
 def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
     """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
     config = sweep.config
-    more = with_overrides(config, {"search.trials": config.search.trials + trials})
+    more = with_overrides(config, {"search.trials": trials_of(config.search, sweep.space) + trials})
     with sweep.writing():
         write_text(sweep.path / "config.yaml", dump_config(more))
     return resume_sweep(sweep)
@@ -165,7 +166,7 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
         if searcher.remaining == 0 and not _repeats(sweep, attempt).remaining:
-            raise UserError(f"{sweep.path}: all {sweep.config.search.trials} trials have ended, there is nothing to resume")
+            raise UserError(f"{sweep.path}: all {searcher.trials} trials have ended, there is nothing to resume")
         with LiveTable(sweep, plan.trials) as live:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)

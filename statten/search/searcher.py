@@ -23,6 +23,7 @@ from statten.config import UserError, constraint
 from statten.files import write_json
 from statten.runs import Run
 from statten.search import stopping
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.sweep import Sweep, is_run
 from statten.train import memory_bytes
 
@@ -41,10 +42,13 @@ class OptunaSearcher(Searcher):
         self.sweep, self.space, self.study, self.attempt = sweep, sweep.space, sweep.study(), attempt
         self.config, self.search, self.epochs = config, config.search, config.train.total_epochs
         self.active: dict[str, Trial] = {}
+        self.trials = trials_of(config.search, self.space)
         self.unfinished, self.seen, self.done = list[FrozenTrial](), dict[str, int](), dict[int, stopping.Done]()
         self.trained = 0  # epochs, of trials that have ended
         self.too_large: dict[int, int] = {}  # trials that ran out of memory, and the bytes that they were to need
-        for trial in self._trials():
+        known = self._trials()
+        self.study.sampler = make_sampler(self.search, self.space, len(known), len(self.search.objectives))
+        for trial in known:
             if trial.state == TrialState.RUNNING:
                 self.unfinished.append(trial)
             elif trial.state.is_finished():
@@ -57,7 +61,7 @@ class OptunaSearcher(Searcher):
     @property
     def remaining(self) -> int:
         """Trials that Ray still has to run, at most."""
-        return 0 if self._spent() and not self.unfinished else len(self.unfinished) + max(0, self.search.trials - self._asked())
+        return 0 if self._spent() and not self.unfinished else len(self.unfinished) + max(0, self.trials - self._asked())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's run folder, or FINISHED."""
@@ -67,7 +71,7 @@ class OptunaSearcher(Searcher):
             if run.state == "unfinished":
                 return self._start(trial_id, trial, run)
             self._tell(trial, run)  # it ended, but the driver did not live to write it down
-        if self._asked() >= self.search.trials or self._spent():
+        if self._asked() >= self.trials or self._spent():
             return Searcher.FINISHED
         new = self._ask()
         return self._start(trial_id, new, self._prepare(new)) if new else Searcher.FINISHED
@@ -293,9 +297,10 @@ class OptunaSearcher(Searcher):
         search = self.search
         if search.max_hours and self._seconds() >= 3600 * search.max_hours:
             return f"the sweep's {search.max_hours:g} hours (search.max_hours) are over"
-        running = sum(len(self.sweep.trial(trial.number).metrics()) for trial in self.active.values())
-        if search.max_epochs and self.trained + running >= search.max_epochs:
-            return f"the sweep's {search.max_epochs:,} epochs (search.max_epochs) are trained"
+        if search.max_epochs:
+            running = sum(len(self.sweep.trial(trial.number).metrics()) for trial in self.active.values())
+            if self.trained + running >= search.max_epochs:
+                return f"the sweep's {search.max_epochs:,} epochs (search.max_epochs) are trained"
         return None
 
     def save(self, checkpoint_path: str) -> None:

@@ -75,7 +75,7 @@ class Space:
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """Searched fields, in the order of the file."""
-        by_name = {d.name: d.paths for d in self.dimensions if isinstance(d, Searched)}
+        by_name = {d.name: d.paths for d in self.searched}
         return tuple(path for name in self.tree for path in by_name.get(str(name), ()))
 
     def suggest(self, trial: Suggests) -> Point:
@@ -174,6 +174,16 @@ class Space:
     # -- what samplers ask for ----------------------------------------------------------------------------------------
 
     @cached_property
+    def searched(self) -> tuple[Searched, ...]:
+        """Dimensions that are asked for, without constants and fields that follow."""
+        return tuple(dimension for dimension in self.dimensions if isinstance(dimension, Searched))
+
+    @cached_property
+    def steady(self) -> tuple[str, ...]:
+        """Names of dimensions that are always there with the same values, more than one."""
+        return tuple(d.name for d in self.searched if d.name not in self.conditional and len(d.domain(self._base)) > 1)
+
+    @cached_property
     def continuous(self) -> tuple[str, ...]:
         """Names of dimensions with infinitely many values."""
         return tuple(d.name for d in self.dimensions if isinstance(d, Plain) and not d.values.size_is_finite)
@@ -192,11 +202,7 @@ class Space:
         """Names of dimensions that are not always there, or whose values are not always the same."""
         fixed = {d.name for d in self.dimensions if isinstance(d, Plain | Couple) and d.condition is None}
         tied = {self.dimensions[i].name for i in self._tied}
-        return tuple(
-            d.name
-            for d in self.dimensions
-            if isinstance(d, Searched) and (d.name not in fixed or (d.name in tied and d.name not in self.continuous))
-        )
+        return tuple(d.name for d in self.searched if d.name not in fixed or (d.name in tied and d.name not in self.continuous))
 
     # -- one dimension after the other --------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, SearchConfig, UserError, dump_config, get_field
+from statten.config import Config, UserError, dump_config, get_field
 from statten.files import new_folder, read_json, write_json, write_text
 from statten.runs import Run, RunFolder, check_name, exists, now
 from statten.search.space import Space, load_space
@@ -66,12 +66,13 @@ class Sweep(RunFolder):
         return load_space(self.path / "space.yaml", self.config)
 
     def study(self) -> "optuna.Study":
-        """Open the study for reading and writing; the sampler comes from the config, and stopping is ours (stopping.py).
+        """Open the study for reading and writing; the searcher gives it a sampler, and stopping is ours (stopping.py).
 
         Raises:
             UserError: the study was made for other objectives, or its database cannot be reached.
         """
         import optuna
+        from optuna.exceptions import ExperimentalWarning
         from optuna.study import StudyDirection
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -79,7 +80,8 @@ class Sweep(RunFolder):
         wanted = [StudyDirection.MAXIMIZE if d == "max" else StudyDirection.MINIMIZE for d in search.directions.values()]
         storage = self._storage()
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            with quietly():  # names of the metrics, which Optuna calls experimental
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # names of the metrics
                 optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
         study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
         if study.directions != wanted or study.metric_names != [*search.directions]:
@@ -87,7 +89,6 @@ class Sweep(RunFolder):
                                                                                 strict=False))  # fmt: skip
             raise UserError(f"{self.path}: its study {name} was made for other objectives ({there}) than search.objectives "
                             f"({', '.join(search.objectives)}); set them back")  # fmt: skip
-        study.sampler = _sampler(search)
         return study
 
     def _storage(self) -> "optuna.storages.BaseStorage":
@@ -223,24 +224,3 @@ def _four(config: Config | None) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Optuna's warnings that a feature is experimental."""
-    from optuna.exceptions import ExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
-
-
-def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
-    from optuna.samplers import RandomSampler, TPESampler
-
-    if search.sampler == "random":
-        return RandomSampler(seed=search.seed)
-    with quietly():  # `multivariate` and `group`, wanted for conditional spaces
-        return TPESampler(
-            seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=search.startup_trials
-        )

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Several Ray nodes on this machine, on loopback and with a token, until Ctrl-C: a cluster to try things on.
+#
+#   cluster/local.sh            two nodes; another number: cluster/local.sh 4
+#   statten submit jobs/digits.yaml --address http://127.0.0.1:8265        in another terminal
+#
+# What to edit, here or in the environment: cores and GPUs of each node, ports (0 takes a free one), Ray's folder.
+CPUS=${CPUS:-2}
+GPUS=${GPUS:-0}
+PORT=${PORT:-6379}
+DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
+RAY_FOLDER=${RAY_FOLDER:-}     # short, and this cluster's own; empty makes one in /tmp and removes it at the end
+PYTHON=${PYTHON:-python}       # the one that has statten and ray
+
+set -euo pipefail
+NODES=${1:-2}
+if ! [[ $NODES =~ ^[1-9][0-9]?$ ]]; then
+  echo "local.sh: the number of nodes must be between 1 and 99, but got $NODES" >&2
+  exit 2
+fi
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+PYTHON=$(command -v "$PYTHON")
+export PATH="${PYTHON%/*}:$PATH"  # jobs start as `python`
+"$PYTHON" -m statten.cli doctor --make-token
+
+free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+[[ $PORT != 0 ]] || PORT=$(free_port)
+[[ $DASHBOARD_PORT != 0 ]] || DASHBOARD_PORT=$(free_port)
+made=
+[[ -n $RAY_FOLDER ]] || { RAY_FOLDER=$(mktemp -d /tmp/ray-XXXXXX) && made=1; }
+
+nodes=()
+# shellcheck disable=SC2329 # the trap calls it
+stop() {
+  trap - EXIT INT TERM
+  kill -TERM "${nodes[@]}" 2>/dev/null || true  # `ray start --block` takes the processes of its node with it
+  wait || true
+  for node in "${nodes[@]}"; do kill -KILL -- "-$node" 2>/dev/null || true; done
+  [[ -z $made ]] || rm -rf "$RAY_FOLDER"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+start() {
+  # Each node leads a process group, so that nothing of it can stay behind, and has a folder of its own: nodes that share one
+  # unpack a job's working directory over each other's.
+  setsid "$PYTHON" -m ray.scripts.scripts start --block --node-ip-address=127.0.0.1 --num-cpus="$CPUS" --num-gpus="$GPUS" \
+    --min-worker-port=0 --max-worker-port=0 --temp-dir="$RAY_FOLDER/${#nodes[@]}" --disable-usage-stats "$@" >>"$RAY_FOLDER/nodes.log" 2>&1 &
+  nodes+=("$!")
+}
+start --head --port="$PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" \
+  --ray-client-server-port="$(free_port)" --dashboard-agent-listen-port="$(free_port)"
+await() {  # a port of the head
+  until (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do
+    kill -0 "${nodes[0]}" 2>/dev/null || { cat "$RAY_FOLDER/nodes.log" >&2; exit 1; }
+    sleep 0.2
+  done
+}
+await "$PORT"
+for ((node = 1; node < NODES; node++)); do
+  start --address="127.0.0.1:$PORT" --dashboard-agent-listen-port="$(free_port)"
+done
+await "$DASHBOARD_PORT"
+echo "$NODES nodes with $CPUS cores each; submit to http://127.0.0.1:$DASHBOARD_PORT, join at 127.0.0.1:$PORT; Ctrl-C stops them"
+wait -n
+echo "local.sh: a node ended, see $RAY_FOLDER/nodes.log" >&2
+exit 1
