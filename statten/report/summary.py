@@ -47,10 +47,11 @@ def _next(trials: SweepTrials, states: dict[str, int]) -> list[list[str]]:
     if unfinished:
         lines += [["watch it while it runs", f"statten show {path} --watch"]]
         lines += [["finish it, when nothing runs any more", f"statten resume {path}"]]
-    for row in best[:3]:
-        why = f"train trial {row.number} further" if len(best) > 1 else "train the best trial further"
-        which = f" --trial {row.number}" if len(best) > 1 else ""
-        lines += [[why, f"statten promote {path}{which} --set train.epochs={5 * trials.config.train.epochs}"]]
+    further = f"--set train.epochs={2 * trials.config.train.epochs}"
+    if len(best) > 1:
+        lines += [["train the whole front further", f"statten promote {path} --front {further}"]]
+    if best:
+        lines += [[f"train trial {best[0].number} further", f"statten promote {path} {further}"]]
     if best:
         name = "the first of them" if len(best) > 1 else "it"
         lines += [[f"measure {name} on the test part, once", f"statten evaluate {best[0].run.path}"]]
@@ -90,7 +91,7 @@ def best_cells(trials: SweepTrials) -> tuple[list[str], list[list[str]]]:
     columns = ["", "trial", *trials.names.values(), *[o.name for o in trials.objectives], "best epoch", "time"]
     rows = [("front" if len(trials.objectives) > 1 else "best", row) for row in trials.front]
     if trials.base and trials.base not in trials.front:
-        rows.append(("recipe as given", trials.base))
+        rows.append((trials.base_name.partition(" (")[0], trials.base))
     cells = []
     for what, row in rows:
         point = [shown(row.point.get(path)) for path in trials.fields]
