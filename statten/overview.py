@@ -96,7 +96,7 @@ def _sweep_details(sweep: Sweep) -> dict[str, Any]:
         "name": sweep.name,
         "metric": trials.objectives[0].name,
         "best": [row.number for row in trials.front],
-        "planned": trials.config.search.trials,
+        "planned": trials.config.search.trials or len(rows),
         "trials": rows,
     }
 

@@ -159,8 +159,12 @@ def curves(trials: SweepTrials) -> "Figure":
     """The first objective after each epoch, with the epochs at which trials were stopped or failed."""
     from optuna.visualization import plot_intermediate_values
 
-    rows = {row.number: row for row in trials.rows}
-    figure = plot_intermediate_values(trials.study(0, only=curve_numbers(trials)))
+    drawn = curve_numbers(trials)
+    rows = {row.number: row for row in trials.rows if row.number in drawn}
+    figure = plot_intermediate_values(trials.study(0, only=drawn))
+    for row in rows.values():
+        if row.state == "fail":  # which Optuna leaves out
+            figure.add_scatter(x=list(row.intermediate), y=list(row.intermediate.values()), name=f"Trial{row.number}")
     for trace in figure.data:
         row = rows[int(trace.name.removeprefix("Trial"))]
         trace.update(
@@ -193,7 +197,7 @@ def timeline(trials: SweepTrials) -> "Figure":
     """When each trial ran, and how it ended."""
     from optuna.visualization import plot_timeline
 
-    figure = plot_timeline(trials.study(only=newest(trials, BARS)))
+    figure = plot_timeline(trials.study(only={row.number for row in trials.rows[-BARS:]}))
     figure.data = [trace for trace in figure.data if trace.name.lower() in COLOURS]
     rows = {row.number: row for row in trials.rows}
     for trace in figure.data:

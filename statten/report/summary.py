@@ -39,7 +39,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
 def _next(trials: SweepTrials, states: dict[str, int]) -> list[list[str]]:
     """Commands that make sense now: what they do, and what to type."""
     path, best = trials.sweep.path, trials.front
-    asked = trials.config.search.trials
+    asked = trials.config.search.trials or len(trials.rows)
     unfinished = (
         sum(row.state != "waiting" and not row.taken_over for row in trials.rows) < asked or states.get("running", 0) > 0
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import warnings
 from collections import Counter
 from collections.abc import Collection
@@ -111,7 +112,7 @@ class SweepTrials:
         self.sweep, self.config = sweep, sweep.config
         self.objectives = [Objective(name, direction == "max") for name, direction in self.config.search.directions.items()]
         trials = sweep.study().get_trials(deepcopy=False)
-        self.rows = [_row(sweep, trial) for trial in trials if is_run(trial)]
+        self.rows = [_row(sweep, trial, self.objectives[0].name) for trial in trials if is_run(trial)]
         self.not_run = dict(Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN))
 
     @cached_property
@@ -272,22 +273,24 @@ def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenT
     return study
 
 
-def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial") -> TrialRow:
+def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial", metric: str) -> TrialRow:
     run = sweep.trial(trial.number)
+    epochs = run.metrics()
+    curve = {int(row["epoch"]): row[metric] for row in epochs if math.isfinite(row.get(metric, math.nan))}
     return TrialRow(
         number=trial.number,
         state=trial.state.name.lower(),
         reason=trial.user_attrs.get("reason"),
         point=trial.user_attrs.get("point", {}),
         values=trial.values,
-        intermediate=dict(trial.intermediate_values),
+        intermediate=curve or dict(trial.intermediate_values),  # the folder may know more than the study, or be gone
         constraints=dict(trial.constraints),
         distributions=trial.distributions,
         run=run,
         taken_over="source" in trial.user_attrs,
         began=trial.datetime_start,
         ended=trial.datetime_complete,
-        epochs=run.metrics(),
+        epochs=epochs,
     )
 
 
