@@ -32,17 +32,14 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
         "epochs_saved": saved,
         "hours": seconds / 3600,
         "span_hours": (max(ended) - min(began)).total_seconds() / 3600 if began and ended else 0.0,
-        "next": _next(trials, states),
+        "next": _next(trials),
     }
 
 
-def _next(trials: SweepTrials, states: dict[str, int]) -> list[list[str]]:
+def _next(trials: SweepTrials) -> list[list[str]]:
     """Commands that make sense now: what they do, and what to type."""
     path, best = trials.sweep.path, trials.front
-    asked = trials.config.search.trials or len(trials.rows)
-    unfinished = (
-        sum(row.state != "waiting" and not row.taken_over for row in trials.rows) < asked or states.get("running", 0) > 0
-    )
+    unfinished = not trials.sweep.ended
     lines = []
     if unfinished:
         lines += [["watch it while it runs", f"statten show {path} --watch"]]
@@ -56,7 +53,7 @@ def _next(trials: SweepTrials, states: dict[str, int]) -> list[list[str]]:
         name = "the first of them" if len(best) > 1 else "it"
         lines += [[f"measure {name} on the test part, once", f"statten evaluate {best[0].run.path}"]]
     if not unfinished:
-        lines += [["look further", f"statten extend {path} --trials {max(8, asked // 2)}"]]
+        lines += [["look further", f"statten extend {path} --trials {max(8, trials.sweep.trials // 2)}"]]
     return lines
 
 

@@ -165,12 +165,14 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
 
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
-        if searcher.remaining == 0 and not _repeats(sweep, attempt).remaining:
-            raise UserError(f"{sweep.path}: all {searcher.trials} trials have ended, there is nothing to resume")
+        if sweep.ended and not searcher.unfinished:
+            raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
+                            f"statten extend {sweep.name} --trials 8")  # fmt: skip
         with LiveTable(sweep, plan.trials) as live:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)
             rows = list(sweep.rows(searcher.study))
+            searcher.study.set_user_attr("ended", searcher.trials)
             if not any(trial.state.name == "COMPLETE" for trial, _ in rows):
                 reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in rows}
                 raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")

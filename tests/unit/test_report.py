@@ -105,6 +105,7 @@ def sweep(tmp_path_factory):
     point = made.study().trials[0].user_attrs["point"]
     attributes = {"point": point, "duplicate_of": 0}
     made.study().add_trial(optuna.trial.create_trial(state=STATES.FAIL, user_attrs=attributes))
+    made.study().set_user_attr("ended", made.trials)
     return made
 
 
@@ -140,7 +141,7 @@ def test_the_summary_tells_states_front_and_cost(report):
     assert report["states"] == {"complete": 5, "pruned": 1, "fail": 1} and report["not_run"] == {"duplicate_of": 1}
     assert report["best"] == [4, 1, 0] and report["base"] == 3
     assert report["epochs"] == 18 and report["epochs_saved"] == 2 and report["hours"] == pytest.approx(18 * 20 / 3600)
-    assert any("promote" in command and "--front" in command for _, command in report["next"])
+    assert [command.split()[1] for _, command in report["next"]] == ["promote", "promote", "evaluate", "extend"]
 
 
 def test_exports_agree_with_the_study(sweep, report):
@@ -226,6 +227,7 @@ def test_few_trials_make_a_page_too(tmp_path, objectives, trials):
     made = make_sweep(tmp_path / "s", objectives, trials)
     report = reporting.report(made, tmp_path / "out", rates=False)
     page = Path(report["files"]["page"]).read_text()
+    assert [command.split()[1] for _, command in report["next"][:2]] == ["show", "resume"]
     first = "Pareto front" if len(objectives) > 1 else "Accuracy against energy"
     assert re.findall("<h2>(.*?)</h2>", page) == [first, *SECTIONS]
     if not any(trial[4] == STATES.COMPLETE for trial in trials):
