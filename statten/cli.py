@@ -168,7 +168,7 @@ def train(
 @app.command()
 def tune(
     recipe: Recipe,
-    space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
+    space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
     hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
@@ -190,7 +190,7 @@ def tune(
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(space_file(space), config), time.monotonic()
+    loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
     if again and begun(path, config, loaded):
         return _go_on(path, folder, as_json)

@@ -39,14 +39,13 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _sweep_row(sweep: Sweep) -> dict[str, Any]:
-    found = counts(sweep)
-    trials = sweep.config.search.trials or sum(found.values())
+    found, trials = counts(sweep), sweep.trials
     ended = sum(found.values()) - found.get("running", 0)
     values = [best_row(rows)["val/top1"] for trial, _ in sweep.rows() if (rows := sweep.trial(trial.number).metrics())]
     return {
         "name": sweep.name,
         "kind": "sweep",
-        "state": "finished" if ended >= trials else "unfinished",
+        "state": "finished" if sweep.ended else "unfinished",
         "progress": f"{ended}/{trials} trials",
         "best": f"{max(values):.2f} %" if values else "-",
         "created": sweep.info.get("created", ""),
@@ -96,7 +95,7 @@ def _sweep_details(sweep: Sweep) -> dict[str, Any]:
         "name": sweep.name,
         "metric": trials.objectives[0].name,
         "best": [row.number for row in trials.front],
-        "planned": trials.config.search.trials,
+        "planned": sweep.trials,
         "trials": rows,
     }
 

@@ -83,14 +83,14 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from statten.recovery import Notice, Recovery
+    from statten.recovery import Notice, Recovery, Resizing
 
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
     run.publish(attempt)
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
     settings = {"run": run.address, "attempt": attempt, "report": then is not None}
-    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.world_size))
-    callbacks = [recovery, Notice(), *([then] if then else [])]
+    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
+    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
     trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
     try:
         trainer.fit()
@@ -151,7 +151,7 @@ def _torch_trainer(
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=plan.world_size,
+            num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
             use_gpu=gpu,
             placement_strategy=placement.upper(),
             resources_per_worker=plan.resources(),

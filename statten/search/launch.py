@@ -21,7 +21,7 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
-from statten.search.samplers import trials_of
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -123,10 +123,11 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
         UserError: something in config, space, name or machine; nothing is written then.
         Failed: no trial reached its end.
     """
+    make_sampler(config.search, space)  # raises where it cannot work in this space
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
@@ -145,7 +146,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         return _execute(sweep, plan_sweep(config, sweep.space, capacity))
 
 
@@ -165,12 +166,14 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
 
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
-        if searcher.remaining == 0 and not _repeats(sweep, attempt).remaining:
-            raise UserError(f"{sweep.path}: all {searcher.trials} trials have ended, there is nothing to resume")
+        if sweep.ended and not searcher.unfinished:
+            raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
+                            f"statten extend {sweep.name} --trials 8")  # fmt: skip
         with LiveTable(sweep, plan.trials) as live:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)
             rows = list(sweep.rows(searcher.study))
+            searcher.study.set_user_attr("ended", searcher.trials)
             if not any(trial.state.name == "COMPLETE" for trial, _ in rows):
                 reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in rows}
                 raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")

@@ -65,6 +65,16 @@ class Sweep(RunFolder):
         """What is searched."""
         return load_space(self.path / "space.yaml", self.config)
 
+    @property
+    def trials(self) -> int:
+        """Number of trials that it was asked for."""
+        return self.config.search.trials or 16  # `tune` writes the number down
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything that it was asked for is done; a small space may have fewer trials than were asked for."""
+        return self.study().user_attrs.get("ended") == self.trials
+
     def study(self) -> "optuna.Study":
         """Open the study for reading and writing; the searcher gives it a sampler, and stopping is ours (stopping.py).
 
@@ -72,7 +82,6 @@ class Sweep(RunFolder):
             UserError: the study was made for other objectives, or its database cannot be reached.
         """
         import optuna
-        from optuna.exceptions import ExperimentalWarning
         from optuna.study import StudyDirection
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -80,8 +89,7 @@ class Sweep(RunFolder):
         wanted = [StudyDirection.MAXIMIZE if d == "max" else StudyDirection.MINIMIZE for d in search.directions.values()]
         storage = self._storage()
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # names of the metrics
+            with quietly():  # names of the metrics
                 optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
         study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
         if study.directions != wanted or study.metric_names != [*search.directions]:
@@ -224,3 +232,13 @@ def _four(config: Config | None) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's warnings that a feature is experimental."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
