@@ -708,21 +708,25 @@ def _promote_front(
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
     import dataclasses
 
+    from statten import nodes
     from statten.display import console
 
+    machines, scale = nodes.survey(config.scale.address), config.scale
     if space is not None:
         from statten.search import plan_sweep
 
-        planned = plan_sweep(config, space)
+        planned = plan_sweep(config, space, nodes.capacity(machines))
         plan, found = planned.trial, dataclasses.asdict(planned)
         document = {**found.pop("trial"), **found}
     else:
         from statten.train import preflight
 
-        plan = preflight(config)
+        plan = preflight(config, nodes.capacity(machines))
         document = dataclasses.asdict(plan)
+    shares = nodes.place(machines, document.get("concurrent", 1), plan, scale)
     if as_json:
-        return _print({**document, "config": config.model_dump(mode="json")})
+        where = [dataclasses.asdict(share) for share in shares]
+        return _print({**document, "placement": where, "config": config.model_dump(mode="json")})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
@@ -732,6 +736,10 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
         console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
         console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
+    for share in shares:
+        console.print(f"on {share}")
+    if config.data.workers:
+        console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
     return console.print("Nothing was started.")
 
 
