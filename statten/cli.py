@@ -463,11 +463,11 @@ def doctor(
         from statten.cluster import make_token as make
 
         return print(f"the token of your clusters is in {make()}, which only you can read")
-    folder = _begin(as_json, storage)
+    _begin(as_json, storage)
     from statten import doctor as doctors
     from statten.display import console
 
-    checks = doctors.diagnose(folder, address)
+    checks = doctors.diagnose(storage, address)
     if as_json:
         _print(doctors.to_json(checks))
     else:

@@ -14,10 +14,10 @@ PACKAGE = Path(statten.__file__).parent
 ORDER = [
     {"config"}, {"files"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"checkpoint"}, {"runs"},
     {"train"}, {"display"}, {"cluster"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"},
-    {"jobs"}, {"parcel"}, {"submission"}, {"doctor"}, {"cli_jobs"}, {"cli"},
+    {"jobs"}, {"parcel"}, {"submission"}, {"probe"}, {"doctor"}, {"cli_jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-RAY = {"cluster", "trainer", "search", "submission", "doctor"}
+RAY = {"cluster", "trainer", "search", "submission", "probe"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
