@@ -391,6 +391,8 @@ def run(
     if name is not None and loaded.command not in RESUMABLE:
         raise UserError(f"--name: {job} evaluates, which makes no folder to name")
     enter(loaded)
+    if again and loaded.command in RESUMABLE:
+        name = name or loaded.name or job.stem  # without one there is nothing to find again
     line = loaded.arguments()
     for override in overrides:
         line += ["--set", override]
