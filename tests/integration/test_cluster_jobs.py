@@ -243,3 +243,47 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
         Cluster(cluster.url)
+
+
+SRUN = """\
+#!/bin/bash
+# Stands in for Slurm's srun: there is one machine here. Checks the options that the script gives and runs the command.
+while [[ $1 == --* ]]; do
+  case $1 in
+    --overlap|--nodes=1|--ntasks=1|--nodelist=machine[12]) shift ;;
+    *) echo "srun: unrecognized option $1" >&2; exit 1 ;;
+  esac
+done
+exec "$@"
+"""
+SCONTROL = """\
+#!/bin/bash
+[[ "$*" == "show hostnames machine[1-2]" ]] || { echo "scontrol: unexpected $*" >&2; exit 1; }
+printf 'machine1\\nmachine2\\n'
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (work / "job.yaml").write_text(
+        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1}\n"
+        "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
+    )
+    mark = uuid.uuid4().hex
+    slurm = {
+        "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", "--storage", str(tmp_path / "runs")],
+        env={**os.environ, **slurm, MARK: mark, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ENVIRONMENT": sys.prefix},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 machines at " in done.stdout and "running job.yaml" in done.stdout
+    run = Run.open(tmp_path / "runs" / "job")
+    assert run.state == "finished" and run.config.scale.workers == 2, "each machine has one core: both were needed"
+    until(lambda: not marked(mark), 30)
+    assert not Path(f"/tmp/ray-{mark[:8]}").exists()

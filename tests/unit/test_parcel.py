@@ -17,15 +17,15 @@ TRAVELS = {
     "search_spaces/s.yaml": "x", "README.md": "about the token", "bin/run.sh": "x", "environment.yaml": "x",
 }  # fmt: skip
 STAYS = [
-    ".git/config", ".venv/bin/python", "venv/lib/x.py", "mine/pyvenv.cfg", "mine/lib/x.py", "conda/conda-meta/x", "node_modules/x.js",
-    "__pycache__/a.pyc", "statten/__pycache__/a.pyc", ".pytest_cache/x", ".mypy_cache/x", "x.egg-info/PKG-INFO", "data/images/1.png",
-    "datasets/x", "runs/a/config.yaml", "wandb/x", "sweeps/first/config.yaml", "sweeps/first/sweep.json", "old/config.yaml",
-    "old/run.json", "storage/x", "images/1.png",
+    ".git/config", ".venv/bin/python", "venv/lib/x.py", "mine/pyvenv.cfg", "mine/lib/x.py", "conda/conda-meta/x",
+    "node_modules/x.js", "__pycache__/a.pyc", "statten/__pycache__/a.pyc", ".pytest_cache/x", ".mypy_cache/x",
+    "x.egg-info/PKG-INFO", "data/images/1.png", "datasets/x", "runs/a/config.yaml", "wandb/x", "sweeps/first/config.yaml",
+    "sweeps/first/sweep.json", "old/config.yaml", "old/run.json", "storage/x", "images/1.png",
 ]  # fmt: skip
 SECRETS = [
-    ".env", ".env.local", "prod.env", "auth_token", "my_token.txt", "secrets.yaml", "credentials.json", "aws-credentials", "key.pem",
-    "server.key", "id_rsa", "id_ed25519", "id_rsa.pub", ".netrc", ".pypirc", "service-account.json", "deep/inside/Secret.JSON",
-    "kubeconfig", "passwords.csv",
+    ".env", ".env.local", "prod.env", "auth_token", "my_token.txt", "secrets.yaml", "credentials.json", "aws-credentials",
+    "key.pem", "server.key", "id_rsa", "id_ed25519", "id_rsa.pub", ".netrc", ".pypirc", "service-account.json",
+    "deep/inside/Secret.JSON", "kubeconfig", "passwords.csv",
 ]  # fmt: skip
 
 
