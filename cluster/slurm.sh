@@ -27,7 +27,7 @@ python -m statten.cli doctor --make-token
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
-on() { srun --overlap --nodes=1 --ntasks=1 --nodelist="$1" "${@:2}"; }
+one=(--overlap --nodes=1 --ntasks=1)        # of a step
 mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${machines[0]}                        # this script runs there
 ip=$(python -c 'import ray; print(ray.util.get_node_ip_address())')
@@ -42,13 +42,13 @@ stop() {
   trap - EXIT INT TERM USR1
   [[ ${#steps[@]} == 0 ]] || kill -TERM "${steps[@]}" 2>/dev/null || true
   wait || true
-  for machine in "${machines[@]}"; do on "$machine" rm -rf "$folder" || true; done
+  for machine in "${machines[@]}"; do srun "${one[@]}" --nodelist="$machine" rm -rf "$folder" || true; done
 }
 trap stop EXIT
 trap 'exit 143' INT TERM
 trap 'echo "slurm.sh: the time is up; the job goes on later"; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 
-on "$head" ray start --head --block --node-ip-address="$ip" --port="${address##*:}" --temp-dir="$folder" \
+srun "${one[@]}" --nodelist="$head" ray start --head --block --node-ip-address="$ip" --port="${address##*:}" --temp-dir="$folder" \
   --dashboard-host=127.0.0.1 --dashboard-port="$(free_port)" --ray-client-server-port="$(free_port)" \
   "${shape[@]}" "${ports[@]}" >"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
 steps+=("$!")
@@ -57,8 +57,8 @@ until (: <"/dev/tcp/$ip/${address##*:}") 2>/dev/null; do
   sleep 0.5
 done
 for machine in "${machines[@]:1}"; do
-  on "$machine" ray start --block --address="$address" --temp-dir="$folder/${#steps[@]}" "${shape[@]}" "${ports[@]}" \
-    >>"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
+  srun "${one[@]}" --nodelist="$machine" ray start --block --address="$address" --temp-dir="$folder/${#steps[@]}" \
+    "${shape[@]}" "${ports[@]}" >>"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
   steps+=("$!")
 done
 
