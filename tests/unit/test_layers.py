@@ -12,9 +12,9 @@ import statten
 PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Modules of one line may import each other.
 ORDER = [
-    {"config"}, {"files"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"checkpoint"}, {"runs"},
-    {"train"}, {"display"}, {"cluster", "doctor"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"}, {"demo"},
-    {"jobs"}, {"cli"},
+    {"config"}, {"files"}, {"page"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"}, {"checkpoint"},
+    {"runs"}, {"train"}, {"display"}, {"cluster", "doctor"}, {"trainer"}, {"search"}, {"evaluation"}, {"overview"}, {"bench"},
+    {"demo"}, {"jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 RAY = {"cluster", "trainer", "search", "doctor"}
