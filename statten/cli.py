@@ -328,7 +328,7 @@ def export_model(
     target: Evaluated,
     output: Annotated[Path, typer.Option("--output", help="New folder.")],
     formats: Annotated[
-        list[str], typer.Option("--format", help="safetensors, published or torch_export; may be given several times.")
+        list[str], typer.Option("--format", help="safetensors, published, torch_export (the default: these three) or onnx.")
     ] = [],  # noqa: B006
     overrides: Set = [],  # noqa: B006
     data: OnData = None,
@@ -341,7 +341,7 @@ def export_model(
     from statten.display import console
     from statten.evaluation import export as exporting
 
-    report = exporting.export(path, output, formats or exporting.FORMATS, overrides, data=data, ema=ema)
+    report = exporting.export(path, output, formats or exporting.DEFAULT, overrides, data=data, ema=ema)
     if as_json:
         return _print(report)
     for name, about in report["files"].items():

@@ -100,7 +100,8 @@ def ledger(
     Args:
         config: the network.
         timesteps: T that it ran.
-        counts: sums over samples of each point's input, [T, C, H, W] or [T] (evaluation/meter.py).
+        counts: sums over samples of each point's input, [T, C, H, W] or [T] (evaluation/meter.py), or [] (SpikeTotals.inputs),
+            which tell nothing of padding.
         samples: their number.
         conventions: what is counted how.
     """
@@ -132,7 +133,7 @@ def _row(
         values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
         row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
         bits = 2.0 if config.events and op.point.endswith(".mixed") else 1.0
-        if op.kind == "conv3x3":
+        if op.kind == "conv3x3" and found.ndim:
             row["inside"] = _inside(found, op.side)
     row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
     return row | _costs(row, conventions)

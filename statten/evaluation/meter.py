@@ -11,17 +11,16 @@ Points: the spiking layers by their names (embed.0, blocks.0.attn.q, ...), and w
     blocks.0.attn.pairs    additions of K^T V: pairs of a k and a v that spike at the same token (of a head), [T]
     blocks.0.attn.mixed    what the projection reads (0, 1 or 2 in event mode; mixed_nonzero, [T], counts those above 0)
 
-B batch, T timesteps, D embedding, h heads, N tokens.
+Validation in training wants totals alone, which cost less: `statten.metrics.SpikeTotals`. B batch, T timesteps.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from statten.metrics import attention_cores, derived_inputs, totals, watch, with_own_spikes
 from statten.models import STAttenTransformer
 
 
@@ -34,93 +33,60 @@ class SpikeMeter:
         """Sums over samples, by point; on the model's device, [T, 1, C H W] with C, H, W in the order that memory has them."""
         self._axes: dict[str, tuple[int, ...]] = {}  # that order
         self._shapes: dict[str, torch.Size] = {}
+        self._ones: dict[tuple[int, torch.dtype], Tensor] = {}  # by batch
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "SpikeMeter":
-        model, c = self.model, self.model.config
-        for name, layer in model.spiking_layers().items():
-            self._after(layer, partial(self._add, name))
-        for i in (0, 1, 2):
-            if c.pooling[i] == "1":
-                self._after(model.embed.pools[i], partial(self._add_frames, f"embed.{i}.pooled"))
-        for i, block in enumerate(model.blocks):
-            core, prefix = block.attn.core, f"blocks.{i}.attn"  # type: ignore[union-attr]
-            self._handles.append(core.register_forward_pre_hook(self._reader(prefix)))  # type: ignore[union-attr]
-            if c.attention == "sdsa":
-                self._handles.append(core.lif.register_forward_pre_hook(self._agreement(prefix)))  # type: ignore[union-attr]
-            if c.attention == "sdsa" or c.events:  # else the neuron's own spikes
-                self._after(core, partial(self._add_mixed, f"{prefix}.mixed"))  # type: ignore[arg-type]
+        layers = {name: (layer, lambda _inputs, spikes: spikes) for name, layer in self.model.spiking_layers().items()}
+        for name, (module, values) in {**layers, **derived_inputs(self.model)}.items():
+            self._handles.append(watch(module, values, partial(self._add, name)))
+        two = self.model.config.events and self.model.config.attention == "statten"  # the mixed spikes are 0, 1 or 2
+        for prefix, core in attention_cores(self.model).items():
+            core.pairs = self._total(f"{prefix}.pairs")
+            if two:  # where the mask is, and only there
+                add = partial(self._count, f"{prefix}.mixed_nonzero")
+                self._handles.append(watch(core, lambda inputs, _output: inputs[3], add))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for core in attention_cores(self.model).values():
+            core.pairs = None
 
     def counts(self) -> dict[str, Tensor]:
         """The sums of all points on the CPU, those that are a spiking layer's own spikes included."""
         found = {name: self._ordered(name, value).cpu() for name, value in self.sums.items()}
-        for i in range(self.model.config.depth):
-            prefix = f"blocks.{i}.attn"
-            for point, layer in (("query", "q"), ("mixed", "out")):
-                if f"{prefix}.{point}" not in found:
-                    found[f"{prefix}.{point}"] = found[f"{prefix}.{layer}"]
-        return found
+        return with_own_spikes(found, attention_cores(self.model))
 
     def _add(self, name: str, x_TBCHW: Tensor) -> None:
         x = x_TBCHW if x_TBCHW.dtype == torch.float64 else x_TBCHW.float()
         if name not in self.sums:
-            self._axes[name] = tuple(sorted(range(2, x.ndim), key=lambda axis: (-x.stride()[axis], axis)))
-            self._shapes[name] = torch.Size(x.shape[axis] for axis in self._axes[name])
+            self._axes[name] = (0, 1, *sorted(range(2, x.ndim), key=lambda axis: (-x.stride()[axis], axis)))
+            self._shapes[name] = torch.Size(x.shape[axis] for axis in self._axes[name][2:])
             self.sums[name] = x.new_zeros(len(x), 1, self._shapes[name].numel())
-        # A product with ones, in memory's order: several times faster on CPUs than a sum over the second axis.
-        flat = x.permute(0, 1, *self._axes[name]).flatten(2)
-        with torch.autocast(x.device.type, enabled=False):
-            self.sums[name].baddbmm_(x.new_ones(len(x), 1, x.shape[1]), flat)
+        ones = self._ones.get((x.shape[1], x.dtype))
+        if ones is None:
+            ones = self._ones[x.shape[1], x.dtype] = x.new_ones(len(x), 1, x.shape[1])
+        # A product with ones, in memory's order: several times faster on CPUs than a sum over the second axis. In place, so
+        # that autocast, which would round the sums, leaves it alone.
+        self.sums[name].baddbmm_(ones, x.permute(self._axes[name]).flatten(2))
 
     def _ordered(self, name: str, value: Tensor) -> Tensor:
         """A sum as [T, C, H, W]."""
         if name not in self._axes:
             return value
         axes = self._axes[name]
-        back = [0] + [1 + axes.index(axis) for axis in range(2, 2 + len(axes))]
+        back = [0] + [axes.index(axis) - 1 for axis in range(2, len(axes))]
         return value.view(len(value), *self._shapes[name]).permute(back).contiguous().float()
 
-    def _sum(self, name: str, value: Tensor) -> None:
-        if name in self.sums:
-            self.sums[name] += value
-        else:
-            self.sums[name] = value.clone()
+    def _total(self, name: str) -> Tensor:
+        """The sum of a point that is not counted by neuron, [T] float64."""
+        if name not in self.sums:
+            device = next(self.model.parameters()).device
+            self.sums[name] = torch.zeros(self.model.timesteps, dtype=torch.float64, device=device)
+        return self.sums[name]
 
-    def _after(self, module: nn.Module, add: Callable[[Tensor], None]) -> None:
-        self._handles.append(module.register_forward_hook(lambda _module, _inputs, output: add(output)))
-
-    def _add_frames(self, name: str, x: Tensor) -> None:
-        self._add(name, x.unflatten(0, (self.model.timesteps, -1)))
-
-    def _add_mixed(self, name: str, x_TBCHW: Tensor) -> None:
-        self._add(name, x_TBCHW)
-        if self.model.config.events and self.model.config.attention == "statten":  # 0, 1 or 2
-            self._sum(f"{name}_nonzero", x_TBCHW.flatten(1).count_nonzero(1).double())
-
-    def _reader(self, prefix: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        c = self.model.config
-
-        def add(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            q, k, v = inputs[:3]
-            if c.events:
-                self._add(f"{prefix}.query", q)
-            if c.attention == "statten":
-                # Of each token, (spikes of k) x (spikes of v) additions in every head; a product sums the channels of heads.
-                heads = torch.eye(c.num_heads, device=k.device).repeat_interleave(c.embed_dim // c.num_heads, 0)
-                with torch.autocast(k.device.type, enabled=False):
-                    k_heads, v_heads = (x.movedim(2, -1).float() @ heads for x in (k, v))
-                self._sum(f"{prefix}.pairs", (k_heads * v_heads).flatten(1).sum(1, dtype=torch.float64))
-
-        return add
-
-    def _agreement(self, prefix: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._sum(f"{prefix}.pairs", inputs[0].flatten(1).sum(1, dtype=torch.float64))
-
-        return add
+    def _count(self, name: str, x_TBCHW: Tensor) -> None:
+        self._total(name).add_(totals(x_TBCHW))
