@@ -306,7 +306,12 @@ def grid(
 
 @app.command()
 def compare(
-    targets: Annotated[list[str], typer.Argument(help="Two or more runs, sweeps, checkpoints or published files.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more runs, sweeps, checkpoints or published files; A1,A2,A3 is one model under several seeds."
+        ),
+    ],
     overrides: Set = [],  # noqa: B006
     resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
     data: OnData = None,
@@ -316,7 +321,8 @@ def compare(
 ) -> None:
     """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
     folder = _begin(as_json, storage)
-    paths = [locate(target, folder) for target in targets]
+    groups = [[target] if Path(target).exists() else target.split(",") for target in targets]
+    paths = [[locate(name, folder) for name in group] for group in groups]
     from statten.evaluation import compare as comparing
 
     report = comparing.compare(paths, overrides, data=data, ema=ema, resamples=resamples, storage=storage)
