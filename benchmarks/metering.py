@@ -1,21 +1,23 @@
-"""What measuring rates costs: evaluation with the spike meter over evaluation without, on the same batches in turn.
+"""What measuring costs: a forward pass with the spike meter (or training's totals) over one without, in turns.
 
-python benchmarks/metering.py [--samples 128] [--batch 32] [--repeats 7] [--threads 1]
+python benchmarks/metering.py [--samples 128] [--batch 32] [--turns 60] [--threads 1]
     [--output benchmarks/metering-cpu.json]
 """
 
 import argparse
 import logging
+import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from statten.config import load_config
 from statten.data import make_test_loader
+from statten.evaluation.meter import SpikeMeter
 from statten.files import write_json
-from statten.meter import SpikeMeter
-from statten.metrics import evaluating
+from statten.metrics import SpikeTotals, evaluating
 from statten.models import build_model
 from statten.runs import environment
 from statten.train import place
@@ -46,27 +48,31 @@ def alive(model: torch.nn.Module, x: torch.Tensor) -> None:
     model.train()(x)
 
 
-def ratios(recipe: str, fields: dict, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Sum over batches of each one's shortest time, with the meter over without; what disturbs a machine only adds time."""
+def ratios(recipe: str, fields: dict, options: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+    """Median over pairs of neighbouring turns, one with what measures and one without: what else a machine does meets both.
+
+    Returns:
+        For the spike meter of `evaluate` and the totals of training's validation: ratios of the times.
+    """
     config = load_config(recipe, {**fields, "train.eval_batch_size": options.batch})
     torch.manual_seed(0)
     model = place(build_model(config.model), device)
     batches = [x.to(device) for x, _ in make_test_loader(config)][: max(1, options.samples // options.batch)]
     alive(model, batches[0])
-    best = {kind: [0.0, 0.0] for kind in ("wall", "processor")}
-    meter = SpikeMeter(model)
+    found = {}
     with evaluating(model):
         model(batches[0])
-        for x in batches:
-            plain, metered = [], []
-            for _ in range(options.repeats):
-                plain.append(seconds(device, lambda x=x: model(x)))
-                with meter:
-                    metered.append(seconds(device, lambda x=x: model(x)))
-            for i, kind in enumerate(best):
-                best[kind][0] += min(m[i] for m in metered)
-                best[kind][1] += min(p[i] for p in plain)
-    return {kind: with_rates / without for kind, (with_rates, without) in best.items()}
+        for name, measured in (("meter", SpikeMeter(model)), ("totals", SpikeTotals(model, device))):
+            pairs = []
+            for turn in range(options.turns):
+                x, times = batches[turn % len(batches)], {}
+                for metered in (False, True) if turn % 2 else (True, False):
+                    with measured if metered else nullcontext():
+                        times[metered] = seconds(device, lambda x=x: model(x))
+                pairs.append([times[True][i] / times[False][i] for i in (0, 1)])
+            wall, processor = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+            found[name] = {"wall": wall, "processor": processor}
+    return found
 
 
 def main() -> None:
@@ -75,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -83,9 +89,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for case, (recipe, fields) in CASES.items():
-        found = ratios(recipe, fields, options, device)
-        print(f"{case:15} with rates / without: {found['wall']:.3f} of the time, {found['processor']:.3f} of the processor's")
-        rows.append({"case": case, "batch": options.batch, **found})
+        for name, found in ratios(recipe, fields, options, device).items():
+            print(f"{case:15} {name:7} {found['wall']:.3f} of the time without, {found['processor']:.3f} of the processor's")
+            rows.append({"case": case, "measured": name, "batch": options.batch, "turns": options.turns, **found})
     if options.output:
         write_json(options.output, {"benchmark": "metering", "results": rows, "hardware": environment()})
 

@@ -351,7 +351,12 @@ def grid(
 
 @app.command()
 def compare(
-    targets: Annotated[list[str], typer.Argument(help="Two or more runs, sweeps, checkpoints or published files.")],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more runs, sweeps, checkpoints or published files; A1,A2,A3 is one model under several seeds."
+        ),
+    ],
     overrides: Set = [],  # noqa: B006
     resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
     data: OnData = None,
@@ -361,7 +366,8 @@ def compare(
 ) -> None:
     """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
     folder = _begin(as_json, storage)
-    paths = [locate(target, folder) for target in targets]
+    groups = [[target] if Path(target).exists() else target.split(",") for target in targets]
+    paths = [[locate(name, folder) for name in group] for group in groups]
     from statten.evaluation import compare as comparing
 
     report = comparing.compare(paths, overrides, data=data, ema=ema, resamples=resamples, storage=storage)
@@ -373,7 +379,7 @@ def export_model(
     target: Evaluated,
     output: Annotated[Path, typer.Option("--output", help="New folder.")],
     formats: Annotated[
-        list[str], typer.Option("--format", help="safetensors, published or torch_export; may be given several times.")
+        list[str], typer.Option("--format", help="safetensors, published, torch_export (the default: these three) or onnx.")
     ] = [],  # noqa: B006
     overrides: Set = [],  # noqa: B006
     data: OnData = None,
@@ -386,7 +392,7 @@ def export_model(
     from statten.display import console
     from statten.evaluation import export as exporting
 
-    report = exporting.export(path, output, formats or exporting.FORMATS, overrides, data=data, ema=ema)
+    report = exporting.export(path, output, formats or exporting.DEFAULT, overrides, data=data, ema=ema)
     if as_json:
         return _print(report)
     for name, about in report["files"].items():

@@ -3,15 +3,22 @@
 Sums stay on the device until they are read, so that measuring never makes a GPU wait.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from statten.models import STAttenTransformer
+from statten.models.attention import SDSACore, STAttenCore
 from statten.neurons import LIF
+
+Values = Callable[[tuple[Any, ...], Tensor], Tensor]
+"""What is measured at a module, [T, B, ...], from its inputs and its output."""
 
 
 def is_distributed() -> bool:
@@ -94,11 +101,99 @@ class FiringRates:
 
         return add
 
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Layer name to spikes, and to neurons times timesteps that could have, over all ranks; collective."""
+    def reduced(self) -> dict[str, float]:
+        """Layer name to firing rate in spikes per neuron and timestep, over all ranks."""
         neurons = torch.tensor(self._neurons, dtype=torch.int64).to(self._spikes.device)
         spikes, total = sum_over_ranks(torch.stack([self._spikes[:, 0], neurons])).tolist()
-        return {name: (s, n) for name, s, n in zip(self.names, spikes, total, strict=True)}
+        return {name: s / max(n, 1) for name, s, n in zip(self.names, spikes, total, strict=True)}
+
+
+class SpikeTotals(FiringRates):
+    """Firing rates, and with them how often every operation's input spikes: all that an energy ledger's total needs.
+
+    The neurons' own spikes cost nothing more than their rates; pooled maps take a sum each, and attention's pairs one.
+    """
+
+    def __init__(self, model: STAttenTransformer, device: torch.device | str):
+        super().__init__(model.spiking_layers(), device)
+        self._model = model
+        self._derived = derived_inputs(model)
+        self._cores = attention_cores(model)
+        self._sums = torch.zeros(len(self._derived) + 1, dtype=torch.float64, device=device)  # the last: samples
+        self._pairs = torch.zeros(len(self._cores), model.timesteps, dtype=torch.float64, device=device)
+
+    def __enter__(self) -> "SpikeTotals":
+        super().__enter__()
+        for sums, (module, values) in zip(self._sums, self._derived.values(), strict=False):
+            self._handles.append(watch(module, values, partial(self._add, sums)))
+        for pairs, core in zip(self._pairs, self._cores.values(), strict=True):
+            core.pairs = pairs
+        self._handles.append(self._model.register_forward_pre_hook(self._samples))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for core in self._cores.values():
+            core.pairs = None
+
+    def _add(self, sums: Tensor, x_TBCHW: Tensor) -> None:
+        sums += totals(x_TBCHW).sum()
+
+    def _samples(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._sums[-1] += len(inputs[0])
+
+    def inputs(self) -> tuple[dict[str, Tensor], int]:
+        """Spikes at every point of `statten.energy.operations`, float64 [], and the samples that gave them; over all ranks."""
+        found = torch.cat([self._spikes[:, 0].double(), self._sums[:-1], self._pairs.sum(1), self._sums[-1:]])
+        *values, samples = sum_over_ranks(found).cpu()
+        names = [*self.names, *self._derived, *(f"{prefix}.pairs" for prefix in self._cores)]
+        return with_own_spikes(dict(zip(names, values, strict=True)), self._cores), int(samples)
+
+
+def attention_cores(model: STAttenTransformer) -> dict[str, STAttenCore | SDSACore]:
+    """The attention of every block by the name that its points begin with."""
+    return {f"blocks.{i}.attn": block.attn.core for i, block in enumerate(model.blocks)}  # type: ignore[union-attr, misc]
+
+
+def derived_inputs(model: STAttenTransformer) -> dict[str, tuple[nn.Module, Values]]:
+    """Where operations read something else than a layer's own spikes: modules with what is read there, by point.
+
+    embed.0.pooled (the next convolution's input), blocks.0.attn.query (q in event mode, pooled), blocks.0.attn.mixed (what the
+    projection reads). `with_own_spikes` has the others.
+    """
+    found: dict[str, tuple[nn.Module, Values]] = {}
+    c = model.config
+    for i in (0, 1, 2):
+        if c.pooling[i] == "1":
+            found[f"embed.{i}.pooled"] = (model.embed.pools[i], lambda _, output: output.unflatten(0, (model.timesteps, -1)))
+    for prefix, core in attention_cores(model).items():
+        if c.events:
+            found[f"{prefix}.query"] = (core, lambda inputs, _: inputs[0])
+        if c.attention == "sdsa" or c.events:
+            found[f"{prefix}.mixed"] = (core, lambda _, output: output)
+    return found
+
+
+def with_own_spikes(found: dict[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
+    """The same with the points at attention that are a layer's own spikes."""
+    for prefix in prefixes:
+        for point, layer in (("query", "q"), ("mixed", "out")):
+            if f"{prefix}.{point}" not in found:
+                found[f"{prefix}.{point}"] = found[f"{prefix}.{layer}"]
+    return found
+
+
+def watch(module: nn.Module, values: Values, add: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `add` with what is measured at a module, after each of its forwards."""
+    return module.register_forward_hook(lambda _module, inputs, output: add(values(inputs, output)))
+
+
+def totals(x_TBCHW: Tensor) -> Tensor:
+    """Sum of a batch's counts by timestep, float64 [T]; each sample's is below 2^24, where float32 is exact."""
+    per_sample = x_TBCHW.sum(
+        tuple(range(2, x_TBCHW.ndim)), dtype=torch.float64 if x_TBCHW.dtype == torch.float64 else torch.float32
+    )
+    return per_sample.sum(1, dtype=torch.float64)
 
 
 @contextmanager

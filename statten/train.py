@@ -23,11 +23,10 @@ from statten.config import Config, ScaleConfig, TrainConfig, UserError
 from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
-from statten.energy import picojoules
+from statten.energy import ledger
 from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
-from statten.meter import SpikeMeter
-from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
+from statten.metrics import Accuracy, SpikeTotals, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, Superseded, best_row, logging_to
@@ -141,20 +140,19 @@ def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: 
     sample in microjoules by the ledger's default conventions (energy.py).
     """
     device = next(model.parameters()).device
-    totals, rates = Accuracy(device), FiringRates(model.spiking_layers(), device)  # type: ignore[operator]
-    meter = SpikeMeter(model, layers=False)  # type: ignore[arg-type]
-    with evaluating(model), rates, meter, autocast(config, device):
+    totals, spikes = Accuracy(device), SpikeTotals(model, device)  # type: ignore[arg-type]
+    with evaluating(model), spikes, autocast(config, device):
         for images, target in loader:
             images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
             logits = model(images).float()
             logits = logits.mean(0) if logits.ndim == 3 else logits
             totals.add(nn.functional.cross_entropy(logits, target), logits, target)
-    found, counts = totals.reduced(), rates.counts()
-    spikes = meter.totals({layer: spikes for layer, (spikes, _) in counts.items()})
+    found, (inputs, samples) = totals.reduced(), spikes.inputs()
+    energy = ledger(model.config, model.timesteps, inputs, max(samples, 1))["total"]["pj"]  # type: ignore[arg-type]
     return {
         **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
-        "energy_uj": picojoules(model.config, model.timesteps, spikes, max(found["samples"], 1)) / 1e6,  # type: ignore[arg-type]
-        **{f"firing_rate/{layer}": spikes / max(neurons, 1) for layer, (spikes, neurons) in counts.items()},
+        "energy_uj": energy / 1e6,
+        **{f"firing_rate/{layer}": rate for layer, rate in spikes.reduced().items()},
     }
 
 

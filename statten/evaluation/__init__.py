@@ -3,6 +3,7 @@
     <run>/evaluations/<dataset>-T4-b2-<digest>/     or <storage>/evaluations/<file>-..., for a published checkpoint
         report.json          everything that was found, the energy ledger included
         report.md            the same as tables
+        report.html          a page with tables and figures that opens from disk, without a network
         energy.json          the ledger alone, for: statten energy check
         samples.safetensors  label, prediction, rank, confidence and loss of every sample, for: statten compare;
                              and on how many samples every neuron fired, by timestep (of large models, whose
@@ -27,11 +28,12 @@ from statten.config import UserError, build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.energy import Conventions
+from statten.evaluation.html import html
 from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
 from statten.evaluation.report import build, summary
 from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
-from statten.files import write_json
+from statten.files import write_json, write_text
 from statten.remote import publish
 from statten.runs import default_storage
 from statten.trainer import on_workers
@@ -82,6 +84,7 @@ def evaluate(
     report["folder"] = str(folder)
     save(compact(found), folder / "samples.safetensors")
     write(report, folder)
+    write_text(folder / "report.html", html(report))
     if target.run and not exact and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
         publish(target.run.path / "evaluation.json")

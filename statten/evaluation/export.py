@@ -4,13 +4,16 @@
     config.yaml           the whole config; config.json holds that NAME and ARGUMENTS
     published.pth.tar     the same weights under the published names, with arguments as the published trainer writes them
     model.pt2             torch.export: the network in plain operators, which runs without this package; any batch size
+    model.onnx            the same operators in ONNX, from `input` to `logits`; needs the extra statten[onnx]
 
 Every file is opened again and run on the same input before the folder appears under its name.
 """
 
 import argparse
 import copy
+import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,15 +33,8 @@ from statten.models.published import load_published, published_arguments, to_pub
 from statten.neurons import LIF
 from statten.runs import exists
 
-FORMATS = ("safetensors", "published", "torch_export")
-NIR_LACKS = (
-    "NIR cannot express this network: its primitives (Affine, Conv2d, LIF, Threshold, SumPool2d, ...) have no product "
-    "of two signals, which attention's K^T V and Q (K^T V) are, nothing that takes timesteps together, and no max-pool"
-)
-ONNX_LACKS = (
-    "ONNX is not written: torch's exporter needs the packages onnx and onnxscript, which are not among the requirements; "
-    "--format torch_export writes the network in the operators that it reads"
-)
+DEFAULT = ("safetensors", "published", "torch_export")
+FORMATS = (*DEFAULT, "onnx")
 
 
 class PlainLIF(nn.Module):
@@ -91,7 +87,7 @@ def plain(model: STAttenTransformer) -> STAttenTransformer:
 
 
 def export(
-    path: Path | str, output: Path, formats: Iterable[str] = FORMATS, overrides: Iterable[str] | Mapping[str, Any] = (), *,
+    path: Path | str, output: Path, formats: Iterable[str] = DEFAULT, overrides: Iterable[str] | Mapping[str, Any] = (), *,
     data: str | None = None, ema: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a target's weights and network in other formats, each checked by opening and running it.
@@ -109,13 +105,14 @@ def export(
     """
     formats = list(formats)
     for name in formats:
-        if name == "nir":
-            raise UserError(f"--format nir: {NIR_LACKS}")
-        if name == "onnx":
-            raise UserError(f"--format onnx: {ONNX_LACKS}")
-        if name not in FORMATS:
+        if name not in (*FORMATS, "nir"):
             raise UserError(f"--format: {name!r} is no format; {nearest(name, FORMATS)}")
+        missing = [package for package in _NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(f"--format {name}: needs {' and '.join(missing)}; install with: pip install 'statten[{name}]'")
     target = open_target(Path(path), overrides, data, ema)
+    if "nir" in formats:
+        raise UserError(f"--format nir: {nir_lacks(target.config.model)}")
     model = target.model().to("cpu")
     x = example(model.config, model.timesteps)
     with torch.no_grad():
@@ -128,6 +125,21 @@ def export(
     except FileExistsError:
         raise exists(output) from None
     return {"target": target.name, "checkpoint": str(target.source), "folder": str(output), "files": files}
+
+
+def nir_lacks(config: ModelConfig) -> str:
+    """Which operators of a network NIR 1.0 cannot express; convolutions, LIF, sums and folded BatchNorm it can."""
+    pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
+    masked, lacks = config.attention == "sdsa" or config.events, []
+    if config.attention == "statten":
+        lacks.append("the matrix product of two signals (attention's K^T V and Q (K^T V))")
+        if config.block_size > 1:
+            lacks.append(f"a sum over timesteps (of K^T V over a block of {config.block_size})")
+    if masked:
+        lacks.append("the elementwise product of two signals (attention's mask)")
+    if pools or config.events:
+        lacks.append(f"max_pool2d ({', '.join(pools + ['attn.pool'] * config.events)})")
+    return f"NIR cannot express this network; it has no operator for {'; '.join(lacks)}"
 
 
 def example(config: ModelConfig, timesteps: int) -> Tensor:
@@ -166,20 +178,54 @@ def _published(target: Target, model: STAttenTransformer, folder: Path, x: Tenso
     return {path.name: _checked(path.name, load_published(path), x, wanted)}
 
 
-def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
-    path = folder / "model.pt2"
+def _program(model: STAttenTransformer, x: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         # Strides bring inequalities that hold for every batch, which the exporter cannot prove: it is to check them as it runs.
-        program = torch.export.export(
+        return torch.export.export(
             plain(model), (x,), dynamic_shapes=({0: batch},), prefer_deferred_runtime_asserts_over_guards=True
         )
+
+
+def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+    path, program = folder / "model.pt2", _program(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about storages that are shared or not writable: nobody writes to them
         torch.export.save(program, path)
         opened = torch.export.load(path).module()
     difference = _checked(path.name, opened, x, wanted)
     _checked(path.name, opened, x[:1], wanted[..., :1, :])  # and another batch size
+    return {path.name: difference}
+
+
+def _onnx(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented
+
+    path, there = folder / "model.onnx", folder / "model.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own deprecated calls
+        program = torch.export.load(there) if there.is_file() else _program(model, x)
+        try:
+            made = torch.onnx.export(program, input_names=["input"], output_names=["logits"], verbose=False)
+        except torch.onnx.OnnxExporterError as error:
+            named = re.search(r"torch\.ops\.([\w.]+)", str(error))
+            lacks = f"the operator {named[1]}" if named else f"this network: {error}"
+            raise UserError(
+                f"--format onnx: torch's exporter has no ONNX for {lacks}; --format torch_export keeps it"
+            ) from None
+    assert made is not None
+    made.save(path)
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except (InvalidGraph, NotImplemented) as error:  # whose words name the operator
+        raise Failed(f"{path.name}: onnxruntime cannot run it, so nothing was kept: {error}") from None
+
+    def opened(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+    difference = _checked(path.name, opened, x, wanted)
+    _checked(path.name, opened, x[:1], wanted[..., :1, :])
     return {path.name: difference}
 
 
@@ -195,4 +241,7 @@ _WRITERS: dict[str, Callable[..., dict[str, Any]]] = {
     "safetensors": _safetensors,
     "published": _published,
     "torch_export": _torch_export,
+    "onnx": _onnx,
 }
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+"""Packages that a format needs beside this one's own, the extra of the same name."""

@@ -1,4 +1,4 @@
-"""A report as files: JSON, Markdown, TensorBoard, pictures."""
+"""A report as files: JSON, Markdown, TensorBoard, pictures (the HTML page is html.py's)."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from statten.files import write_json, write_text
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write or replace everything that a report's folder holds."""
+    """Write or replace what a report's folder holds, but for the page."""
     write_json(folder / "report.json", report)
     if "energy" in report:
         write_json(folder / "energy.json", report["energy"])
@@ -30,7 +30,11 @@ def markdown(report: dict[str, Any]) -> str:
         parts += ["## Imported arguments", md_table(["argument", "value", "becomes"], cells)]
     if "layers" in report:
         parts += ["## Firing rates", md_table(LAYER_COLUMNS, layer_rows(report))]
-        parts += ["## Energy of a sample", _energy_table(report["energy"])]
+        parts += [
+            "## Energy of a sample",
+            md_table(ENERGY_COLUMNS, energy_rows(report["energy"])),
+            conventions(report["energy"]),
+        ]
     rows = [[row["class"], row["samples"], f"{row['top1']:.2f}"] for row in report["classes"]]
     parts += ["## Classes", md_table(["class", "samples", "top-1 %"], rows)]
     return "\n\n".join(parts) + "\n"
@@ -42,20 +46,26 @@ def md_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _energy_table(ledger: dict[str, Any]) -> str:
-    columns = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", "pJ", "formula"]
-    rows = [
+ENERGY_COLUMNS = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", "pJ", "formula"]
+
+
+def energy_rows(ledger: dict[str, Any]) -> list[list[Any]]:
+    """Cells of the ledger's table, its total and the non-spiking one last."""
+    rows: list[list[Any]] = [
         [r["layer"], r["kind"], f"{r['rate']:.4f}", r["flops"], r["timesteps"], f"{r['operations']:.1f}", r["unit"],
          f"{r['pj']:.1f}", r["formula"]]
         for r in ledger["rows"]
     ]  # fmt: skip
     total, dense = ledger["total"], ledger["non_spiking"]["total"]
-    rows.append(
-        ["**total**", "", "", "", "", f"{total['macs']:.1f} + {total['sops']:.1f}", "MACs + SOPs", f"{total['pj']:.1f}", ""]
-    )
+    operations = f"{total['macs']:.1f} + {total['sops']:.1f}"
+    rows.append(["total", "", "", "", "", operations, "MACs + SOPs", f"{total['pj']:.1f}", ""])
     rows.append(["non-spiking, same size", "", "", "", "", f"{dense['macs']:.1f}", "MACs", f"{dense['pj']:.1f}", ""])
-    conventions = ", ".join(f"{name}: {value}" for name, value in ledger["conventions"].items())
-    return f"{md_table(columns, rows)}\n\nConventions: {conventions}."
+    return rows
+
+
+def conventions(ledger: dict[str, Any]) -> str:
+    """What the ledger counts how, in a line."""
+    return f"Conventions: {', '.join(f'{name}: {value}' for name, value in ledger['conventions'].items())}."
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,10 +19,15 @@ from statten.models.memory import MaxPool
 from statten.neurons import LIF
 
 
-def statten(q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block_size: int) -> Tensor:
+def statten(
+    q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block_size: int, pairs_T: Tensor | None = None
+) -> Tensor:
     """Block-wise spatial-temporal attention without softmax (Lee et al., CVPR 2025): o = Q (K^T V) inside each block.
 
     The b N tokens of the b timesteps of a block attend together; a last block is shorter when b does not divide T.
+
+    Args:
+        pairs_T: the additions of K^T V are added to it: pairs of a k and a v that spike at the same token of a head.
 
     Returns:
         Counts [T, B, D, H, W] in float32 (float64 for float64), unscaled.
@@ -30,9 +35,12 @@ def statten(q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block
     whole = len(q_TBDHW) // block_size * block_size
     with _full_precision(q_TBDHW.device):  # bfloat16 would lose counts above 256
         q, k, v = (_heads(x, heads) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
-        parts = [_blocks(q[:whole], k[:whole], v[:whole], block_size)] if whole else []
+        kv_TBhdd = k @ v.transpose(-1, -2)  # of each timestep; a block's is their sum
+        if pairs_T is not None:
+            pairs_T += kv_TBhdd.sum(-1).flatten(1).sum(1, dtype=torch.float64)  # rows of one head are exact in float32
+        parts = [_blocks(q[:whole], kv_TBhdd[:whole], block_size)] if whole else []
         if whole < len(q):
-            parts.append(_blocks(q[whole:], k[whole:], v[whole:], len(q) - whole))
+            parts.append(_blocks(q[whole:], kv_TBhdd[whole:], len(q) - whole))
         o_TBhdN = parts[0] if len(parts) == 1 else torch.cat(parts)
     return o_TBhdN.reshape(q_TBDHW.shape)
 
@@ -41,8 +49,7 @@ def _heads(x_TBDHW: Tensor, heads: int) -> Tensor:
     return x_TBDHW.to(_exact(x_TBDHW)).flatten(3).unflatten(2, (heads, -1))
 
 
-def _blocks(q_TBhdN: Tensor, k_TBhdN: Tensor, v_TBhdN: Tensor, block_size: int) -> Tensor:
-    kv_TBhdd = k_TBhdN @ v_TBhdN.transpose(-1, -2)  # of each timestep; a block's is their sum
+def _blocks(q_TBhdN: Tensor, kv_TBhdd: Tensor, block_size: int) -> Tensor:
     kv_block = kv_TBhdd.unflatten(0, (-1, block_size)).sum(1, keepdim=True)
     o = kv_block.transpose(-1, -2) @ q_TBhdN.unflatten(0, (-1, block_size))
     return o.flatten(0, 1)
@@ -98,6 +105,8 @@ class STAttenCore(nn.Module):
         self.heads, self.events, self.side = config.num_heads, config.events, config.tokens_per_side
         self.threshold, self.alpha = config.attention_threshold, config.surrogate_alpha
         self.lif = neuron(tau=config.tau, backend=backend)
+        self.pairs: Tensor | None = None
+        """A float64 tensor [T] that every forward adds the additions of K^T V to, or None."""
         self.set_block_size(config.block_size)
 
     def set_block_size(self, block_size: int) -> None:
@@ -106,7 +115,7 @@ class STAttenCore(nn.Module):
 
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]; 0, 1 or 2 in event mode."""
-        counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size)
+        counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size, self.pairs)
         b, unit = min(self.block_size, len(counts)), self.side
         if self.events:
             tail = len(counts) % b or b
@@ -130,6 +139,8 @@ class SDSACore(nn.Module):
         super().__init__()
         self.heads, self.events = config.num_heads, config.events
         self.lif = neuron(config.attention_threshold, config.tau, config.surrogate_alpha, backend=backend)
+        self.pairs: Tensor | None = None
+        """A float64 tensor [T] that every forward adds the spikes that k and v share to, or None."""
 
     def set_block_size(self, block_size: int) -> None:
         """Timesteps do not meet here, so that b has no effect."""
@@ -137,6 +148,8 @@ class SDSACore(nn.Module):
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]."""
         agreement = self._pool(shared_spikes(k_TBDHW, v_TBDHW)).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
+        if self.pairs is not None:
+            self.pairs += agreement.flatten(1).sum(1, dtype=torch.float64)
         return self._pool(q_TBDHW * self.lif(agreement).to(q_TBDHW.dtype))
 
     def _pool(self, x_TBDHW: Tensor) -> Tensor:

@@ -1,11 +1,17 @@
 """Comparison of models on the same samples."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 from evaluated import make_run
+from scipy.stats import t
 
+from statten import cli
 from statten.config import UserError
-from statten.evaluation.compare import compare, interval, pair
+from statten.display import console
+from statten.evaluation.compare import compare, compare_summary, group_pair, interval, pair
 
 
 def test_a_small_gain_is_noise_and_a_large_one_is_not():
@@ -48,3 +54,57 @@ def test_runs_are_evaluated_and_compared(tmp_path):
         compare([one.path, other.path])
     with pytest.raises(UserError, match="takes two or more targets, but got 1"):
         compare([one.path])
+
+
+def test_seeds_that_scatter_more_than_models_differ_are_noise():
+    generator = np.random.default_rng(2)
+
+    def group(*rates):
+        return np.stack([generator.permutation(np.arange(5000) < round(5000 * rate)) for rate in rates])
+
+    a, near, far = group(0.80, 0.83, 0.77), group(0.81, 0.84, 0.78), group(0.90, 0.93, 0.87)
+    small = group_pair(a, near, 2000, generator)
+    assert small["difference"] == pytest.approx(1.0) and not small["significant"]
+    assert small["verdict"] == "noise: the seeds scatter as much as the two differ"
+    # Welch by hand: both standard deviations are 0.03 over 3 seeds, so t = 0.01 / (0.03 sqrt(2 / 3)) with 4 degrees of freedom.
+    assert small["welch_p"] == pytest.approx(2 * t.sf(0.01 / (0.03 * (2 / 3) ** 0.5), 4), rel=1e-9)
+    large = group_pair(a, far, 2000, generator)
+    assert large["significant"] and large["verdict"] == "a real difference" and large["interval"][0] > 0
+    alone = group_pair(a, far[:1], 2000, generator)
+    assert alone["welch_p"] is None and not alone["significant"] and "has a single seed" in alone["verdict"]
+    same = np.stack([a[0], a[0]])
+    assert group_pair(same, same, 100, generator)["welch_p"] == 1.0
+    assert group_pair(same, same[:, ::-1], 2000, generator)["verdict"].startswith("noise")
+
+
+def test_the_bootstrap_of_groups_is_that_over_samples():
+    generator = np.random.default_rng(3)
+    a, b = generator.random((3, 400)) < 0.8, generator.random((2, 400)) < 0.7
+    at = generator.integers(0, 400, (20_000, 400))
+    gain = b.mean(0) - a.mean(0)
+    plain = np.quantile(100 * gain[at].mean(1), [0.025, 0.975]).tolist()
+    found = group_pair(a, b, 20_000, generator)
+    assert found["interval"] == pytest.approx(plain, abs=0.3) and found["difference"] == pytest.approx(100 * gain.mean())
+
+
+def test_groups_of_runs_are_one_model_under_several_seeds(tmp_path, monkeypatch, capsys):
+    runs = [make_run(tmp_path / f"r{seed}", train__seed=seed) for seed in range(3)]
+    other = make_run(tmp_path / "wide", model__mlp_ratio=1)
+    monkeypatch.setattr(console, "stderr", console.stderr)  # --json changes it
+    monkeypatch.setattr(sys, "argv", ["statten", "compare", "r0,r1,r2", "wide", "--storage", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    report = json.loads(capsys.readouterr().out)
+    top1 = [m["top1"] for m in report["models"]]
+    assert [g["seeds"] for g in report["groups"]] == [3, 1] and report["groups"][0]["name"] == "r0, r1, r2"
+    assert report["groups"][0]["top1_mean"] == pytest.approx(np.mean(top1[:3]))
+    assert report["groups"][0]["top1_std"] == pytest.approx(np.std(top1[:3], ddof=1))
+    assert report["pairs"][0]["difference"] == pytest.approx(top1[3] - np.mean(top1[:3]))
+    compare_summary(report)
+    shown = capsys.readouterr()
+    assert "over 3 seeds" in shown.out + shown.err
+    with pytest.raises(UserError, match=r"wide: is not the same model as .*r0 under another seed: model\.mlp_ratio is 1"):
+        compare([[runs[0].path, other.path], runs[1].path])
+    with pytest.raises(UserError, match=r"r0: has the same train\.seed=0 as .*r0; name each seed once"):
+        compare([[runs[0].path, runs[0].path], runs[1].path])

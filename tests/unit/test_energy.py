@@ -14,8 +14,8 @@ from statten.config import ModelConfig, UserError, load_config
 from statten.data import make_test_loader
 from statten.energy import Conventions, check, check_file, ledger, operations
 from statten.evaluation import evaluate
-from statten.meter import SpikeMeter
-from statten.metrics import evaluating
+from statten.evaluation.meter import SpikeMeter
+from statten.metrics import SpikeTotals, attention_cores, evaluating
 
 aten = torch.ops.aten
 SKIPPED = Conventions(padding="skipped", first_layer="once")
@@ -190,3 +190,44 @@ def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
     assert "embed.conv0: pj is written as" in changed(lambda d: d["conventions"].update(mac_pj=3.7))
     assert "head: rate must be between 0 and 2" in changed(lambda d: d["rows"][-1].update(rate=3.0))
     assert "is not an energy ledger" in changed(lambda d: d.pop("rows"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("digits", {}),
+        ("digits_events", {"timesteps": 3}),
+        ("digits", {"attention": "sdsa"}),
+        ("digits_events", {"attention": "sdsa"}),
+    ],
+)
+def test_totals_of_validation_give_the_energy_of_the_whole_meter(name, fields):
+    config = load_config(name, {**SMALL, **{f"model.{k}": v for k, v in fields.items()}, "train.eval_batch_size": 150})
+    model = alive(config).model
+    with evaluating(model), SpikeMeter(model) as meter:
+        for x, _ in make_test_loader(config):  # 150, 150 and 59
+            model(x)
+    with evaluating(model), SpikeTotals(model, "cpu") as totals:
+        for x, _ in make_test_loader(config):
+            model(x)
+    inputs, samples = totals.inputs()
+    counts = meter.counts()
+    assert samples == 359 and all(
+        inputs[op.point] == counts[op.point].double().sum() for op in operations(config.model) if op.point
+    )
+    assert sum(inputs.values()) > 0
+    found, wanted = (ledger(config.model, config.model.timesteps, c, samples)["total"]["pj"] for c in (inputs, counts))
+    assert found == pytest.approx(wanted, rel=1e-12)
+    assert totals.reduced()["embed.0"] == pytest.approx(counts["embed.0"].double().mean().item() / samples, rel=1e-12)
+    assert all(core.pairs is None for core in attention_cores(model).values())
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_events"])
+def test_pairs_are_those_of_the_same_token_and_head(name):
+    config = load_config(name, {**SMALL, "model.timesteps": 3})
+    model, kept = alive(config).model, []
+    model.blocks[0].attn.core.register_forward_hook(lambda _m, inputs, _o: kept.append(inputs[1:3]))
+    with evaluating(model), SpikeMeter(model) as meter:
+        model(next(iter(make_test_loader(config)))[0])
+    k, v = (x.unflatten(2, (config.model.num_heads, -1)).flatten(-2).double() for x in kept[0])  # [T, B, h, d, N]
+    assert torch.equal(torch.einsum("tbhin,tbhjn->t", k, v), meter.counts()["blocks.0.attn.pairs"])

@@ -1,6 +1,7 @@
 """`evaluate`: the same counts whatever the batches and chunks; the report follows from the counts; published files."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -179,11 +180,16 @@ def test_files_and_another_evaluation_beside_them(runs):
     folder = Path(report["folder"])
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        "report.json", "report.md", "energy.json", "samples.safetensors", "tensorboard", "rates.png", "energy.png",
-        "confusion.png", "calibration.png",
+        "report.json", "report.md", "report.html", "energy.json", "samples.safetensors", "tensorboard", "rates.png",
+        "energy.png", "confusion.png", "calibration.png",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text())["top1"] == report["top1"]
     assert "| embed.conv0 | conv3x3 |" in (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert page.count("plotly.js v") == 1 and page.count('class="plotly-graph-div"') == 5
+    assert all(f"<td>{op}</td>" in page for op in ("embed.conv0", "blocks.0.attn.kv", "head"))
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page), "nothing is fetched"
+    assert f"{report['energy']['total']['pj'] / 1e6:.4f} uJ" in page and f"{report['top1']:.2f} %" in page
     assert json.loads((run.path / "evaluation.json").read_text())["top1"] == report["top1"]
     before = (folder / "report.json").read_bytes()
     other = evaluate(run.path, {"model.timesteps": 2, "model.block_size": 1})

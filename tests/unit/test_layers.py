@@ -13,7 +13,7 @@ PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Modules of one line may import each other.
 ORDER = [
     {"config"}, {"files"}, {"remote", "page"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"},
-    {"meter"}, {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "recovery"}, {"nodes"},
+    {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "recovery"}, {"nodes"},
     {"trainer"}, {"search"}, {"evaluation"}, {"report"}, {"overview"}, {"bench"}, {"demo"}, {"jobs"}, {"parcel"},
     {"submission"}, {"probe"}, {"doctor"}, {"cli_jobs"}, {"cli"},
 ]  # fmt: skip
