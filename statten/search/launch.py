@@ -17,7 +17,7 @@ from statten.config import Config, Failed, UserError, dump_config, with_override
 from statten.data import absolute_root, split_document
 from statten.files import write_text
 from statten.runs import Run, environment
-from statten.search.samplers import make_sampler
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -60,6 +60,7 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
         Failed: no trial reached its end.
     """
     make_sampler(config.search, space)  # raises where it cannot work in this space
+    trials_of(config.search, space)
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = absolute_root(config)
@@ -81,6 +82,7 @@ def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
     """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
     config = sweep.config
     more = with_overrides(config, {"search.trials": config.search.trials + trials})
+    trials_of(more.search, sweep.space)  # raises where a grid has not as many
     with sweep.writing():
         write_text(sweep.path / "config.yaml", dump_config(more))
     return resume_sweep(sweep)
