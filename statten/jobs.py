@@ -3,7 +3,7 @@
     command: train                      # train, tune, promote or evaluate
     recipe: cifar10_2_512               # train, tune: a recipe's name or a YAML file
     target: my-sweep                    # promote, evaluate: a run or sweep
-    space: search_spaces/statten.yaml   # tune
+    space: search_spaces/statten.yaml   # tune; a list is merged
     name: first-try                     # of the new folder; default: numbered
     storage: /shared/runs               # folder of all runs
     overrides: {data.root: /data, train.epochs: 100}
@@ -25,10 +25,10 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from statten.config import (
     Config,
@@ -88,8 +88,8 @@ class JobFile(Part):
     """Recipe or YAML file of `train` and `tune`."""
     target: str | None = None
     """Run or sweep of `promote` and `evaluate`."""
-    space: str | None = None
-    """Search-space file of `tune`."""
+    space: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] | None = None
+    """Search-space file of `tune`, or several that are merged."""
     trials: Int | None = Field(None, ge=1)
     """Number of trials of `tune`; empty means `search.trials`."""
     name: str | None = None
@@ -141,7 +141,8 @@ class JobFile(Part):
             line += ["--set", f"{path}={json.dumps(value)}"]
         for field in ("space", "trials", "name", "storage"):
             if (value := getattr(self, field)) is not None:
-                line += [f"--{field}", str(value)]
+                for one in value if isinstance(value, list) else [value]:
+                    line += [f"--{field}", str(one)]
         return line
 
 

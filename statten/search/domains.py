@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 # An interval is probed at so many points, and the ends of its allowed part are then found by halving.
-PROBES = 65
+PROBES = 33
 HALVINGS = 50
 
 
@@ -34,7 +34,7 @@ def same(left: Any, right: Any) -> bool:
 
 @dataclass(frozen=True)
 class Listed:
-    """One of some values, which have no order."""
+    """One of some values, which have no order. `param` is what Optuna calls a value."""
 
     values: tuple[Any, ...]
     size_is_finite = True
@@ -54,9 +54,11 @@ class Listed:
         """Whether a value is one of these."""
         return any(same(value, one) for one in self.values)
 
-    def param(self, value: Any) -> Any:
-        """What Optuna calls a value."""
+    def settled(self, value: Any) -> Any:
+        """A value that it holds, as it is written here."""
         return next(one for one in self.values if same(value, one))
+
+    param = settled
 
     def suggest(self, trial: Suggests, name: str) -> Any:
         """Ask a trial."""
@@ -109,15 +111,17 @@ class Steps:
         index = round((value - self.low) / self.step)
         return 0 <= index < len(self) and math.isclose(value, self._value(index), rel_tol=1e-9, abs_tol=1e-9 * self.step)
 
-    def param(self, value: Any) -> Any:
-        """What Optuna calls a value."""
-        return self._nearest(value)
+    def settled(self, value: Any) -> Any:
+        """A value that it holds, free of the last digits' noise."""
+        return self._value(round((value - self.low) / self.step))
+
+    param = settled
 
     def suggest(self, trial: Suggests, name: str) -> Any:
         """Ask a trial."""
         if self._whole:
             return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
-        return self._nearest(trial.suggest_float(name, self.low, self.high, step=self.step))
+        return self.settled(trial.suggest_float(name, self.low, self.high, step=self.step))
 
     def distribution(self) -> "BaseDistribution":
         """Optuna's description."""
@@ -160,9 +164,6 @@ class Steps:
             return self.low + index * self.step
         return float(Decimal(str(self.low)) + index * Decimal(str(self.step)))  # 0.1 + 2 * 0.1 is 0.3, as one would write it
 
-    def _nearest(self, value: Any) -> Any:
-        return self._value(round((value - self.low) / self.step))
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -191,6 +192,10 @@ class Interval:
     def holds(self, value: Any) -> bool:
         """Whether a value lies in it."""
         return not isinstance(value, bool) and isinstance(value, int | float) and self.low <= value <= self.high
+
+    def settled(self, value: Any) -> Any:
+        """A value that it holds."""
+        return value
 
     def param(self, value: Any) -> Any:
         """What Optuna calls a value."""

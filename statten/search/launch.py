@@ -154,6 +154,7 @@ def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
     """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
     config = sweep.config
     more = with_overrides(config, {"search.trials": trials_of(config.search, sweep.space) + trials})
+    trials_of(more.search, sweep.space)  # raises where a grid has not as many
     with sweep.writing():
         write_text(sweep.path / "config.yaml", dump_config(more))
     return resume_sweep(sweep)

@@ -107,8 +107,10 @@ class Space:
 
     def points(self) -> Iterator[Point]:
         """Every point, once; raises UserError where they are infinitely many."""
-        if continuous := self.continuous:
-            raise UserError(f"{', '.join(continuous)}: a continuous range cannot be enumerated; give it a step, or choices")
+        if self.count() is None:
+            raise UserError(
+                f"{', '.join(self.continuous)}: a continuous range cannot be enumerated; give it a step, or choices"
+            )
         return self.corners()
 
     def corners(self) -> Iterator[Point]:
@@ -163,7 +165,7 @@ class Space:
             value = dimension.value({path: _at(config, path) for path in dimension.paths})
             if not domain.holds(value):
                 raise UserError(f"{name}: {value!r} is outside")
-            return value
+            return domain.settled(value)
 
         try:
             point = self._walk(choose)
@@ -341,7 +343,7 @@ class Space:
                 known = self._after(i, known)
                 continue
             if not len(question[1]):
-                raise UserError(f"{CONSTRAINT}: leaves {question[0]} nothing to choose from at {_shown(point)}")
+                raise ConfigError(f"{CONSTRAINT}: leaves {question[0]} nothing to choose from at {_shown(point)}")
             dimension = self._searched(i)
             fields = dimension.fields(choose(dimension, *question))
             known.update(fields)
@@ -360,7 +362,7 @@ class Space:
                 shown = _shown({path: point[path] for path in dimension.paths})
                 raise UserError(f"{name}: {shown} is outside the space, which has {_some(domain)}")
             answers.append((name, domain, value))
-            return domain.param(value) if isinstance(domain, Listed | Steps) else value
+            return domain.settled(value)
 
         walked = self._walk(choose)
         if extra := [path for path in point if path not in walked]:
@@ -515,11 +517,8 @@ def _check_values(dimension: Dimension, base: Config) -> None:
     elif isinstance(dimension, Derived) and not isinstance(dimension.source, Expression):
         rows = [{dimension.name: dimension.source}]
     elif isinstance(dimension, Plain):
-        values = list(dimension.values.items()) if len(dimension.values) <= CHECKED else []
-        ends = (
-            [dimension.values.at(0.0), dimension.values.at(1 - 1e-12)] if not isinstance(dimension.values, Listed) else values
-        )
-        rows = [{dimension.name: value} for value in ends]
+        values = dimension.values
+        rows = [{dimension.name: v} for v in (values.values if isinstance(values, Listed) else (values.low, values.high))]
     for row in rows:
         try:
             with_overrides(base, row)
@@ -570,18 +569,21 @@ def _check_combinations(space: Space) -> None:
     generator = random.Random(0)
 
     def at_an_end(dimension: Dimension, name: str, domain: Domain) -> Any:
+        return domain.random(generator) if domain.size_is_finite else generator.choice(list(domain.items()))
+
+    def anywhere(dimension: Dimension, name: str, domain: Domain) -> Any:
         if isinstance(domain, Share) and domain.pieces > 1:
             raise ConfigError(
-                f"{CONSTRAINT}: must leave {dimension.name} one piece, but leaves {domain.pieces}; write choices, or give "
-                f"{dimension.name} a step"
+                f"{CONSTRAINT}: must leave {dimension.name} one piece, and not a narrow one, but leaves {domain.pieces}; write "
+                f"choices, or give {dimension.name} a step"
             )
-        return generator.choice(list(domain.items())) if len(domain) <= CHECKED else domain.random(generator)
+        return domain.random(generator)
 
     points = list(itertools.islice(space.corners(), CHECKED + 1))
-    walks = CHECKED if len(points) > CHECKED else min(CHECKED // 10, 10 * len(points)) if space.constraints else 0
     if len(points) > CHECKED:
-        points = []
-    points += [space._walk(at_an_end) for _ in range(walks)]
+        points = [space._walk(at_an_end) for _ in range(CHECKED)]
+    if space.constraints:
+        points += [space._walk(anywhere) for _ in range(CHECKED // 40)]
     for point in points:
         try:
             space.config(point)

@@ -185,6 +185,15 @@ def test_a_job_is_the_command_line_that_it_holds(tmp_path, monkeypatch, capsys):
     assert load_job(path).arguments()[-4:] == ["--name", "n-1", "--storage", f"{tmp_path}/runs"]
 
 
+def test_a_job_merges_several_spaces(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("command: tune\nrecipe: digits\nspace: [a.yaml, b.yaml]\n")
+    assert load_job(path).arguments() == ["tune", "digits", "--space", "a.yaml", "--space", "b.yaml"]
+    path.write_text("command: tune\nrecipe: digits\nspace: 3\n")
+    with pytest.raises(ConfigError, match="space: must be a list, but got 3"):
+        load_job(path)
+
+
 def test_a_job_evaluates_a_run(tmp_path, monkeypatch, capsys):
     tiny = {"model.depth": 1, "model.embed_dim": 16, "model.timesteps": 1, "model.block_size": 1, "train.epochs": 1}
     made = Run.create(tmp_path / "made", load_config("digits", {**tiny, "data.fraction": 0.1}))
