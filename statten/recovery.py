@@ -71,16 +71,16 @@ class Resizing(WorkerGroupCallback, ControllerCallback):
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Ray's hook: these workers train now."""
         self.group = worker_group
+        Run(self.run).note(f"training on {len(worker_group.get_workers())} workers")
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Ray's hook: and no longer."""
         self.group = None
 
     def before_controller_execute_resize_decision(self, decision: Any) -> None:
-        """Ray's hook: the cluster has room for another number of workers."""
+        """Ray's hook: the cluster has room for another number of workers, and these are about to be ended."""
         if self.group is None:
             return  # the first workers, or those after a failure
-        Run(self.run).note(f"going on with {decision.num_workers} workers")
         actors = [worker.actor for worker in self.group.get_workers()]
         deadline = time.monotonic() + self.SECONDS
         with contextlib.suppress(ray.exceptions.RayError):  # lost in this moment: the newest checkpoint it is

@@ -16,6 +16,9 @@ from statten.nodes import check_shared
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
+RESIZE_SECONDS = 30.0
+"""How often a run with `scale.workers: [min, max]` looks whether the cluster has room for more workers."""
+
 RankFunction = Callable[[dict[str, Any], int, int], None]
 
 
@@ -88,7 +91,8 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
     settings = {"run": run.address, "attempt": attempt, "report": then is not None}
     recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
-    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
+    elastic = [Resizing(run.path.resolve())] if plan.min_workers < plan.world_size else []
+    callbacks = [recovery, Notice(), *elastic, *([then] if then else [])]
     trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
     try:
         trainer.fit()
@@ -150,6 +154,7 @@ def _torch_trainer(
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpu,
             placement_strategy=placement.upper(),
             resources_per_worker=plan.resources(),
