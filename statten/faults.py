@@ -12,7 +12,7 @@ Randomness is a function of (seed, epoch, step, rank), so what failed for a reas
 from dataclasses import dataclass
 from typing import Literal
 
-from statten.config import UserError
+from statten.config import Failed, UserError
 from statten.data import CorruptSample
 from statten.files import FULL
 
@@ -70,13 +70,15 @@ def classify(error: BaseException) -> Fault:
 
 def _known(error: BaseException) -> Fault | None:
     text, names = str(error).lower(), {kind.__name__ for kind in type(error).__mro__}
-    # By name: torch and Ray both have an OutOfMemoryError, and neither need be imported to read a message.
-    if names & {"OutOfMemoryError", "MemoryError"} or any(phrase in text for phrase in _MEMORY):
-        return Fault("memory", f"out of memory: {_first(error)}; {LESS_MEMORY}")
     if isinstance(error, Diverged):
         return Fault("diverged", _first(error))
     if isinstance(error, UserError | CorruptSample):
         return Fault("input", "; ".join(str(error).splitlines()))
+    if isinstance(error, Failed):
+        return Fault("error", _first(error))  # judged before
+    # By name: torch and Ray both have an OutOfMemoryError, and neither need be imported to read a message.
+    if names & {"OutOfMemoryError", "MemoryError"} or any(phrase in text for phrase in _MEMORY):
+        return Fault("memory", f"out of memory: {_first(error)}; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" ({error.filename})" if error.filename else ""
         return Fault("error", f"the disk of the run is full{where}: {error.strerror}; free some space")

@@ -12,7 +12,7 @@ from ray.train import WorkerGroupError  # type: ignore[attr-defined]
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from statten.config import UserError
+from statten.config import Failed, UserError
 from statten.data import CorruptSample
 from statten.faults import Diverged, classify
 
@@ -70,6 +70,11 @@ def test_a_cause_is_found_below_what_was_raised_from_it():
 
     assert classify(raised(outer)).kind == "diverged"
     assert classify(CorruptSample("a.jpg: gone")).reason == "a.jpg: gone"
+
+
+def test_what_was_judged_is_not_judged_again():
+    judged = classify(ControllerError(Failed("a worker lost its connection: gloo, 4 times; no further restart")))
+    assert (judged.kind, judged.retry) == ("error", False) and judged.reason.startswith("a worker lost its connection")
 
 
 def test_a_message_can_be_read_without_ray():
