@@ -95,7 +95,7 @@ def _sweep_details(sweep: Sweep) -> dict[str, Any]:
         "name": sweep.name,
         "metric": trials.objectives[0].name,
         "best": [row.number for row in trials.front],
-        "planned": trials.config.search.trials,
+        "planned": sweep.trials,
         "trials": rows,
     }
 

@@ -67,6 +67,7 @@ def importance(trials: SweepTrials) -> "Figure":
             if i:
                 figure.add_trace(trace)
     figure.update_layout(xaxis_title="importance (all fields together: 1)", yaxis_title=None, barmode="group")
+    figure.update_yaxes(ticksuffix=" ")
     bars = len(trials.searched) * len(trials.objectives)
     return finish(figure, 130 + 26 * bars, legend=ABOVE, showlegend=len(trials.objectives) > 1)
 
@@ -88,6 +89,7 @@ def parallel(trials: SweepTrials) -> "Figure":
                 line={"width": 1.8, "color": f"rgb({max(0, red - 40):.0f}, {max(0, green - 30):.0f}, {blue - 15:.0f})"},
                 opacity=0.8,
             )
+    figure.update_annotations(bgcolor="rgba(255, 255, 255, 0.8)", borderpad=0)  # values of ticks, which lines cross
     return finish(figure, 460)
 
 
@@ -148,22 +150,21 @@ def front(trials: SweepTrials, x: int, y: int) -> "Figure":
     )  # fmt: skip
     if trials.base and trials.base.state == "complete" and trials.base.values:
         figure.add_scatter(
-            x=[trials.base.values[x]], y=[trials.base.values[y]], mode="markers", marker=BASE, name=base_name(trials.base),
+            x=[trials.base.values[x]], y=[trials.base.values[y]], mode="markers", marker=BASE, name=trials.base_name,
         )  # fmt: skip
     return finish(figure, 460, legend=ABOVE)
-
-
-def base_name(row: TrialRow) -> str:
-    """What the base config's point is called."""
-    return f"recipe as given (trial {row.number})"
 
 
 def curves(trials: SweepTrials) -> "Figure":
     """The first objective after each epoch, with the epochs at which trials were stopped or failed."""
     from optuna.visualization import plot_intermediate_values
 
-    rows = {row.number: row for row in trials.rows}
-    figure = plot_intermediate_values(trials.study(0, only=curve_numbers(trials)))
+    drawn = curve_numbers(trials)
+    rows = {row.number: row for row in trials.rows if row.number in drawn}
+    figure = plot_intermediate_values(trials.study(0, only=drawn))
+    for row in rows.values():
+        if row.state == "fail":  # which Optuna leaves out
+            figure.add_scatter(x=list(row.intermediate), y=list(row.intermediate.values()), name=f"Trial{row.number}")
     for trace in figure.data:
         row = rows[int(trace.name.removeprefix("Trial"))]
         trace.update(
@@ -196,7 +197,7 @@ def timeline(trials: SweepTrials) -> "Figure":
     """When each trial ran, and how it ended."""
     from optuna.visualization import plot_timeline
 
-    figure = plot_timeline(trials.study(only=newest(trials, BARS)))
+    figure = plot_timeline(trials.study(only={row.number for row in trials.rows[-BARS:]}))
     figure.data = [trace for trace in figure.data if trace.name.lower() in COLOURS]
     rows = {row.number: row for row in trials.rows}
     for trace in figure.data:
@@ -280,7 +281,7 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
             1, column,
         )  # fmt: skip
         figure.update_xaxes(title_text="timestep", type="category", showgrid=False, row=1, col=column)
-        figure.update_yaxes(autorange="reversed", showgrid=False, row=1, col=column)
+        figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ", row=1, col=column)
     figure.update_annotations(font_size=11)
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "colorbar": {"title": "rate"}})
     finish(figure, 160 + 20 * len(names))

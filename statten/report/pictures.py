@@ -9,7 +9,6 @@ from statten.evaluation.show import figure as empty
 from statten.report.figures import (
     COLOURS,
     STATES,
-    base_name,
     best_cells_of,
     curve_numbers,
     importances,
@@ -60,7 +59,7 @@ def _front(trials: SweepTrials | None) -> Any:
         base = trials.base
         if base and base.state == "complete" and base.values:
             star = {"marker": "*", "s": 170, "color": "#f2c400", "edgecolors": "#444", "zorder": 4}
-            axes.scatter([base.values[x]], [base.values[y]], label=base_name(base), **star)
+            axes.scatter([base.values[x]], [base.values[y]], label=trials.base_name, **star)
         _axes(axes, label(trials.objectives[x].name), label(trials.objectives[y].name))
         axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure

@@ -32,30 +32,28 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
         "epochs_saved": saved,
         "hours": seconds / 3600,
         "span_hours": (max(ended) - min(began)).total_seconds() / 3600 if began and ended else 0.0,
-        "next": _next(trials, states),
+        "next": _next(trials),
     }
 
 
-def _next(trials: SweepTrials, states: dict[str, int]) -> list[list[str]]:
+def _next(trials: SweepTrials) -> list[list[str]]:
     """Commands that make sense now: what they do, and what to type."""
     path, best = trials.sweep.path, trials.front
-    asked = trials.sweep.trials
-    unfinished = (
-        sum(row.state != "waiting" and not row.taken_over for row in trials.rows) < asked or states.get("running", 0) > 0
-    )
+    unfinished = not trials.sweep.ended
     lines = []
     if unfinished:
         lines += [["watch it while it runs", f"statten show {path} --watch"]]
         lines += [["finish it, when nothing runs any more", f"statten resume {path}"]]
-    for row in best[:3]:
-        why = f"train trial {row.number} further" if len(best) > 1 else "train the best trial further"
-        which = f" --trial {row.number}" if len(best) > 1 else ""
-        lines += [[why, f"statten promote {path}{which} --set train.epochs={5 * trials.config.train.epochs}"]]
+    further = f"--set train.epochs={2 * trials.config.train.epochs}"
+    if len(best) > 1:
+        lines += [["train the whole front further", f"statten promote {path} --front {further}"]]
+    if best:
+        lines += [[f"train trial {best[0].number} further", f"statten promote {path} {further}"]]
     if best:
         name = "the first of them" if len(best) > 1 else "it"
         lines += [[f"measure {name} on the test part, once", f"statten evaluate {best[0].run.path}"]]
     if not unfinished:
-        lines += [["look further", f"statten extend {path} --trials {max(8, asked // 2)}"]]
+        lines += [["look further", f"statten extend {path} --trials {max(8, trials.sweep.trials // 2)}"]]
     return lines
 
 
@@ -90,7 +88,7 @@ def best_cells(trials: SweepTrials) -> tuple[list[str], list[list[str]]]:
     columns = ["", "trial", *trials.names.values(), *[o.name for o in trials.objectives], "best epoch", "time"]
     rows = [("front" if len(trials.objectives) > 1 else "best", row) for row in trials.front]
     if trials.base and trials.base not in trials.front:
-        rows.append(("recipe as given", trials.base))
+        rows.append((trials.base_name.partition(" (")[0], trials.base))
     cells = []
     for what, row in rows:
         point = [shown(row.point.get(path)) for path in trials.fields]

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import warnings
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -9,9 +11,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from statten.config import UserError, get_field
+from statten.config import UserError, load_config, recipe_names
 from statten.runs import Run, best_row
-from statten.search.sweep import Sweep, is_run, quietly, short
+from statten.search.sweep import Sweep, is_run, short
 
 if TYPE_CHECKING:
     import optuna
@@ -110,7 +112,7 @@ class SweepTrials:
         self.sweep, self.config = sweep, sweep.config
         self.objectives = [Objective(name, direction == "max") for name, direction in self.config.search.directions.items()]
         trials = sweep.study().get_trials(deepcopy=False)
-        self.rows = [_row(sweep, trial) for trial in trials if is_run(trial)]
+        self.rows = [_row(sweep, trial, self.objectives[0].name) for trial in trials if is_run(trial)]
         self.not_run = dict(Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN))
 
     @cached_property
@@ -120,13 +122,12 @@ class SweepTrials:
 
     @cached_property
     def searched(self) -> list[str]:
-        """The fields that the sampler chose, and that differ between trials."""
-        chosen = {name.partition("|")[0] for row in self.rows for name in row.distributions}
-        return [path for path in self.fields if path in chosen and len({repr(row.point.get(path)) for row in self.rows}) > 1]
+        """The fields that differ between trials."""
+        return [path for path in self.fields if len({repr(row.point.get(path)) for row in self.rows}) > 1]
 
     @cached_property
     def differing(self) -> list[str]:
-        """The searched fields that differ between finished trials."""
+        """The fields that differ between finished trials."""
         return [p for p in self.searched if len({repr(row.point[p]) for row in self.complete if p in row.point}) > 1]
 
     @cached_property
@@ -153,9 +154,17 @@ class SweepTrials:
     @cached_property
     def base(self) -> TrialRow | None:
         """The trial that is the base config itself: the recipe as it was given, published or not."""
-        point = {path: get_field(self.config, path) for path in self.fields}
+        point = self.sweep.space.from_config(self.config)
         same = [row for row in self.rows if row.point == point]
         return next((row for row in same if row.state == "complete"), same[0] if same else None)
+
+    @cached_property
+    def base_name(self) -> str:
+        """What the base config's point is called: by the recipe that has its model and data, where there is one."""
+        model, data = self.config.model, self.config.data.name
+        recipes = (name for name in recipe_names() if (c := load_config(name)).model == model and c.data.name == data)
+        name = next(recipes, None)
+        return (f"recipe {name}" if name else "base config") + (f" (trial {self.base.number})" if self.base else "")
 
     def describe(self, row: TrialRow) -> str:
         """A point in short: T=4 b=2 depth=2 dim=64."""
@@ -231,13 +240,14 @@ class SweepTrials:
 
     @cached_property
     def _distributions(self) -> dict[str, "BaseDistribution"]:
-        """Of each searched field under its short name: the original's kind, over the values that occur."""
+        """Of each field under its short name: the kind that the study has, over the values that occur."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+        known = {name.partition("|")[0]: d for row in self.rows for name, d in row.distributions.items()}
         made: dict[str, BaseDistribution] = {}
         for path in self.searched:
             values = {_choice(row.point[path]) for row in self.rows if path in row.point}
-            first = next(d for row in self.rows for name, d in row.distributions.items() if name.partition("|")[0] == path)
+            first = known.get(path)  # none for fields that move together, which have one name in the study
             if isinstance(first, FloatDistribution | IntDistribution):
                 made[self.names[path]] = type(first)(min(values), max(values), log=first.log)
             else:
@@ -257,27 +267,30 @@ def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenT
     sense = optuna.study.StudyDirection
     study = optuna.create_study(directions=[sense.MAXIMIZE if o.maximize else sense.MINIMIZE for o in objectives])
     study.add_trials(trials)
-    with quietly():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
         study.set_metric_names([label(objective.name) for objective in objectives])
     return study
 
 
-def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial") -> TrialRow:
+def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial", metric: str) -> TrialRow:
     run = sweep.trial(trial.number)
+    epochs = run.metrics()
+    curve = {int(row["epoch"]): row[metric] for row in epochs if math.isfinite(row.get(metric, math.nan))}
     return TrialRow(
         number=trial.number,
         state=trial.state.name.lower(),
         reason=trial.user_attrs.get("reason"),
         point=trial.user_attrs.get("point", {}),
         values=trial.values,
-        intermediate=dict(trial.intermediate_values),
+        intermediate=curve or dict(trial.intermediate_values),  # the folder may know more than the study, or be gone
         constraints=dict(trial.constraints),
         distributions=trial.distributions,
         run=run,
         taken_over="source" in trial.user_attrs,
         began=trial.datetime_start,
         ended=trial.datetime_complete,
-        epochs=run.metrics(),
+        epochs=epochs,
     )
 
 

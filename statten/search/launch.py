@@ -21,7 +21,7 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
-from statten.search.samplers import trials_of
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -57,6 +57,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     if config.scale.cpus_per_worker is None:
         config = with_overrides(config, {"scale.cpus_per_worker": 1})
     trial, search = preflight(config, capacity), config.search
+    make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
     if capacity is None:
         capacity = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     check_objectives(config, trial.device)
