@@ -9,7 +9,9 @@
 Randomness is a function of (seed, epoch, step, rank), so what failed for a reason inside the run fails again.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from statten.config import Failed, UserError
@@ -66,6 +68,15 @@ def classify(error: BaseException) -> Fault:
     if fault := _known(error):
         return fault
     return classify(error.__cause__) if error.__cause__ is not None else Fault("error", _named(error))
+
+
+def killed_for_memory() -> int:
+    """How many processes the kernel of this machine has ended for want of memory since it started."""
+    try:
+        counted = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
+    except OSError:  # not Linux
+        return 0
+    return int(counted[1]) if counted else 0
 
 
 def _known(error: BaseException) -> Fault | None:
