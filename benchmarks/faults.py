@@ -45,7 +45,7 @@ MARK = "STATTEN_FAULTS"
 WORKER = re.compile(rb"ray::(RayTrainWorker|_RayTrainWorker)")
 ACTOR = re.compile(rb"ray::(ImplicitFunc|trial|_Trial|\w*[Tt]rain\w*\.train)")
 SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.warmup_epochs=0 --set scale.max_failures=1000"
-SPACE = "model.timesteps: {choices: [1, 2]}\nmodel.embed_dim: {int: [16, 32], step: 16}\n"
+SPACE = "model.embed_dim: {int: [32, 64], step: 32}\ntrain.lr: {float: [1.0e-3, 1.0e-2], log: true}\n"
 
 
 def marked(mark: str, command: re.Pattern[bytes] | None = None) -> list[int]:
@@ -362,6 +362,30 @@ class Faults:
         said = f"a worker made no step for {seconds:g} s and was ended" in text
         self.judge(f"worker hung, scale.hang_seconds={seconds:g}", run, seen, [gone], said=said)
 
+    def elastic(self, epochs: int = 60) -> None:
+        """A node is lost for good: one worker goes on alone; another node joins, and two do. Not in the same bits, for one
+        worker updates BatchNorm's running statistics twice in a step where two average theirs."""
+        fields = ["--set", "scale.workers=[1,2]", "--set", f"train.epochs={epochs}"]
+        command, run = self.train("elastic", *fields)
+        log = run.path / "train.log"
+        wait_for(lambda: len(run.metrics()) >= 2, "two epochs")
+        seen, struck = run.metrics(), time.time()
+        self.cluster.kill(2)
+        wait_for(lambda: "training on 1 workers" in log.read_text(), "going on with one worker")
+        wait_for(lambda: _position(run, struck + 1) and len(run.metrics()) > len(seen), "an epoch of one worker")
+        alone = time.time() - struck
+        seen, struck = run.metrics(), time.time()
+        self.cluster.start(2)
+        wait_for(lambda: log.read_text().count("training on 2 workers") == 2, "growing again")
+        told = time.time()
+        wait_for(lambda: _position(run, told), "going on with two workers")
+        grown = time.time() - struck
+        command.finish()
+        asked = "asked to go after step" in log.read_text()
+        finished = [row["epoch"] for row in run.metrics()] == [*range(1, epochs + 1)]
+        self.judge("node lost, one worker goes on, grows again", run, seen, [alone, grown], equal=None, finished=finished,
+                   said=asked)  # fmt: skip
+
     def asked_to_go(self) -> None:
         """SIGTERM to a worker: a checkpoint at the next agreed step, and on."""
         command, run = self.train("asked")
@@ -525,6 +549,7 @@ def main() -> None:
             "storage": lambda: found.storage_gone(options.away),
             "hung": found.hung,
             "asked": found.asked_to_go,
+            "elastic": found.elastic,
         }
         if unknown := {*(options.only or [])} - {*cases}:
             parser.error(f"--only: no such case: {', '.join(sorted(unknown))}; choose from {', '.join(cases)}")

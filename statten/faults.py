@@ -9,10 +9,12 @@
 Randomness is a function of (seed, epoch, step, rank), so what failed for a reason inside the run fails again.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from statten.config import UserError
+from statten.config import Failed, UserError
 from statten.data import CorruptSample
 from statten.files import FULL
 
@@ -68,15 +70,26 @@ def classify(error: BaseException) -> Fault:
     return classify(error.__cause__) if error.__cause__ is not None else Fault("error", _named(error))
 
 
+def killed_for_memory() -> int:
+    """How many processes the kernel of this machine has ended for want of memory since it started."""
+    try:
+        counted = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
+    except OSError:  # not Linux
+        return 0
+    return int(counted[1]) if counted else 0
+
+
 def _known(error: BaseException) -> Fault | None:
     text, names = str(error).lower(), {kind.__name__ for kind in type(error).__mro__}
-    # By name: torch and Ray both have an OutOfMemoryError, and neither need be imported to read a message.
-    if names & {"OutOfMemoryError", "MemoryError"} or any(phrase in text for phrase in _MEMORY):
-        return Fault("memory", f"out of memory: {_first(error)}; {LESS_MEMORY}")
     if isinstance(error, Diverged):
         return Fault("diverged", _first(error))
     if isinstance(error, UserError | CorruptSample):
         return Fault("input", "; ".join(str(error).splitlines()))
+    if isinstance(error, Failed):
+        return Fault("error", _first(error))  # judged before
+    # By name: torch and Ray both have an OutOfMemoryError, and neither need be imported to read a message.
+    if names & {"OutOfMemoryError", "MemoryError"} or any(phrase in text for phrase in _MEMORY):
+        return Fault("memory", f"out of memory: {_first(error)}; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" ({error.filename})" if error.filename else ""
         return Fault("error", f"the disk of the run is full{where}: {error.strerror}; free some space")

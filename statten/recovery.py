@@ -18,7 +18,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from statten.config import Failed
-from statten.faults import Preempted, classify
+from statten.faults import LESS_MEMORY, Fault, Preempted, classify, killed_for_memory
 from statten.runs import Run
 
 
@@ -34,12 +34,14 @@ class Recovery(UserCallback):
 
     def __init__(self, run: Path, attempt: str, max_failures: int, needs: dict[str, float]):
         self.run, self.attempt, self.max_failures, self.needs = run, attempt, max_failures, needs
-        self.failures = 0
+        self.failures, self.killed = 0, killed_for_memory()  # Ray puts its controller on the driver's machine
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one or more ranks have failed."""
         run, fault = Run(self.run), classify(WorkerGroupError("", worker_exceptions))
         asked = any(isinstance(error, Preempted) for error in worker_exceptions.values())
+        if fault.kind == "lost" and killed_for_memory() > self.killed:
+            fault = Fault("memory", f"out of memory: the system ended a process for want of it; {LESS_MEMORY}")
         self.failures += not asked
         reason = fault.reason
         if fault.retry and self.failures <= self.max_failures:
@@ -71,16 +73,16 @@ class Resizing(WorkerGroupCallback, ControllerCallback):
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Ray's hook: these workers train now."""
         self.group = worker_group
+        Run(self.run).note(f"training on {len(worker_group.get_workers())} workers")
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Ray's hook: and no longer."""
         self.group = None
 
     def before_controller_execute_resize_decision(self, decision: Any) -> None:
-        """Ray's hook: the cluster has room for another number of workers."""
+        """Ray's hook: the cluster has room for another number of workers, and these are about to be ended."""
         if self.group is None:
             return  # the first workers, or those after a failure
-        Run(self.run).note(f"going on with {decision.num_workers} workers")
         actors = [worker.actor for worker in self.group.get_workers()]
         deadline = time.monotonic() + self.SECONDS
         with contextlib.suppress(ray.exceptions.RayError):  # lost in this moment: the newest checkpoint it is

@@ -147,7 +147,7 @@ class RunFolder:
             try:
                 yield attempt
             finally:
-                if patient := mirror_of(self.path, self.config.scale.storage_seconds):
+                if mirror and (patient := mirror_of(self.path, self.config.scale.storage_seconds)):
                     with suppress(Superseded):
                         patient.send(attempt)
 
@@ -393,8 +393,7 @@ class RunReport:
                 if error.errno in FULL or time.monotonic() - began >= seconds:
                     raise
                 if not pause:
-                    with suppress(OSError):  # train.log is there too, and may have to be opened yet
-                        log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+                    log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
             pause = min(max(0.5, 2 * pause), 15.0)
             time.sleep(pause)
 
@@ -427,6 +426,14 @@ class RunReport:
             raise
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose storage may be away when a line is written: that line is then on the screen alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+
 @contextmanager
 def logging_to(path: Path, rank: int) -> Iterator[None]:
     """Also write rank 0's log lines of this package to a file of the run folder."""
@@ -434,7 +441,7 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
     if rank:
         yield
         return
-    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler = _LogFile(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)

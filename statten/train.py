@@ -364,7 +364,7 @@ def _run_fit(
         fault = classify(error)
         if not fault.retry and not isinstance(error, Superseded):
             with suppress(OSError):  # the reason may be the disk; the command says it too
-                run.fail(fault.reason)
+                run.fail(fault.reason, cause=fault.kind)
             if world_size == 1:
                 return None
         raise

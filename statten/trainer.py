@@ -16,6 +16,9 @@ from statten.nodes import check_shared, living, place
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
+RESIZE_SECONDS = 30.0
+"""How often a run with `scale.workers: [min, max]` looks whether the cluster has room for more workers."""
+
 RankFunction = Callable[[dict[str, Any], int, int], None]
 
 
@@ -89,17 +92,25 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     run.publish(attempt)
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
     settings = {"run": run.address, "attempt": attempt, "report": then is not None}
-    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
-    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
-    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
-    try:
-        trainer.fit()
-        run.refresh()
-    except (TrainingFailedError, RayError) as error:
-        run.refresh()
-        reason = (run.result or {}).get("reason") or classify(error).reason
-        details = f"details are in {scratch}; go on with: statten resume {run.name}"
-        raise Failed(f"{run.path}: {reason}; {details}") from error
+    elastic = [Resizing(run.path.resolve())] if plan.min_workers < plan.world_size else []
+    for restart in range(failures + 1):
+        recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
+        callbacks = [recovery, Notice(), *elastic, *([then] if then else [])]
+        name = f"{attempt}-{restart}"
+        trainer = _torch_trainer(_worker, settings, plan, name, scratch, -1, callbacks, run.config.scale.placement)
+        try:
+            trainer.fit()
+            run.refresh()
+            break
+        except (TrainingFailedError, RayError) as error:
+            run.refresh()
+            fault = classify(error)
+            if fault.retry and restart < failures:  # lost while the workers were starting, where Ray asks nobody
+                run.note(f"{fault.reason}; starting again from the newest checkpoint")
+                continue
+            reason = (run.result or {}).get("reason") or fault.reason
+            details = f"details are in {scratch}; go on with: statten resume {run.name}"
+            raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
         raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
@@ -152,6 +163,7 @@ def _torch_trainer(
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpu,
             placement_strategy=placement.upper(),
             resources_per_worker=plan.resources(),

@@ -1,8 +1,11 @@
 """What is tried again, and what stops at once with a reason."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -12,9 +15,11 @@ from ray.train import WorkerGroupError  # type: ignore[attr-defined]
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from statten.config import UserError
+from statten.config import Failed, UserError, load_config
 from statten.data import CorruptSample
-from statten.faults import Diverged, classify
+from statten.faults import Diverged, classify, killed_for_memory
+from statten.recovery import Recovery
+from statten.runs import Run
 
 
 def raised(function) -> BaseException:
@@ -72,6 +77,51 @@ def test_a_cause_is_found_below_what_was_raised_from_it():
     assert classify(CorruptSample("a.jpg: gone")).reason == "a.jpg: gone"
 
 
+def test_what_was_judged_is_not_judged_again():
+    judged = classify(ControllerError(Failed("a worker lost its connection: gloo, 4 times; no further restart")))
+    assert (judged.kind, judged.retry) == ("error", False) and judged.reason.startswith("a worker lost its connection")
+
+
 def test_a_message_can_be_read_without_ray():
     code = "import sys; from statten.faults import classify; classify(KeyError()); print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_the_budget_of_restarts_is_said_when_it_is_spent(tmp_path):
+    run = Run.create(tmp_path / "run", load_config("digits"))
+    with run.writing() as attempt, pytest.raises(Failed, match=r"1 times in this run; scale\.max_failures=0 allows no further"):
+        Recovery(run.path, attempt, 0, {}).after_exception(None, {0: LOST})
+    assert run.result["cause"] == "lost" and "a worker process is gone" in run.result["reason"]
+
+
+def test_an_older_attempt_leaves_the_newer_ones_result_alone(tmp_path):
+    run = Run.create(tmp_path / "run", load_config("digits"))
+    with run.writing(), pytest.raises(Failed, match="the loss"):
+        Recovery(run.path, "older", 3, {}).after_exception(None, {0: Diverged("the loss is not finite")})
+    assert run.result is None
+
+
+def test_a_worker_that_the_kernel_ended_for_want_of_memory_is_not_replaced(tmp_path):
+    """The real thing: a process in a memory cgroup that is too small for it."""
+    new, old = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+    cgroup, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (new, "memory.max")
+    cgroup = cgroup / f"statten-{os.getpid()}"
+    try:
+        cgroup.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    run = Run.create(tmp_path / "run", load_config("digits"))
+    try:
+        if not (cgroup / limit).exists():
+            pytest.skip("memory cgroups are not delegated here")
+        (cgroup / limit).write_text("60000000")
+        with run.writing() as attempt:
+            recovery, counted = Recovery(run.path, attempt, 3, {}), killed_for_memory()
+            greedy = "import sys; open(sys.argv[1], 'w').write('0'); bytearray(200_000_000)"
+            ended = subprocess.run([sys.executable, "-c", greedy, str(cgroup / "cgroup.procs")])
+            assert ended.returncode == -signal.SIGKILL and killed_for_memory() == counted + 1
+            with pytest.raises(Failed, match="out of memory: the system ended a process for want of it; use a smaller"):
+                recovery.after_exception(None, {0: LOST})
+        assert run.result["cause"] == "memory"
+    finally:
+        cgroup.rmdir()
