@@ -130,6 +130,12 @@ class RunFolder:
             mirror.claim(attempt)
             mirror.push(attempt)
 
+    def hand_over(self, attempt: str) -> str:
+        """Let workers of an attempt, on any machine, write this run, and return the address that they find it by."""
+        write_text(self.path / "attempt", attempt)
+        self.publish(attempt)
+        return self.address
+
     @contextmanager
     def writing(self) -> Iterator[str]:
         """Be the only writer while this is open, and yield the name of this attempt.
@@ -332,6 +338,7 @@ class RunReport:
             self._patiently(self._write_events, state)
             self._send()
         if self.then:
+            self._await_store()  # who hears of the epoch may look for it there
             self.then(dict(state.metrics))
 
     def end(self, state: Any) -> None:
