@@ -411,6 +411,8 @@ def run(
     if name is not None and loaded.command not in RESUMABLE:
         raise UserError(f"--name: {job} evaluates, which makes no folder to name")
     enter(loaded)
+    if again and loaded.command in RESUMABLE:
+        name = name or loaded.name or job.stem  # without one there is nothing to find again
     line = loaded.arguments()
     for override in overrides:
         line += ["--set", override]
@@ -527,11 +529,11 @@ def doctor(
         from statten.cluster import make_token as make
 
         return print(f"the token of your clusters is in {make()}, which only you can read")
-    folder = _begin(as_json, storage)
+    _begin(as_json, storage)
     from statten import doctor as doctors
     from statten.display import console
 
-    checks = doctors.diagnose(folder, address)
+    checks = doctors.diagnose(storage, address)
     if as_json:
         _print(doctors.to_json(checks))
     else:

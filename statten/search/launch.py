@@ -57,6 +57,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     if config.scale.cpus_per_worker is None:
         config = with_overrides(config, {"scale.cpus_per_worker": 1})
     trial, search = preflight(config, capacity), config.search
+    make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
     if capacity is None:
         capacity = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     check_objectives(config, trial.device)
@@ -123,7 +124,6 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
         UserError: something in config, space, name or machine; nothing is written then.
         Failed: no trial reached its end.
     """
-    make_sampler(config.search, space)  # raises where it cannot work in this space
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})

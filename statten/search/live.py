@@ -22,20 +22,12 @@ class LiveTable(TrialProgressCallback):
     ROWS = 24
 
     def __init__(self, sweep: Sweep, trials: int):
-<<<<<<< HEAD
         config = sweep.config
         self.sweep, self.trials, self.metrics = sweep, trials, list(config.search.directions)
         self.metric = self.metrics[0]
         self.sign = 1 if config.search.directions[self.metric] == "max" else -1
         self.epochs, self.paths = config.train.total_epochs, sweep.space.paths
         self.rows: dict[int | str, dict[str, Any]] = {}  # of trials by number, of repeats by name
-=======
-        self.sweep, self.trials, self.metric = sweep, trials, sweep.config.search.metric
-        self.sign = 1 if sweep.config.search.mode == "max" else -1
-        self.epochs = sweep.config.train.total_epochs
-        self.paths = sweep.space.paths  # read once: a table is drawn four times a second
-        self.rows: dict[int, dict[str, Any]] = {}
->>>>>>> space
         self.began = time.monotonic()
         for trial, point in sweep.rows():
             if trial.state.is_finished() and "source" not in trial.user_attrs:
@@ -150,10 +142,5 @@ class LiveTable(TrialProgressCallback):
             rows.append([f"{n}{mark}", *point, epoch, *map(self._shown, row["values"]), state, duration(seconds)])
         left = f", {duration(self._left())} left" if self._left() and self._done() < self.trials else ""
         title = f"{self.sweep.name}: {self._done()} of {self.trials} trials{left}"
-<<<<<<< HEAD
         columns = ["trial", *[short(path) for path in self.paths], "epoch", *self.metrics, "state", "time"]
         return table(title, columns, rows, right=range(len(self.paths) + 2 + len(self.metrics)))
-=======
-        columns = ["trial", *[short(path) for path in self.paths], "epoch", self.metric, "state", "time"]
-        return table(title, columns, rows, right=range(len(self.paths) + 3))
->>>>>>> space
