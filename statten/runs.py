@@ -160,9 +160,10 @@ class RunFolder:
     def _meet(self, mirror: Mirror, attempt: str) -> None:
         """Make copy and store agree before anything is written; raises UserError where the name is another run's."""
         with mirror.store.speaking():
-            if not mirror.known and self.marker in mirror.store.listing(mirror.name):
+            if mirror.known:
+                mirror.pull(look)
+            elif self.marker in mirror.store.listing(mirror.name):
                 raise exists(self.path)
-            mirror.pull(look)
             self.publish(attempt)
 
 
