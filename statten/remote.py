@@ -53,6 +53,8 @@ STORAGE, MIRROR, COPY, ATTEMPT, LOCK = ".storage.json", ".mirror.json", ".copy",
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
 MARKER = "state.json"
+KINDS = ("run.json", "sweep.json")
+"""Sent last when a folder is new: without one of them it is not there yet."""
 RUNS = ("trials", "repeats")
 """Folders of a sweep that hold runs."""
 REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION", re.I)
@@ -240,6 +242,11 @@ class Store:
         with suppress(FileNotFoundError):
             self._patiently(lambda: self.files.delete_file(self._path(name)))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete all objects below a name."""
+        with suppress(FileNotFoundError):
+            self._patiently(lambda: self.files.delete_dir(self._path(name)))
+
     def seconds_since(self, name: str) -> float:
         """Age of an object."""
         info = self._patiently(lambda: self.files.get_file_info(self._path(name)))
@@ -415,12 +422,13 @@ class Mirror:
                 with suppress(FileNotFoundError):  # replaced or removed by a trainer that goes on
                     self._put(file, attempt)
                     agreed[file] = [[], here[file]]
-            gone = [f for f in agreed if f not in here and only(f) and not (CHECKPOINT.fullmatch(f) and not whole)]
-            if whole:
-                gone += [f for f in there if CHECKPOINT.fullmatch(f) and f not in here]
-            for file in sorted(set(gone), key=lambda f: not f.endswith(MARKER)):
+            for file in [f for f in agreed if f not in here and only(f) and not CHECKPOINT.fullmatch(f)]:
                 self._delete(file, attempt)
-                agreed.pop(file, None)
+                del agreed[file]
+            for folder in sorted(_checkpoints({*agreed, *there}).keys() - _checkpoints(here).keys()) if whole else ():
+                self._delete(f"{folder}/{MARKER}", attempt)
+                self.store.delete_folder(f"{self.name}/{folder}")
+                agreed = {file: stamps for file, stamps in agreed.items() if not file.startswith(f"{folder}/")}
             now = self.store.listing(self.name)
             for file, stamps in agreed.items():
                 if not stamps[0] and file in now:
@@ -553,7 +561,7 @@ def _checkpoints(files: Iterable[str]) -> dict[str, list[str]]:
 
 def _turn(file: str) -> int:
     """What speaks of other files is sent after them."""
-    return {"metrics.jsonl": 1, "result.json": 2}.get(file, 0)
+    return {"metrics.jsonl": 1, "result.json": 2, **dict.fromkeys(KINDS, 3)}.get(file, 0)
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -571,6 +579,7 @@ class Sender:
         self.mirror, self.attempt = mirror, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="push")
         self._push: Future[None] | None = None
+        self._lost = False
 
     def start(self) -> None:
         """Send what is there now; `wait` before the run's files change again."""
@@ -581,13 +590,18 @@ class Sender:
         """Until all is sent; raises Failed where the store cannot be reached, Superseded where another writes the run."""
         push, self._push = self._push, None
         if push is not None:
-            push.result()
+            try:
+                push.result()
+            except Failed:
+                self._lost = True  # who closes does not wait for it a second time
+                raise
 
     def close(self) -> None:
         """Send the rest."""
         try:
-            self.start()
-            self.wait()
+            if not self._lost:
+                self.start()
+                self.wait()
         finally:
             self._pool.shutdown()
 
@@ -626,9 +640,9 @@ def at(address: str, attempt: str, writes: bool = False) -> Path:
         attempt: raises Superseded where another one has the run.
         writes: whether it is this worker that writes the run.
     """
-    if "#" not in address:
+    if not is_uri(address):
         return Path(address)
-    uri, _, name = address.partition("#")
+    uri, _, name = address.rpartition("#")
     root = working_copy(uri)
     mirror = Mirror(Store(uri, PATIENCE), name, root / name)
     mirror.check_attempt(attempt)
@@ -661,8 +675,9 @@ def refresh(path: Path, wait: bool = True) -> None:
             if len(parts) > 1 and not parts[0].startswith("."):
                 unit = _unit(parts)
                 units.setdefault(unit, {})["/".join(parts)[len(unit) + 1 :]] = stamp
+        whole = [unit for unit, there in units.items() if "config.yaml" not in there or there.keys() & set(KINDS)]
         with ThreadPoolExecutor(8) as pool:
-            for _ in pool.map(lambda unit: Mirror(store, unit, root / unit).pull(wanted, units[unit], wait), units):
+            for _ in pool.map(lambda unit: Mirror(store, unit, root / unit).pull(wanted, units[unit], wait), whole):
                 pass
 
 

@@ -130,6 +130,12 @@ class RunFolder:
             mirror.claim(attempt)
             mirror.push(attempt)
 
+    def hand_over(self, attempt: str) -> str:
+        """Let workers of an attempt, on any machine, write this run, and return the address that they find it by."""
+        write_text(self.path / "attempt", attempt)
+        self.publish(attempt)
+        return self.address
+
     @contextmanager
     def writing(self) -> Iterator[str]:
         """Be the only writer while this is open, and yield the name of this attempt.
@@ -154,9 +160,10 @@ class RunFolder:
     def _meet(self, mirror: Mirror, attempt: str) -> None:
         """Make copy and store agree before anything is written; raises UserError where the name is another run's."""
         with mirror.store.speaking():
-            if not mirror.known and self.marker in mirror.store.listing(mirror.name):
+            if mirror.known:
+                mirror.pull(look)
+            elif self.marker in mirror.store.listing(mirror.name):
                 raise exists(self.path)
-            mirror.pull(look)
             self.publish(attempt)
 
 
@@ -332,6 +339,7 @@ class RunReport:
             self._patiently(self._write_events, state)
             self._send()
         if self.then:
+            self._await_store()  # who hears of the epoch may look for it there
             self.then(dict(state.metrics))
 
     def end(self, state: Any) -> None:

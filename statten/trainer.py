@@ -40,7 +40,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     config = absolute_root(config)
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
-        _check_nodes(config, path, plan)
+        check_nodes(config, path, plan)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
@@ -53,19 +53,24 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
-        _check_nodes(config, run.path, plan)
+        check_nodes(config, run.path, plan)
         check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
 
 
-def _check_nodes(config: Config, path: Path, plan: Preflight) -> None:
-    """Raise UserError where a machine of the cluster does not see what its workers read or write; tell what runs where."""
+def check_nodes(config: Config, path: Path, plan: Preflight, trials: int = 1) -> None:
+    """Raise UserError where a machine of the cluster does not see what its workers read or write; tell what runs where.
+
+    Args:
+        path: folder of the run or sweep.
+        trials: runs side by side.
+    """
     check_shared(path.parent)
     if config.data.root is not None:
         check_shared(Path(config.data.root), "data.root", mirrored=False)
     if len(machines := living()) > 1:
-        console.print("\n".join(f"on {share}" for share in place(machines, 1, plan, config.scale)), style="dim")
+        console.print("\n".join(f"on {share}" for share in place(machines, trials, plan, config.scale)), style="dim")
 
 
 def _execute(run: Run, plan: Preflight) -> Run:

@@ -83,7 +83,7 @@ def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
     from statten import remote
 
     store, count = remote.mirror_of(Path(folder)).store, 0
-    send, delete = remote.Store._send, remote.Store.delete
+    send, delete, delete_folder = remote.Store._send, remote.Store.delete, remote.Store.delete_folder
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,14 +97,18 @@ def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
                 die()
         send(self, path, name)
 
-    def counted_delete(self, name: str) -> None:
-        nonlocal count
-        count += 1
-        if count == moment + 1:
-            die()
-        delete(self, name)
+    def counted(action):
+        def then(self, name: str) -> None:
+            nonlocal count
+            count += 1
+            if count == moment + 1:
+                die()
+            action(self, name)
 
-    remote.Store._send, remote.Store.delete = counted_send, counted_delete
+        return then
+
+    remote.Store._send = counted_send
+    remote.Store.delete, remote.Store.delete_folder = counted(delete), counted(delete_folder)
     remote.mirror_of(Path(folder)).push(attempt, whole=True)
     print(count)
 

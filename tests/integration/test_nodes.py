@@ -53,7 +53,7 @@ def server():
 def cluster(tmp_path_factory):
     """The driver's machine has no cores, so that all work is done on the other one, which has folders of its own."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
-        for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_TRAIN_V2_ENABLED": "1"}.items():
+        for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}.items():
             patch.setenv(name, value)
         patch.setattr(remote, "SETTLE", 0.1)
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

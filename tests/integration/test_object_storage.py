@@ -29,8 +29,8 @@ def server(cache):
 
 def forget(cache: Path) -> None:
     """Become a machine that has never seen the storage."""
-    shutil.rmtree(cache)
-    cache.mkdir()
+    for copy in cache.glob("*/.storage.json"):
+        shutil.rmtree(copy.parent)
 
 
 def document(text: str) -> dict:
