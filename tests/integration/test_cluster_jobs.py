@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import MARK, marked
 
-from statten import cli
+from statten import cli, doctor
 from statten.cluster import make_token
 from statten.config import UserError
 from statten.runs import Run
@@ -36,7 +36,7 @@ space: space.yaml
 name: sweep
 storage: STORAGE
 trials: 3
-overrides: {train.epochs: 5, train.warmup_epochs: 0, search.scheduler: none, search.max_concurrent: 1}
+overrides: {train.epochs: 4, train.warmup_epochs: 0, data.fraction: 0.5, search.scheduler: none, search.max_concurrent: 1}
 resources: {device: cpu}
 runtime: {environment: {OMP_NUM_THREADS: "1"}}
 """
@@ -223,6 +223,33 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert token not in json.dumps(listed) and all(token not in here.logs(job["id"]) for job in listed)
     code, text = typed("status", "no-such-job")
     assert code == 2 and "no-such-job: no such job" in text
+
+
+@pytest.mark.slow
+def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
+    """Through a job: the token, versions, a storage that both nodes see, a sum over both."""
+    probe = doctor.ClusterProbe(cluster.url, tmp_path)
+    checks = {name: doctor.run_check(name, check, required) for name, required, check in doctor.cluster_checks(probe)}
+    assert {name for name, check in checks.items() if check.state != "ok"} == {"cluster's gpus"}, checks
+    assert "2 nodes on" in checks["cluster"].detail and "2 CPUs, 0 GPUs" in checks["cluster"].detail
+    assert checks["cluster's storage"].detail == f"{tmp_path}: 2 nodes see each other's files"
+    assert "gloo, 4 MiB over 2 nodes" in checks["all-reduce"].detail
+    assert not list(tmp_path.iterdir()), "nothing stays"
+
+    found = probe.found()  # the same cluster, were something wrong with it
+    first, second = found["nodes"]
+    with pytest.raises(doctor.Broken, match=r"is not shared: .* sees nothing of"):
+        second["unseen"] = [first["host"]]
+        doctor.check_cluster_storage(probe)
+    with pytest.raises(doctor.Broken, match=r"torch 2\.0\.0 on \S+, but here python"):
+        second["versions"]["torch"] = "2.0.0"
+        doctor.check_cluster_versions(probe)
+    with pytest.raises(doctor.Broken, match="gloo between 2 nodes: no answer within"):
+        found["all_reduce"]["seconds"][1] = "no answer within 90 s"
+        doctor.check_all_reduce(probe)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
+    with pytest.raises(doctor.Broken, match="refuses the token of RAY_AUTH_TOKEN"):
+        doctor.check_cluster(doctor.ClusterProbe(cluster.url))
 
 
 def test_tokens(cluster, monkeypatch, tmp_path):
