@@ -120,24 +120,27 @@ class Cluster:
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:
-        """Say in a sentence what Ray and requests raise."""
-        import requests
+        """Say in a sentence what Ray, and the requests library below it, raise."""
         from ray.exceptions import AuthenticationError
 
+        stranger = f"--address: what answers at {self.url} is no Ray dashboard"
         try:
             yield
         except AuthenticationError:
             raise UserError(self._refused()) from None
-        except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
+        except OSError as error:  # of requests, too
+            answer = getattr(error, "response", None)
+            if isinstance(error, ValueError) or (answer is not None and answer.status_code < 500):
+                raise UserError(stranger) from None
             raise Unreachable(
                 f"--address: nothing answers at {self.url}; is the cluster up, its dashboard reachable?"
             ) from None
-        except (requests.exceptions.RequestException, KeyError):
-            raise UserError(f"--address: what answers at {self.url} is no Ray dashboard") from None
+        except KeyError:
+            raise UserError(stranger) from None
         except RuntimeError as error:
             found = re.search(r"status code (\d+): (.*)", str(error), re.S)
             if "Version check returned 404" in str(error):
-                raise UserError(f"--address: what answers at {self.url} is no Ray dashboard") from None
+                raise UserError(stranger) from None
             if found and found[1] == "404":
                 raise NoSuchJob(found[2].strip()) from None
             if found and found[1].startswith("5") and "already exists" not in found[2]:
@@ -348,7 +351,7 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
     line, recipe = list(words), parameters.get("recipe")
     overrides = parameters.get("overrides") or []
     files, root = [], parse_overrides(overrides).get("data.root")
-    stem = str(parameters.get("target") or command)
+    stem = str(parameters.get("target") or "job")
     if recipe is not None:
         config = load_config(recipe, overrides)
         files, root, stem = _files(recipe, parameters.get("space"), config), config.data.root, recipe

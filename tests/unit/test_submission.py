@@ -1,10 +1,12 @@
 """What is checked before a job is sent, how it goes on under its name, and when it is started again."""
 
+import http.server
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import optuna
@@ -137,6 +139,28 @@ def test_where_a_cluster_is(monkeypatch):
     for wrong in ("ray://head:1", "http://", "http://user:word@head", "http://head:port", "auto://x"):
         with pytest.raises(UserError, match="must be the URL of a Ray dashboard"):
             dashboard_url(wrong)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [(200, b"<html>", "is no Ray dashboard"), (404, b"", "is no Ray dashboard"), (418, b"", "is no Ray dashboard"),
+     (200, b"{}", "is no Ray dashboard"), (503, b"", "nothing answers at")],
+)  # fmt: skip
+def test_an_address_where_somebody_else_answers(status, body, sentence, work):
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=sentence):
+            submission.Cluster(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 def test_rays_variables_do_not_win_over_an_address(monkeypatch):
