@@ -13,8 +13,8 @@ import torch
 
 from statten.config import load_config
 from statten.data import make_test_loader
-from statten.evaluation.meter import SpikeMeter
 from statten.files import write_json
+from statten.meter import SpikeMeter
 from statten.metrics import evaluating
 from statten.models import build_model
 from statten.runs import environment

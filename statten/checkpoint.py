@@ -7,11 +7,15 @@
         optimizer.safetensors            the optimizer's tensors
         state.json                       epoch, step, counters, metrics, digests of the files above
 
-A checkpoint is written aside and renamed, so it is there whole or not at all; its digests find later damage, and loading
-falls back to the one before. Random streams need no saving: they are functions of (seed, epoch, step, rank).
+A checkpoint is written aside and renamed, so it is there whole or not at all; its digests, that of state.json in the file
+itself, find later damage, and loading falls back to the one before. Random streams need no saving: they are functions of
+(seed, epoch, step, rank).
 """
 
+import hashlib
+import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -69,6 +73,7 @@ class TrainState:
 
 def save(state: TrainState, folder: Path) -> Path:
     """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays."""
+    folder.mkdir(exist_ok=True)  # without its parents: where the storage is away, nothing is made in its place
     name = f"epoch-{state.epoch:04d}" + (f"-step-{state.step:06d}" if state.step else "")
     path = folder / name
     if path.exists():
@@ -81,22 +86,36 @@ def save(state: TrainState, folder: Path) -> Path:
         files[EMA] = state.ema.module.state_dict()
     with new_folder(path) as aside:
         for name, content in files.items():
-            save_file({k: v.contiguous() for k, v in content.items()}, aside / name)
-        write_json(
-            aside / STATE,
-            {
-                "epoch": state.epoch,
-                "step": state.step,
-                "sums": state.sums,
-                "seconds": state.seconds,
-                "metrics": state.metrics,
-                "best": state.best,
-                "optimizer": numbers,
-                "scaler": state.scaler.state_dict(),
-                "sha256": {name: sha256(aside / name) for name in files},
-            },
-        )
+            _save_file(content, aside / name)
+        document = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "sums": state.sums,
+            "seconds": state.seconds,
+            "metrics": state.metrics,
+            "best": state.best,
+            "optimizer": numbers,
+            "scaler": state.scaler.state_dict(),
+            "sha256": {name: sha256(aside / name) for name in files},
+        }
+        write_json(aside / STATE, {**document, "digest": _digest(document)})
     return path
+
+
+def _save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # says what the system said in its text alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """SHA-256 of a document as it will be read."""
+    read = json.loads(json.dumps(document))
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -113,13 +132,20 @@ def prune(folder: Path, keep: int, best_epoch: int | None) -> None:
 
 
 def load_newest(state: TrainState, folder: Path) -> Path | None:
-    """Load the newest sound checkpoint into `state`; a damaged one is named in the log and the one before is taken."""
-    for path in reversed(checkpoints(folder)):
+    """Load the newest sound checkpoint into `state`; a damaged one is named in the log and the one before is taken.
+
+    Returns None where there is no checkpoint at all; raises UserError where all are damaged: to start again is the user's
+    choice.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
         problem = _damage(path)
         if problem is None:
             _load(state, path)
             return path
         log.warning("%s is damaged (%s); falling back to the checkpoint before it", path, problem)
+    if found:
+        raise UserError(f"{folder}: all checkpoints are damaged; restore one, or remove them to start from the beginning")
     return None
 
 
@@ -157,6 +183,8 @@ def _damage(path: Path) -> str | None:
             return f"{name} is missing"
         if sha256(path / name) != digest:
             return f"{name} does not match its digest"
+    if "digest" in saved and saved.pop("digest") != _digest(saved):  # checkpoints of earlier versions have none
+        return f"{STATE} does not match its digest"
     return None
 
 

@@ -22,11 +22,13 @@ from statten.jobs import (
     run_with_retries,
     space_file,
 )
+from statten.remote import check_store, refresh, working_copy
 from statten.runs import Run, check_name, default_storage, free_name, locate
 
 if TYPE_CHECKING:
     from statten.config import Config
     from statten.search import Sweep
+    from statten.search.space import Space
 
 app = typer.Typer(
     name="statten",
@@ -49,7 +51,12 @@ OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; defau
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
-Storage = Annotated[Path | None, typer.Option(help="Folder of all runs; default: $STATTEN_STORAGE, else ./runs.")]
+Storage = Annotated[
+    Path | None,
+    typer.Option(
+        parser=working_copy, metavar="FOLDER|URI", help="Folder or URI of all runs; default: $STATTEN_STORAGE, else ./runs."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
 Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
@@ -92,6 +99,7 @@ def _begin(as_json: bool, storage: Path | None) -> Path:
     folder = storage or default_storage()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
     if SUBMITTED in os.environ:
         check_submitted_storage(folder)
     return folder
@@ -105,6 +113,8 @@ def _place(storage: Path, name: str | None, stem: str) -> Path:
     parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
     return path
 
 
@@ -158,9 +168,14 @@ def train(
 @app.command()
 def tune(
     recipe: Recipe,
-    space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
+    space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
+    hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="End it after so many epochs of all trials: search.max_epochs.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
+    ] = None,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -169,20 +184,22 @@ def tune(
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = _begin(as_json, storage)
-    if trials is not None:
-        overrides = [*overrides, f"search.trials={trials}"]
+    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", epochs)):
+        if value is not None:
+            overrides = [*overrides, f"search.{field}={value}"]
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(space_file(space), config), time.monotonic()
+    loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
-    if dry_run:
-        return _plan(config, as_json, sweep=True)
     if again and begun(path, config, loaded):
         return _go_on(path, folder, as_json)
     from statten import search
 
-    return _finish_sweep(search.tune(config, loaded, path), began, as_json)
+    other = search.Sweep.open(locate(source, folder)) if source else None
+    if dry_run:
+        return _plan(config, as_json, loaded)
+    return _finish_sweep(search.tune(config, loaded, path, other), began, as_json)
 
 
 @app.command()
@@ -218,6 +235,7 @@ def promote(
     target: Target,
     overrides: Set = [],  # noqa: B006
     trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
+    front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -227,6 +245,8 @@ def promote(
     """Train a sweep's best trial (or a run) further, from its own checkpoint."""
     folder = _begin(as_json, storage)
     path, began = locate(target, folder), time.monotonic()
+    if front:
+        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run)
     source, recorded = _promotable(path, trial)
     from statten.config import with_overrides
 
@@ -409,7 +429,7 @@ def run(
 def best(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Name the best trial of a sweep."""
     path = locate(target, _begin(as_json, storage))
-    from statten.display import console
+    from statten.display import console, table
     from statten.search.sweep import Sweep, describe
 
     found = Sweep.open(path).best()
@@ -421,13 +441,20 @@ def best(target: Target, storage: Storage = None, as_json: Json = False) -> None
         f"  validation  top-1 {metrics['val/top1']:.2f} %, loss {metrics['val/loss']:.4f} at epoch {metrics['epoch']}"
     )
     console.print(f"  checkpoint  {found['checkpoint']}")
-    return console.print(f"  train on    statten promote {path} --set train.epochs=20")
+    if "front" in found:
+        columns = list(found["values"])
+        cells = [[t["trial"], describe(t["point"]), *[f"{t[c]:.4g}" for c in columns]] for t in found["front"]]
+        console.print(table("the Pareto front", ["trial", "point", *columns], cells, right=(0, *range(2, 2 + len(columns)))))
+    if certain := Sweep(path).certainty():
+        console.print(f"  {certain}")
+    return console.print(f"  train on    statten promote {Sweep(path).where} --set train.epochs=20")
 
 
 @app.command()
 def runs(storage: Storage = None, as_json: Json = False) -> None:
     """List the runs and sweeps of the storage."""
     folder = _begin(as_json, storage)
+    refresh(folder)
     from statten.display import console, table
     from statten.overview import overview
 
@@ -441,14 +468,51 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
     """Show a run's epochs or a sweep's trials."""
     path = locate(target, _begin(as_json, storage))
     from statten.display import console
-    from statten.overview import details, details_table
+    from statten.overview import details, details_table, watch
 
+    if watching:
+        watch(path)
     document = details(path)
     return _print(document) if as_json else console.print(details_table(document))
+
+
+@app.command("report")
+def report_sweep(
+    target: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or a path.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; default: `report` in the sweep's folder.")] = None,
+    rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure the best trials' firing rates.")] = True,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print all trials as CSV on stdout, everything else on stderr.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write a sweep's report: one HTML page, pictures, and all trials as CSV and JSON; the sweep may be running."""
+    if as_csv and as_json:
+        raise UserError("--csv: stdout takes one document, but --json is given too; the report's folder has both as files")
+    path = locate(target, _begin(as_json or as_csv, storage))
+    from statten.display import console
+    from statten.report import report
+    from statten.search import Sweep
+
+    written = report(Sweep.open(path), output, rates)
+    files = written["files"]
+    if as_json:
+        return _print(written)
+    if as_csv:
+        return print(Path(files["csv"]).read_text(encoding="utf-8"), end="")
+    console.print(f"page      {files['page']}")
+    console.print(f"pictures  {', '.join(Path(name).name for name in files['pictures']) or 'none: there are no trials yet'}")
+    return console.print(f"trials    {len(written['trials'])} in {files['csv']} and {files['json']}")
 
 
 @app.command()
@@ -620,30 +684,64 @@ def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
     return sweep.trial(number), {"sweep": path.name, "trial": number}
 
 
-def _plan(config: "Config", as_json: bool, sweep: bool = False) -> None:
-    import dataclasses
-
+def _promote_front(
+    path: Path, overrides: list[str], trial: int | None, name: str | None, folder: Path, as_json: bool, dry_run: bool
+) -> None:
+    from statten import search
     from statten.display import console
 
-    if sweep:
+    if trial is not None:
+        raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
+    sweep = search.Sweep.open(path)
+    places = {t.number: _place(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
+    if taken := [place for place in places.values() if place.exists()]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name")
+    if dry_run:
+        return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
+    done = []
+    for number, place in places.items():
+        run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        best = (run.result or {})["best"]
+        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+    return _print(done) if as_json else None
+
+
+def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
+    import dataclasses
+
+    from statten import nodes
+    from statten.display import console
+
+    machines, scale = nodes.survey(config.scale.address), config.scale
+    if space is not None:
         from statten.search import plan_sweep
 
-        planned = plan_sweep(config)
+        planned = plan_sweep(config, space, nodes.capacity(machines))
         plan, found = planned.trial, dataclasses.asdict(planned)
         document = {**found.pop("trial"), **found}
     else:
         from statten.train import preflight
 
-        plan = preflight(config)
+        plan = preflight(config, nodes.capacity(machines))
         document = dataclasses.asdict(plan)
+    shares = nodes.place(machines, document.get("concurrent", 1), plan, scale)
     if as_json:
-        return _print({**document, "config": config.model_dump(mode="json")})
+        where = [dataclasses.asdict(share) for share in shares]
+        return _print({**document, "placement": where, "config": config.model_dump(mode="json")})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
-    if sweep:
-        console.print(f"trials           {document['trials']}, {document['concurrent']} at a time")
+    if space is not None:
+        of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"
+        console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
+        console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
+        console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
+    for share in shares:
+        console.print(f"on {share}")
+    if config.data.workers:
+        console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
     return console.print("Nothing was started.")
 
 

@@ -40,8 +40,19 @@ AUTO_AUGMENT = (
     r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
 )
 Optimizer = Literal["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"]
-Sampler = Literal["tpe", "random"]
-Metric = Literal["val/top1", "val/top5", "val/loss"]
+Sampler = Literal["tpe", "random", "grid", "qmc", "gp", "cmaes", "nsga2", "nsga3"]
+METRICS = {
+    "val/top1": "max",
+    "val/top5": "max",
+    "val/loss": "min",
+    "energy_uj": "min",
+    "latency_ms": "min",
+    "parameters": "min",
+    "peak_memory_mib": "min",
+    "seconds": "min",
+}
+"""What a sweep may look for by name, and which way is better; any other reported metric is written NAME:max or NAME:min."""
+Scheduler = Literal["auto", "asha", "median", "hyperband", "front", "none"]
 
 
 class UserError(ValueError):
@@ -93,6 +104,27 @@ def _share_or_test(value: Any) -> Any:
 
 
 Validation = Annotated[float | Literal["test"], BeforeValidator(_share_or_test)]
+
+
+def _count_or_range(value: Any) -> Any:
+    # The same, for a number of workers or the least and the most.
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        counts = [int(str(count)) for count in given]
+    except ValueError:
+        raise ValueError("must be a whole number, or two as [min, max]") from None
+    if min(counts, default=1) < 1:
+        raise ValueError("must be at least 1")
+    if max(counts, default=1) > 4096:
+        raise ValueError("must be at most 4096")
+    if not isinstance(value, list | tuple):
+        return counts[0]
+    if len(counts) != 2 or counts[0] > counts[1]:
+        raise ValueError("must be a whole number, or two as [min, max]")
+    return tuple(counts)
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_count_or_range)]
 
 
 class Part(BaseModel):
@@ -426,12 +458,17 @@ class TrainConfig(Part):
 class ScaleConfig(Part):
     """Where it runs; the only part that changes between a laptop and a cluster."""
 
-    workers: Int = Field(1, ge=1, le=4096)
-    """Training workers (processes); on GPUs one worker has one GPU."""
+    workers: Workers = 1
+    """Training workers (processes); on GPUs one worker has one GPU. `[min, max]` trains on as many as the cluster has room for,
+    and follows it. A step has `max` x train.batch_size samples all the same: fewer workers do several batches each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where one is usable."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """Share of a GPU that a trial of one worker holds: 0.25 trains four trials side by side on each GPU."""
     cpus_per_worker: Int | None = Field(None, ge=1, le=1024)
     """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Which machines of a cluster the workers of a run take: as few as hold them, or as many as there are."""
     neuron_backend: str = "auto"
     """Implementation of the neurons; `auto` takes the fastest that can run here and logs which."""
     activation_checkpointing: bool = False
@@ -441,34 +478,146 @@ class ScaleConfig(Part):
     cuda_graphs: bool = False
     """Record a training step's kernels once and replay them: faster where the CPU cannot feed the GPU, as with small models."""
     max_failures: Int = Field(3, ge=0)
-    """How often a run whose worker was lost is started again from its newest checkpoint."""
+    """How often a run whose worker was lost is started again from its newest checkpoint; out of memory, a loss that is not
+    finite and wrong input stop at once."""
+    hang_seconds: Float | None = Field(1800.0, ge=1)
+    """A worker that makes no step for so long is ended and counts as lost; empty never does. A validation counts as one."""
+    storage_seconds: Float = Field(300.0, ge=0)
+    """How long a run waits for storage that has gone away, before it stops; less than `hang_seconds`."""
     address: str | None = None
     """Address of a Ray cluster, or `auto` on one of its machines; empty means $RAY_ADDRESS, else Ray is started here."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that train, and the number of batches of `train.batch_size` in a step."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _rules(self) -> "ScaleConfig":
+        if self.gpus_per_worker < 1 and self.max_workers > 1:
+            raise ConfigError(
+                f"`gpus_per_worker` must be 1 for several workers, for NCCL refuses two ranks on one GPU, but got "
+                f"(gpus_per_worker={self.gpus_per_worker:g}, workers={self.workers}); use workers=1"
+            )
+        return self
 
 
 class SearchConfig(Part):
     """How a sweep looks for the best trial."""
 
-    trials: Int = Field(16, ge=1)
-    """Number of trials."""
-    metric: Metric = "val/top1"
-    """Reported metric that ranks trials."""
-    mode: Literal["max", "min"] = "max"
-    """Whether a larger or a smaller `metric` is better."""
+    trials: Int | None = Field(None, ge=1)
+    """Number of trials; empty means 16, and with sampler grid every configuration."""
+    objectives: list[str] = Field(default_factory=lambda: ["val/top1"], min_length=1, max_length=4)
+    """Reported metrics that rank trials, at the epoch of the best val/top1: one, or several for a Pareto front. energy_uj is
+    the energy of one sample in microjoules, latency_ms the time of one sample alone; others as NAME:max or NAME:min."""
+    constraints: list[str] = Field(default_factory=list)
+    """Bounds that a trial must keep to be the best or on the front, such as `energy_uj <= 500` or `val/top1 >= 90`."""
     sampler: Sampler = "tpe"
-    """Optuna's sampler: `tpe` (multivariate, grouped) or `random`."""
+    """How points are chosen: `tpe` (multivariate, grouped), `random`, `grid` (every configuration once), `qmc` (Sobol), `gp`
+    (Gaussian process), `cmaes` (numbers without conditions only), `nsga2` or `nsga3` (for several objectives)."""
     startup_trials: Int = Field(6, ge=1)
-    """Random trials before TPE models the space."""
+    """Random trials before tpe, gp and cmaes model the space; size of a population of nsga2 and nsga3."""
     seed: Int = Field(0, ge=0)
     """Seed of the sampler."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """`asha` stops poor trials by asynchronous successive halving."""
+    scheduler: Scheduler = "auto"
+    """How poor trials are stopped: `asha` (asynchronous successive halving), `median`, `hyperband` (successive halving from
+    several first rungs), all by the first objective; `front` when even its best case cannot enter the Pareto front; `none`;
+    `auto` takes asha for one objective and front for several."""
     grace_epochs: Int = Field(1, ge=1)
     """Epochs that every trial may train before it can be stopped."""
     reduction_factor: Int = Field(3, ge=2)
     """At each rung the best 1/reduction_factor go on."""
+    firing_range: tuple[float, float] | None = (1e-5, 0.999)
+    """A trial with a layer whose firing rate leaves this range after the grace epochs is stopped: the layer is dead or
+    saturated. Empty turns it off."""
+    inherit: Literal["none", "timesteps"] = "none"
+    """`timesteps`: a trial that differs from a finished one in timesteps and block size alone starts from its weights."""
+    short_first: bool = False
+    """Train a new architecture at its fewest timesteps first, and only those that are not stopped at the proposed ones."""
+    repeats: Int = Field(1, ge=1, le=100)
+    """Seeds under which the finalists are trained when the trials are done; 1 leaves it out."""
+    finalists: Int = Field(3, ge=2)
+    """Best trials that are repeated."""
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which the sweep ends; what then trains is stopped at its next epoch. Continued sweeps go on counting."""
+    max_epochs: Int | None = Field(None, ge=1)
+    """Epochs of training over all trials after which the sweep ends."""
+    storage: str | None = None
+    """Database of the study, such as postgresql://user@host/name or sqlite:///file; empty means a journal in its folder."""
     max_concurrent: Int | None = Field(None, ge=1)
     """Trials that run side by side; empty means as many as the machine holds."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> "SearchConfig":
+        problems = []
+        for text in self.objectives:
+            try:
+                objective(text)
+            except ConfigError as error:
+                problems += error.problems
+        if len({text.partition(":")[0] for text in self.objectives}) < len(self.objectives):
+            problems.append(f"`objectives` must differ, but got {', '.join(self.objectives)}")
+        for text in self.constraints:
+            try:
+                constraint(text)
+            except ConfigError as error:
+                problems += error.problems
+        if self.scheduler == "front" and len(self.objectives) == 1:
+            problems.append("`scheduler=front` needs several objectives, but got one; use scheduler=asha")
+        if self.firing_range and not 0 <= self.firing_range[0] < self.firing_range[1] <= 1:
+            problems.append(f"`firing_range` must be [low, high] between 0 and 1, but got {list(self.firing_range)}")
+        if self.storage and not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", self.storage):
+            problems.append(
+                f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but got {self.storage!r}"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    @property
+    def directions(self) -> dict[str, str]:
+        """The objectives: metric to max or min."""
+        return dict(objective(text) for text in self.objectives)
+
+    @property
+    def metric(self) -> str:
+        """The first objective, by which trials are stopped early."""
+        return next(iter(self.directions))
+
+    @property
+    def metrics(self) -> set[str]:
+        """Every metric that an objective or a constraint names."""
+        return {*self.directions, *(constraint(text)[0] for text in self.constraints)}
+
+    @property
+    def stopping(self) -> str:
+        """The scheduler in force."""
+        return self.scheduler if self.scheduler != "auto" else "asha" if len(self.objectives) == 1 else "front"
+
+
+def objective(text: str) -> tuple[str, str]:
+    """`val/top1` or `firing_rate/head:min` as metric and direction; raises ConfigError."""
+    name, colon, direction = text.partition(":")
+    if colon and direction not in ("max", "min"):
+        raise ConfigError(f"`objectives` must be NAME, NAME:max or NAME:min, but got {text!r}")
+    if not colon and name not in METRICS:
+        known = nearest(name, METRICS)
+        raise ConfigError(f"`objectives`: {name!r} has no direction of its own: write {name}:max or {name}:min; {known}")
+    return name, direction or METRICS[name]
+
+
+def constraint(text: str) -> tuple[str, str, float]:
+    """`energy_uj <= 500` as metric, relation and bound; raises ConfigError."""
+    match = re.fullmatch(r"\s*([\w/.]+)\s*(<=|>=)\s*([-+.\de]+)\s*", text)
+    try:
+        return (match[1], match[2], float(match[3]))  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise ConfigError(f"`constraints` must be METRIC <= NUMBER or METRIC >= NUMBER, but got {text!r}") from None
 
 
 class Config(Part):

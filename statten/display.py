@@ -19,10 +19,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from statten.config import UserError
 from statten.files import read_json
 from statten.runs import Run, best_row
 
 console = Console(highlight=False, soft_wrap=True)
+
+REFRESH = 5.0
+"""Seconds between looks into a store, where the workers may be on other machines."""
 
 
 def use_stderr() -> None:
@@ -85,8 +89,13 @@ def _follow(run: Run, done: threading.Event) -> None:
     epochs, shown, log_at = run.config.train.total_epochs, len(run.metrics()), _size(run.path / "train.log")
     with progress_bar("epochs") as bar:
         task = bar.add_task("starting workers", total=epochs, completed=shown, rate="")
+        refreshed = time.monotonic()
         while True:
             last = done.wait(0.25)
+            if time.monotonic() - refreshed > REFRESH:
+                with contextlib.suppress(UserError):  # a store that is away may come back
+                    run.refresh(wait=False)
+                refreshed = time.monotonic()
             rows = run.metrics()
             for row in rows[shown:]:
                 console.print(epoch_line(row, epochs))
@@ -168,6 +177,6 @@ def run_summary(run: Run, began: float) -> None:
         f"\n[bold]{run.name}[/]: best validation top-1 {best['val/top1']:.2f} % at epoch {int(best['epoch'])} of {len(rows)}, "
         f"in {duration(time.monotonic() - began)}"
     )
-    console.print(f"  folder    {run.path}")
-    console.print(f"  test it   statten evaluate {run.path}")
+    console.print(f"  folder    {run.where}")
+    console.print(f"  test it   statten evaluate {run.where}")
     console.print(f"  watch it  tensorboard --logdir {run.path}")

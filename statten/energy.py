@@ -50,7 +50,7 @@ class Operation:
     layer: str
     kind: Literal["conv3x3", "conv1x1", "product", "linear"]
     point: str | None
-    """Where its input is measured (see evaluation/meter.py); None: the network's own input, which is numbers."""
+    """Where its input is measured (see meter.py); None: the network's own input, which is numbers."""
     flops: int
     """Multiply-accumulates of one timestep if its input were dense."""
     weights: int
@@ -100,7 +100,7 @@ def ledger(
     Args:
         config: the network.
         timesteps: T that it ran.
-        counts: sums over samples of each point's input, [T, C, H, W] or [T] (evaluation/meter.py).
+        counts: sums over samples of each point's input, [T, C, H, W] or [T] (meter.py).
         samples: their number.
         conventions: what is counted how.
     """
@@ -129,13 +129,29 @@ def _row(
             row["timesteps"] = 1
     else:
         found = counts[op.point].double()
-        values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
-        row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
+        row |= {"unit": "SOPs", "rate": _rate(op, found.sum().item(), timesteps, samples)}
         bits = 2.0 if config.events and op.point.endswith(".mixed") else 1.0
         if op.kind == "conv3x3":
             row["inside"] = _inside(found, op.side)
     row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
     return row | _costs(row, conventions)
+
+
+def _rate(op: Operation, spikes: float, timesteps: int, samples: float) -> float:
+    """Mean of an operation's input, from its sum over samples and timesteps."""
+    values = op.flops if str(op.point).endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
+    return spikes / (values * timesteps * samples)
+
+
+def picojoules(config: ModelConfig, timesteps: int, spikes: Mapping[str, float], samples: float) -> float:
+    """The ledger's total in pJ per sample, by the default conventions, from each point's sum alone."""
+    macs = sops = 0.0
+    for op in operations(config):
+        if op.point is None:
+            macs += op.flops * timesteps
+        else:
+            sops += _rate(op, spikes[op.point], timesteps, samples) * timesteps * op.flops
+    return MAC_PJ * macs + AC_PJ * sops
 
 
 def _inside(counts_TCHW: Tensor, side: int) -> float:

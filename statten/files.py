@@ -1,17 +1,24 @@
 """Files that are never half written: everything is written aside, flushed to disk and renamed into place."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from statten.config import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file size limit that is used up: waiting does not help."""
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -29,6 +36,21 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all where the disk is full or goes away."""
+    data = (line + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
@@ -84,13 +106,85 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only process that writes a folder while this is open; the lock goes with the process, however it ends."""
-    path = folder / ".lock"
-    with path.open("w") as file:
+# ---------------------------------------------------------------------------------------------------------------------
+# One writer.
+
+RENEW = 10.0
+"""Seconds between the renewals of a writer's record; after three that did not come, another may take its place."""
+
+
+def writer(**further: Any) -> dict[str, Any]:
+    """The record by which others know a writer: host, process and time."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **further}
+
+
+def alive(record: dict[str, Any], seconds: float) -> bool:
+    """Whether the writer of a record that was renewed so many seconds ago may still be at work."""
+    if record["host"] == socket.gethostname():
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.kill(record["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    return seconds < 3 * RENEW
+
+
+def taken(folder: Path | str, what: str, record: dict[str, Any] | None = None, seconds: float = 0.0) -> UserError:
+    """The error for a folder that another process writes."""
+    who = f": process {record['pid']} on {record['host']}, last seen {max(0, seconds):.0f} s ago" if record else ""
+    return UserError(f"{folder}: another process is writing {what}; wait for it or stop it{who}")
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str = "it") -> Iterator[None]:
+    """Be the only process that writes a folder while this is open; the lock goes with the process, however it ends.
+
+    Where machines share the folder, but not its locks (some mounts of NFS), the record in the lock's file keeps others out.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+
+    def renew() -> None:
+        os.pwrite(handle, json.dumps(writer()).ljust(200).encode(), 0)
+        os.fsync(handle)
+
+    try:
+        text = os.pread(handle, 200, 0)
+        try:
+            record = json.loads(text) if text.strip() else None
+        except ValueError:
+            record = None
+        seconds = time.time() - record["time"] if record else 0.0
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is writing it; wait for it or stop it") from None
+            raise taken(folder, what, record, seconds) from None
+        if record and record["host"] != socket.gethostname() and alive(record, seconds):
+            raise taken(folder, what, record, seconds)
+        renew()
+        try:
+            with repeating(renew):
+                yield
+        finally:
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], object], seconds: float | None = None) -> Iterator[None]:
+    """Call something every so many seconds (`RENEW`), in a thread, while this is open."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(RENEW if seconds is None else seconds):
+            with contextlib.suppress(OSError):  # a disk or a store that is away may come back
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        done.set()
+        thread.join()

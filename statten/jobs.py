@@ -254,9 +254,7 @@ def ended(path: Path) -> bool:
 
     if not (path / Sweep.marker).is_file():
         return Run(path).state == "finished"
-    sweep = Sweep(path)
-    states = [trial.state.is_finished() for trial, _ in sweep.rows()]
-    return all(states) and len(states) >= sweep.config.search.trials
+    return Sweep(path).ended
 
 
 def check_submitted_storage(storage: Path) -> None:

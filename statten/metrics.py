@@ -94,11 +94,11 @@ class FiringRates:
 
         return add
 
-    def reduced(self) -> dict[str, float]:
-        """Layer name to firing rate in spikes per neuron and timestep, over all ranks."""
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Layer name to spikes, and to neurons times timesteps that could have, over all ranks; collective."""
         neurons = torch.tensor(self._neurons, dtype=torch.int64).to(self._spikes.device)
         spikes, total = sum_over_ranks(torch.stack([self._spikes[:, 0], neurons])).tolist()
-        return {name: s / max(n, 1) for name, s, n in zip(self.names, spikes, total, strict=True)}
+        return {name: (s, n) for name, s, n in zip(self.names, spikes, total, strict=True)}
 
 
 @contextmanager

@@ -18,7 +18,7 @@
 A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
-import fcntl
+import errno
 import json
 import logging
 import os
@@ -30,21 +30,36 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from statten.config import Config, UserError, dump_config, load_config, nearest
-from statten.files import new_folder, read_json, write_json, write_text
+from statten.files import FULL, append_line, exclusive, new_folder, read_json, write_json, write_text
+from statten.remote import (
+    Mirror,
+    Sender,
+    Superseded,
+    at,
+    is_uri,
+    look,
+    mirror_of,
+    refresh,
+    split_uri,
+    taken_names,
+    working_copy,
+)
+
+log = logging.getLogger("statten")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def default_storage() -> Path:
     """`$STATTEN_STORAGE`, else ./runs."""
-    return Path(os.environ.get("STATTEN_STORAGE") or "runs")
+    return working_copy(os.environ.get("STATTEN_STORAGE") or "runs")
 
 
 def now() -> str:
@@ -88,25 +103,61 @@ class RunFolder:
             raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}")
         return cls(path)
 
+    @classmethod
+    def at(cls, address: str, attempt: str, writes: bool = False):
+        """The folder that an `address` means on this machine; see `remote.at`."""
+        return cls(at(address, attempt, writes))
+
+    @property
+    def address(self) -> str:
+        """What a worker on any machine finds it by."""
+        mirror = mirror_of(self.path)
+        return mirror.address if mirror else str(self.path.resolve())
+
+    @property
+    def where(self) -> str:
+        """What a person calls it: its URI or its path."""
+        mirror = mirror_of(self.path)
+        return mirror.uri if mirror else str(self.path)
+
+    def refresh(self, wait: bool = True) -> None:
+        """See what workers elsewhere have written; nothing in a plain folder. Without `wait`, not while a worker here sends."""
+        refresh(self.path, wait)
+
+    def publish(self, attempt: str) -> None:
+        """Show workers elsewhere what was written here; nothing in a plain folder."""
+        if mirror := mirror_of(self.path, self.config.scale.storage_seconds):
+            mirror.claim(attempt)
+            mirror.push(attempt)
+
     @contextmanager
     def writing(self) -> Iterator[str]:
         """Be the only writer while this is open, and yield the name of this attempt.
 
         The lock goes with the process, however it ends. Workers of an earlier attempt that outlive it find a new name in
-        the file `attempt`, and stop.
+        the file `attempt` (in a store, in the object), and stop.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another process is writing this {self.noun}; wait for it or stop it") from None
-            attempt = uuid.uuid4().hex
+        attempt, mirror = uuid.uuid4().hex, mirror_of(self.path)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.path, f"this {self.noun}"))
+            if mirror:
+                stack.enter_context(mirror.leased(attempt, f"this {self.noun}"))
+                self._meet(mirror, attempt)
             write_text(self.path / "attempt", attempt)
-            yield attempt
+            try:
+                yield attempt
+            finally:
+                if patient := mirror_of(self.path, self.config.scale.storage_seconds):
+                    with suppress(Superseded):
+                        patient.send(attempt)
 
-
-class Superseded(RuntimeError):
-    """A newer attempt writes this run."""
+    def _meet(self, mirror: Mirror, attempt: str) -> None:
+        """Make copy and store agree before anything is written; raises UserError where the name is another run's."""
+        with mirror.store.speaking():
+            if not mirror.known and self.marker in mirror.store.listing(mirror.name):
+                raise exists(self.path)
+            mirror.pull(look)
+            self.publish(attempt)
 
 
 class Run(RunFolder):
@@ -126,6 +177,7 @@ class Run(RunFolder):
         `extra` maps file names to further JSON content, such as splits.json; `weights` is copied to initial.safetensors.
         """
         check_name(path.name)
+        refresh(path)
         try:
             with new_folder(path) as aside:
                 write_json(aside / cls.marker, {"kind": "run", "created": now(), "origin": origin}, durable=False)
@@ -169,19 +221,32 @@ class Run(RunFolder):
         """The checkpoint of the best epoch, else the newest; raises UserError when no epoch is finished."""
         from statten.checkpoint import checkpoints
 
-        paths = checkpoints(self.checkpoint_folder)
         rows = self.metrics()
-        epoch = best_row(rows)["epoch"] if rows else None
+        name = f"epoch-{best_row(rows)['epoch'] if rows else 0:04d}"
+        if not (self.checkpoint_folder / name).is_dir() and (mirror := mirror_of(self.path)):
+            mirror.fetch(name)
+        paths = checkpoints(self.checkpoint_folder)
         for path in paths:
-            if path.name == f"epoch-{epoch or 0:04d}":
+            if path.name == name:
                 return path
         if not paths:
             raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
         return paths[-1]
 
-    def fail(self, reason: str, state: str = "failed") -> None:
-        """Record that the run ended without a result, and why."""
-        write_json(self.path / "result.json", {"state": state, "reason": reason, "ended": now()})
+    @property
+    def attempt(self) -> str:
+        """Name of the newest attempt to write this run."""
+        return (self.path / "attempt").read_text(encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """Add a line to train.log from another process than the workers; the person at the screen sees it too."""
+        with suppress(OSError), (self.path / "train.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def fail(self, reason: str, state: str = "failed", cause: str | None = None) -> None:
+        """Record that the run ended without a result, and why; `cause` is one of faults.py's kinds."""
+        causes = {"cause": cause} if cause else {}
+        write_json(self.path / "result.json", {"state": state, "reason": reason, **causes, "ended": now()})
 
     def stop(self, reason: str) -> None:
         """Record that a sweep stopped this trial early, and why."""
@@ -196,7 +261,11 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
 class RunReport:
     """What `fit` reports, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard.
 
-    `then` is called on every rank after each epoch with the metrics: Ray's own report.
+    Where the storage is away, every write but that of the progress waits for it, at most `scale.storage_seconds`.
+
+    Args:
+        then: called on every rank after each epoch with the metrics: Ray's own report.
+        leave: called on every rank after each step; true asks for a checkpoint, and to leave.
     """
 
     PROGRESS_SECONDS = 0.5
@@ -208,17 +277,24 @@ class RunReport:
         attempt: str,
         rank: int = 0,
         then: Callable[[dict[str, float]], object] | None = None,
+        leave: Callable[[], bool] = lambda: False,
     ):
-        self.run, self.config, self.attempt, self.rank, self.then = run, config, attempt, rank, then
+        self.run, self.config, self.attempt, self.rank, self.then, self.leave = run, config, attempt, rank, then, leave
+        mirror = mirror_of(run.path, config.scale.storage_seconds) if rank == 0 else None
+        self._sender = Sender(mirror, attempt) if mirror else None
         self._events: Any = None
         self._purge: int | None = None
         self._progress_at = 0.0
 
     def begin(self, state: Any) -> None:
         """Make the folder agree with the state that training starts from."""
-        if self.rank:
-            return
+        if self.rank == 0:
+            self._patiently(self._begin, state)
+
+    def _begin(self, state: Any) -> None:
         self._check_attempt()
+        for aside in self.run.checkpoint_folder.glob(".epoch-*"):  # a killed process did not finish it
+            shutil.rmtree(aside, ignore_errors=True)
         (self.run.path / "result.json").unlink(missing_ok=True)
         rows = [row for row in self.run.metrics() if row["epoch"] < state.epoch]
         stale = (self.run.path / "metrics.jsonl").exists()
@@ -231,35 +307,39 @@ class RunReport:
             if state.metrics:
                 self._write_events(state)
 
-    def step(self, state: Any, steps: int) -> None:
+    def step(self, state: Any, steps: int) -> bool:
         """Tell where the epoch is, a few times a second."""
-        if self.rank or time.monotonic() - self._progress_at < self.PROGRESS_SECONDS:
-            return
-        self._progress_at = time.monotonic()
-        progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
-        write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+        if self.rank == 0 and time.monotonic() - self._progress_at >= self.PROGRESS_SECONDS:
+            self._progress_at = time.monotonic()
+            progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
+            with suppress(OSError):  # nobody needs it to go on
+                write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+        return self.leave()
 
     def checkpoint(self, state: Any) -> None:
         """Write a checkpoint inside an epoch."""
         if self.rank == 0:
-            self._save(state)
+            self._await_store()
+            self._patiently(self._save, state)
+            self._send()
 
     def epoch(self, state: Any) -> None:
         """Keep a finished epoch."""
         if self.rank == 0:
-            self._save(state)
-            with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.metrics) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._write_events(state)
+            self._await_store()
+            self._patiently(self._save, state)
+            self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
+            self._patiently(self._write_events, state)
+            self._send()
         if self.then:
             self.then(dict(state.metrics))
 
     def end(self, state: Any) -> None:
         """Keep the result of the whole run."""
-        if self.rank:
-            return
+        if self.rank == 0:
+            self._patiently(self._end, state)
+
+    def _end(self, state: Any) -> None:
         self._check_attempt()
         best = {**state.best, "checkpoint": str(self.run.best_checkpoint().relative_to(self.run.path))}
         seconds = sum(row["seconds"] for row in self.run.metrics())
@@ -268,7 +348,7 @@ class RunReport:
         (self.run.path / "progress.json").unlink(missing_ok=True)
 
     def close(self, failed: bool) -> None:
-        """Close the event file and mark the HParams session as ended."""
+        """Close the event file, mark the HParams session as ended and see that a store has everything."""
         if self._events is not None:
             from torch.utils.tensorboard.summary import hparams
 
@@ -280,13 +360,46 @@ class RunReport:
                 content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
                 content.session_end_info.status = STATUS_FAILURE
                 end.value[0].metadata.plugin_data.content = content.SerializeToString()
-            self._events.file_writer.add_summary(end)
-            self._events.close()
+            with suppress(OSError):  # storage that is away or full has been told of
+                self._events.file_writer.add_summary(end)
+                self._events.close()
             self._events = None
+        if self._sender:
+            with suppress(*[RuntimeError] if failed else []):  # there is a better reason already
+                self._sender.close()
+
+    def _await_store(self) -> None:
+        """Files of this run change again: what is on its way to a store must have arrived."""
+        if self._sender:
+            self._sender.wait()
+
+    def _send(self) -> None:
+        if self._sender:
+            self._sender.start()
+
+    def _patiently(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write to the run's folder, which must be there: an empty mount point, or a folder made anew, is not it."""
+        began, pause = time.monotonic(), 0.0
+        while True:
+            try:
+                if not (self.run.path / self.run.marker).is_file():
+                    raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self.run.path))
+                write(*arguments)
+                if pause:
+                    log.warning("the storage is back after %.0f s", time.monotonic() - began)
+                return
+            except OSError as error:
+                seconds = self.config.scale.storage_seconds
+                if error.errno in FULL or time.monotonic() - began >= seconds:
+                    raise
+                if not pause:
+                    with suppress(OSError):  # train.log is there too, and may have to be opened yet
+                        log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+            pause = min(max(0.5, 2 * pause), 15.0)
+            time.sleep(pause)
 
     def _check_attempt(self) -> None:
-        current = (self.run.path / "attempt").read_text(encoding="utf-8")
-        if current != self.attempt:
+        if self.run.attempt != self.attempt:
             raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
 
     def _save(self, state: Any) -> None:
@@ -303,11 +416,15 @@ class RunReport:
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
             for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
                 self._events.file_writer.add_summary(summary)
-        # HParams shows a tag's last value: the best so far needs a tag of its own.
-        for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
-            if tag != "epoch":
-                self._events.add_scalar(tag, value, state.epoch)
-        self._events.flush()
+        try:
+            # HParams shows a tag's last value: the best so far needs a tag of its own.
+            for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
+                if tag != "epoch":
+                    self._events.add_scalar(tag, value, state.epoch)
+            self._events.flush()
+        except OSError:
+            self._events, self._purge = None, state.epoch  # the writer's thread ended with it
+            raise
 
 
 @contextmanager
@@ -371,6 +488,7 @@ def exists(path: Path) -> UserError:
 def free_name(storage: Path, stem: str) -> str:
     """The first of stem-001, stem-002, ... that is not taken."""
     taken = {path.name for path in storage.iterdir()} if storage.is_dir() else set()
+    taken |= taken_names(storage)
     number = 1
     while f"{stem}-{number:03d}" in taken:
         number += 1
@@ -378,11 +496,16 @@ def free_name(storage: Path, stem: str) -> str:
 
 
 def locate(target: str | Path, storage: Path) -> Path:
-    """The folder that a name or path means; names are looked up in the storage first."""
+    """The folder that a name, path or URI means, up to date; names are looked up in the storage first."""
+    if is_uri(str(target)):
+        uri, target = split_uri(str(target))
+        storage = working_copy(uri)
     path = storage / target
+    refresh(path)
     if path.exists():
         return path
     if Path(target).exists():
+        refresh(Path(target))
         return Path(target)
     raise UserError(f"{target}: no such run or sweep in {storage}; {_neighbours(path)}")
 

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,25 +20,25 @@ from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
 from statten.config import Config, ScaleConfig, TrainConfig, UserError
-from statten.data import CorruptSample, Loaders, check_data, make_loaders
+from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
+from statten.energy import picojoules
+from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
+from statten.meter import SpikeMeter
 from statten.metrics import Accuracy, FiringRates, evaluating, is_distributed, sum_over_ranks
 from statten.models import build_model
 from statten.neurons import packed_spikes
-from statten.runs import Run, RunReport, best_row, logging_to
-
-
-class Diverged(RuntimeError):
-    """Loss became infinite or not a number; starting again from the same state would not help."""
+from statten.runs import Run, RunReport, Superseded, best_row, logging_to
+from statten.watchdog import Watchdog
 
 
 class Report(Protocol):
     """What `fit` tells while it runs; called on every rank."""
 
-    def step(self, state: TrainState, steps: int) -> None:
-        """A step is done; `steps` is their number per epoch."""
+    def step(self, state: TrainState, steps: int) -> bool:
+        """A step is done; `steps` is their number per epoch. True, on all ranks, asks for a checkpoint, and to leave."""
 
     def checkpoint(self, state: TrainState) -> None:
         """`train.checkpoint_every_steps` steps are done."""
@@ -50,7 +50,9 @@ class Report(Protocol):
 class NoReport:
     """Tells nobody."""
 
-    def step(self, state: TrainState, steps: int) -> None: ...
+    def step(self, state: TrainState, steps: int) -> bool:
+        return False
+
     def checkpoint(self, state: TrainState) -> None: ...
     def epoch(self, state: TrainState) -> None: ...
 
@@ -60,6 +62,10 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
     and checkpoint. Randomness depends on (seed, epoch, step, rank) alone, so a resumed run takes the same steps.
+
+    A step averages the gradients of all shares (see `make_loaders`). A rank with several does them one after the other, with
+    the randomness of the ranks that would have had them; so with any number of ranks a step reads the same samples, and an
+    epoch goes on after the step at which another number of ranks left it. BatchNorm normalises each share by itself.
     Training accuracy is counted against the labels that samples had before mixing.
     """
     train, report = config.train, report or NoReport()
@@ -68,31 +74,36 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
         record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
     loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
-    steps, rank = loaders.train.steps_per_epoch, dist.get_rank() if is_distributed() else 0
+    steps, shares = loaders.train.steps_per_epoch, loaders.shares
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
     for epoch in range(state.epoch, train.total_epochs):
         model.train()
         totals, began = Accuracy(state.device, state.sums if rank == 0 else None), time.monotonic()
-        for images, target in loaders.train.batches(epoch, start_step=state.step):
-            key = (train.seed, epoch, state.step, rank)
-            torch.manual_seed(stream(*key))
-            images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
-            images, mixed_target = mix(images, target, key=key) if mix else (images, target)
+        for batches in zip(*(share.batches(epoch, start_step=state.step) for share in shares), strict=True):
             set_lr(state, epoch + state.step / steps, train)
-            with precision, packed_spikes(config.scale.packed_spikes):
-                logits = replica(images)
-                loss = loss_of(logits.float(), mixed_target)
-            state.scaler.scale(loss).backward()
+            for share, (images, target) in zip(shares, batches, strict=True):
+                key = (train.seed, epoch, state.step, share.rank)
+                torch.manual_seed(stream(*key))
+                images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
+                images, mixed_target = mix(images, target, key=key) if mix else (images, target)
+                with precision, packed_spikes(config.scale.packed_spikes), gradients_reduced(replica, share is shares[-1]):
+                    logits = replica(images)
+                    loss = loss_of(logits.float(), mixed_target)
+                    # DDP averages over ranks, and a step over all shares.
+                    state.scaler.scale(loss * (world_size / share.world_size)).backward()
+                totals.add(loss, logits, target)
             step_optimizer(state, train)
-            totals.add(loss, logits, target)
             state.step += 1
             if state.ema is not None:
                 state.ema.update(model, step=epoch * steps + state.step)
-            report.step(state, steps)
-            if train.checkpoint_every_steps and state.step < steps and state.step % train.checkpoint_every_steps == 0:
+            leave, every = report.step(state, steps), train.checkpoint_every_steps
+            if state.step < steps and (leave or (every and state.step % every == 0)):
                 average_statistics(state)
                 state.sums = totals.summed().tolist()
                 report.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
+                if leave:
+                    raise Preempted(f"asked to go after step {state.step} of epoch {epoch + 1}, and a checkpoint is written")
 
         average_statistics(state)
         trained, seconds = totals.reduced(), state.seconds + time.monotonic() - began
@@ -102,6 +113,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             "train/top1": trained["top1"],
             **validate(state.judged, loaders.validation, config),
             **left_out(loaders, config, state.device),
+            **cost(state, config),
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
@@ -117,24 +129,58 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
     return state.best
 
 
-def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
-    """Loss, top-1, top-5 and firing rates per layer over all samples of all ranks.
+def gradients_reduced(replica: nn.Module, now: bool) -> Any:
+    """The context of a forward and backward pass whose gradients are averaged over ranks now, or with those of the next."""
+    return nullcontext() if now or not is_distributed() else replica.no_sync()  # type: ignore[operator]
 
-    The loss is the plain cross-entropy of the mean logits, whatever the training loss is.
+
+def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
+    """Loss, top-1, top-5, energy and firing rates per layer over all samples of all ranks.
+
+    The loss is the plain cross-entropy of the mean logits, whatever the training loss is. `energy_uj` is the energy of one
+    sample in microjoules by the ledger's default conventions (energy.py).
     """
     device = next(model.parameters()).device
     totals, rates = Accuracy(device), FiringRates(model.spiking_layers(), device)  # type: ignore[operator]
-    with evaluating(model), rates, autocast(config, device):
+    meter = SpikeMeter(model, layers=False)  # type: ignore[arg-type]
+    with evaluating(model), rates, meter, autocast(config, device):
         for images, target in loader:
             images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
             logits = model(images).float()
             logits = logits.mean(0) if logits.ndim == 3 else logits
             totals.add(nn.functional.cross_entropy(logits, target), logits, target)
-    found = totals.reduced()
+    found, counts = totals.reduced(), rates.counts()
+    spikes = meter.totals({layer: spikes for layer, (spikes, _) in counts.items()})
     return {
         **{prefix + name: found[name] for name in ("loss", "top1", "top5")},
-        **{f"firing_rate/{layer}": rate for layer, rate in rates.reduced().items()},
+        "energy_uj": picojoules(model.config, model.timesteps, spikes, max(found["samples"], 1)) / 1e6,  # type: ignore[arg-type]
+        **{f"firing_rate/{layer}": spikes / max(neurons, 1) for layer, (spikes, neurons) in counts.items()},
     }
+
+
+def cost(state: TrainState, config: Config) -> dict[str, float]:
+    """What a sweep may look for beside accuracy and energy: parameters, and where it does so, latency and peak memory."""
+    found = {"parameters": float(sum(p.numel() for p in state.model.parameters() if p.requires_grad))}
+    if "latency_ms" in config.search.metrics:
+        found["latency_ms"] = latency_ms(state.judged, config)
+    if "peak_memory_mib" in config.search.metrics:
+        found["peak_memory_mib"] = torch.cuda.max_memory_allocated(state.device) / 2**20
+    return found
+
+
+def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
+    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
+    device, c = next(model.parameters()).device, config.model
+    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
+    times = []
+    with evaluating(model), autocast(config, device):
+        for _ in range(1 + turns):
+            began = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times[1:]))
 
 
 def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:
@@ -233,6 +279,35 @@ def autocast(config: Config, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype)
 
 
+class Agreement:
+    """Lets all ranks leave after the same step, whichever of them is asked to; called by every rank after every step.
+
+    Ranks compare notes at every `EVERY`-th step. Where one has finished step m, GPU included, all have begun it, for its
+    gradients are averaged. So the rank that is asked after step s names, in the store of the process group, a step of which
+    no rank is done yet and that is at least s + 2, and all find it there in time.
+    """
+
+    EVERY, KEY = 8, "statten/leave"
+
+    def __init__(self, asked: Callable[[], bool]):
+        self._asked, self._step, self._said = asked, 0, False
+
+    def __call__(self) -> bool:
+        """Whether to leave after this step."""
+        self._step += 1
+        if not is_distributed():
+            return self._asked()
+        store = dist.distributed_c10d._get_default_store()
+        if not self._said and self._asked():
+            self._said = True
+            store.compare_set(self.KEY, "", str(-(-(self._step + 2) // self.EVERY) * self.EVERY))  # the first rank's stays
+        if self._step % self.EVERY:
+            return False
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return store.check([self.KEY]) and self._step >= int(store.get(self.KEY))
+
+
 def run_fit(
     run: Run,
     attempt: str,
@@ -240,13 +315,25 @@ def run_fit(
     world_size: int = 1,
     threads: int | None = None,
     then: Callable[[dict[str, float]], object] | None = None,
+    asked: Callable[[], bool] | None = None,
 ) -> dict[str, float] | None:
     """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
 
-    Returns the best epoch's metrics, or None when training diverged or met a corrupt file (the folder's result.json says).
+    Returns the best epoch's metrics, or None where a worker alone fails for a reason that another try would meet again (the
+    folder's result.json says). One of several raises it, for the others wait for it, and so does one that may be retried.
+
+    Args:
+        then: called on every rank after each epoch with its metrics.
+        asked: whether this worker is asked to go; all ranks then write a checkpoint after the same step, and raise Preempted.
     """
-    with logging_to(run.path / "train.log", rank):
-        return _run_fit(run, attempt, rank, world_size, threads, then)
+    with logging_to(run.path / "train.log", rank), Watchdog(run.config.scale.hang_seconds, run.path / "train.log") as watchdog:
+
+        def leave() -> bool:
+            watchdog.alive()
+            return asked is not None and agreed()
+
+        agreed = Agreement(asked or (lambda: False))
+        return _run_fit(run, attempt, rank, world_size, threads, then, leave)
 
 
 def _run_fit(
@@ -256,37 +343,32 @@ def _run_fit(
     world_size: int,
     threads: int | None,
     then: Callable[[dict[str, float]], object] | None,
+    leave: Callable[[], bool],
 ) -> dict[str, float] | None:
     config = run.config
-    if world_size > 1 and run.state == "failed":
-        return None  # a rank of this attempt met a corrupt file: starting the group again would end there again
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
-    loaders = make_loaders(config, rank, world_size)
-    state = make_state(config, device)
-    report = RunReport(run, config, attempt, rank, then)
-    failed = False
+    report = RunReport(run, config, attempt, rank, then, leave)
+    failed = True
     try:
+        elastic = config.scale.min_workers < config.scale.max_workers
+        loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
+        state = make_state(config, device)
         if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
             state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
         report.begin(state)
         best = fit(state, loaders, config, report)
         report.end(state)
+        failed = False
         return best
-    except Diverged as reason:
-        failed = True
-        if rank == 0:
-            run.fail(str(reason))
-        return None
-    except CorruptSample as reason:
-        failed = True
-        run.fail(str(reason))
-        if world_size > 1:
-            raise  # only this rank knows, and the others wait for it
-        return None
-    except Exception:
-        failed = True
+    except Exception as error:
+        fault = classify(error)
+        if not fault.retry and not isinstance(error, Superseded):
+            with suppress(OSError):  # the reason may be the disk; the command says it too
+                run.fail(fault.reason)
+            if world_size == 1:
+                return None
         raise
     finally:  # a stopped trial leaves through SystemExit
         report.close(failed)
@@ -312,13 +394,20 @@ class Preflight:
     steps_per_epoch: int
     """Optimizer steps of each worker and epoch."""
     world_size: int
-    """Workers."""
+    """Workers, or the most of them."""
     device: str
     """cpu or cuda."""
     cpus_per_worker: int
     """CPU cores of each worker."""
     memory_bytes: int
     """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
+    min_workers: int = 1
+    """The fewest workers that train, where `scale.workers` is [min, max]; else the same as `world_size`."""
+
+    def resources(self, workers: int = 1) -> dict[str, float]:
+        """What Ray reserves for some workers."""
+        gpus = {"GPU": float(workers)} if self.device == "cuda" else {}
+        return {"CPU": float(workers * self.cpus_per_worker), **gpus}
 
 
 def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
@@ -332,16 +421,17 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     scale, problems = config.scale, []
     device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
     cpus = int(capacity.get("CPU", 0))
-    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.workers)
-    if scale.workers * cpus_per_worker > cpus:
+    least, field = scale.min_workers, "scale.workers" + ("" if scale.min_workers == scale.max_workers else "[0]")
+    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.max_workers)
+    if least * cpus_per_worker > cpus:
         problems.append(
-            f"scale.workers: {scale.workers} workers of {cpus_per_worker} cores need {scale.workers * cpus_per_worker} "
-            f"cores, but there are {cpus}; the most is scale.workers={cpus // cpus_per_worker}"
+            f"scale.workers: {least} workers of {cpus_per_worker} cores need {least * cpus_per_worker} "
+            f"cores, but there are {cpus}; the most is {field}={cpus // cpus_per_worker}"
         )
     gpus = int(capacity.get("GPU", 0))
-    if device == "cuda" and scale.workers > gpus:
-        fix = f"the most is scale.workers={gpus}" if gpus else "use scale.device=cpu"
-        problems.append(f"scale.device: cuda needs a GPU for each of {scale.workers} workers, but there are {gpus}; {fix}")
+    if device == "cuda" and least > gpus:
+        fix = f"the most is {field}={gpus}" if gpus else "use scale.device=cpu"
+        problems.append(f"scale.device: cuda needs a GPU for each of {least} workers, but there are {gpus}; {fix}")
     if config.train.precision == "fp16" and device == "cpu":
         problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
     if scale.cuda_graphs:
@@ -358,8 +448,13 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     if problems:
         raise UserError(problems)
     parameters, memory = _measure(config)
-    steps = make_loaders(config, 0, scale.workers).train.steps_per_epoch
-    return Preflight(parameters, steps, scale.workers, device, cpus_per_worker, memory)
+    steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch
+    return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
+
+
+def memory_bytes(config: Config) -> int:
+    """Bytes that one worker's training step needs; an estimate, see Preflight."""
+    return _measure(config)[1]
 
 
 def _check_backend(name: str, device: str) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError
 from statten.data import absolute_root, check_split, split_document
-from statten.display import following
+from statten.display import console, following
+from statten.faults import classify
 from statten.files import write_json
+from statten.nodes import check_shared, living, place
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
@@ -28,13 +30,14 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 
     Raises:
         UserError: something in the config, the name or the machine; nothing is written then.
-        Failed: training diverged, met a corrupt file, or failed more than `scale.max_failures` times.
+        Failed: workers were lost more than `scale.max_failures` times, or training failed for another reason.
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
     config = absolute_root(config)
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        _check_nodes(config, path, plan)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
@@ -47,9 +50,19 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
+        _check_nodes(config, run.path, plan)
         check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
+
+
+def _check_nodes(config: Config, path: Path, plan: Preflight) -> None:
+    """Raise UserError where a machine of the cluster does not see what its workers read or write; tell what runs where."""
+    check_shared(path.parent)
+    if config.data.root is not None:
+        check_shared(Path(config.data.root), "data.root", mirrored=False)
+    if len(machines := living()) > 1:
+        console.print("\n".join(f"on {share}" for share in place(machines, 1, plan, config.scale)), style="dim")
 
 
 def _execute(run: Run, plan: Preflight) -> Run:
@@ -63,19 +76,30 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
 
     Args:
         then: a Ray Train callback that hears every report, such as Tune's.
+
+    Raises:
+        Failed: the run did not reach its end; result.json has the reason too.
     """
+    from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from statten.recovery import Notice, Recovery, Resizing
+
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
-    scratch = run.path.resolve() / "ray"
-    settings = {"run": str(run.path.resolve()), "attempt": attempt}
-    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, run.config.scale.max_failures, then)
+    run.publish(attempt)
+    scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
+    settings = {"run": run.address, "attempt": attempt, "report": then is not None}
+    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
+    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
+    trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
     try:
         trainer.fit()
-    except TrainingFailedError as error:
-        reason = _cause(error)
-        run.fail(reason)
-        raise Failed(f"{run.path}: {reason}; details are in {scratch}; go on with: statten resume {run.name}") from error
+        run.refresh()
+    except (TrainingFailedError, RayError) as error:
+        run.refresh()
+        reason = (run.result or {}).get("reason") or classify(error).reason
+        details = f"details are in {scratch}; go on with: statten resume {run.name}"
+        raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
         raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
@@ -95,12 +119,15 @@ def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, 
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     with ray_cluster(config.scale.address):
+        check_shared(scratch, "the folder of the evaluation", mirrored=False)
         ranked = functools.partial(_ranked, worker)
-        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, None)
+        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, [])
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise Failed(f"{_cause(error)}; details are in {scratch}; the same command goes on where it was") from error
+            raise Failed(
+                f"{classify(error).reason}; details are in {scratch}; the same command goes on where it was"
+            ) from error
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -113,7 +140,7 @@ def _ranked(worker: RankFunction, settings: dict[str, Any]) -> None:
 
 def _torch_trainer(
     worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], plan: Preflight, name: str, scratch: Path,
-    max_failures: int, then: Any,
+    max_failures: int, callbacks: list[Any], placement: str = "pack",
 ) -> Any:  # fmt: skip
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -124,15 +151,16 @@ def _torch_trainer(
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=plan.world_size,
+            num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
             use_gpu=gpu,
-            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            placement_strategy=placement.upper(),
+            resources_per_worker=plan.resources(),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[then] if then else None,
+            callbacks=callbacks,
         ),
     )
 
@@ -141,22 +169,16 @@ def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
 
+    from statten.recovery import noticing
+
     context = ray.train.get_context()
-    run_fit(
-        Run(Path(settings["run"])),
-        settings["attempt"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        settings["threads"],
-        ray.train.report,
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message of a failure, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    inner: BaseException = next(iter(failures.values())) if failures else error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[-1].strip()}" if lines else type(inner).__name__
+    with noticing() as asked:
+        run_fit(
+            Run.at(settings["run"], settings["attempt"], writes=context.get_world_rank() == 0),
+            settings["attempt"],
+            context.get_world_rank(),
+            context.get_world_size(),
+            settings["threads"],
+            ray.train.report if settings["report"] else None,  # only Tune listens, and a report waits for Ray's next poll
+            asked,
+        )

@@ -32,6 +32,7 @@ from statten.evaluation.report import build, summary
 from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json
+from statten.remote import publish
 from statten.runs import default_storage
 from statten.trainer import on_workers
 
@@ -73,7 +74,7 @@ def evaluate(
     """
     target = open_target(Path(path), overrides, data, ema, large, exact)
     if workers is None:
-        workers = target.config.scale.workers if "scale.workers" in target.changed else 1
+        workers = target.config.scale.max_workers if "scale.workers" in target.changed else 1
     folder = home(target, storage)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
@@ -83,6 +84,8 @@ def evaluate(
     write(report, folder)
     if target.run and not exact and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
+        publish(target.run.path / "evaluation.json")
+    publish(folder)
     return report
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from statten.config import Config, UserError
 from statten.data import EvalLoader, make_test_loader
-from statten.evaluation.meter import SpikeMeter
+from statten.meter import SpikeMeter
 from statten.metrics import evaluating
 from statten.models import STAttenTransformer
 from statten.train import autocast

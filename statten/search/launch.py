@@ -4,23 +4,32 @@ A trial of one worker is `fit` inside a Ray Tune actor, which the next trial reu
 A trial of several workers is a Tune function that holds no CPU and runs a TorchTrainer.
 """
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from statten.cluster import ray_cluster
-from statten.config import Config, Failed, UserError, dump_config, with_overrides
+from statten.config import METRICS, Config, Failed, UserError, constraint, dump_config, nearest, with_overrides
 from statten.data import absolute_root, split_document
+from statten.display import console
+from statten.faults import classify
 from statten.files import write_text
-from statten.runs import Run, environment
+from statten.models import build_model
+from statten.runs import Run, Superseded, environment
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
 from statten.trainer import fit_on_workers
+
+if TYPE_CHECKING:
+    from statten.search.live import LiveTable
+    from statten.search.searcher import RepeatSearcher
 
 
 @dataclass(frozen=True)
@@ -29,30 +38,87 @@ class SweepPlan:
 
     trial: Preflight
     """One trial, at the base config."""
+    largest: Preflight
+    """The trial of the space that needs the most memory."""
     trials: int
     """Trials in all."""
     concurrent: int
     """Trials that run side by side."""
+    configurations: int | None
+    """Different configurations in the space; None where a range is continuous."""
+    epochs: int
+    """Epochs of training at most: no trial is stopped early, repeats included."""
+    gpus_per_trial: float
+    """Share of GPUs that a trial holds."""
 
 
-def plan_sweep(config: Config, capacity: dict[str, float] | None = None) -> SweepPlan:
+def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None = None) -> SweepPlan:
     """Check that the trials of a sweep can run, and how many at once; raises UserError with every problem."""
     if config.scale.cpus_per_worker is None:
         config = with_overrides(config, {"scale.cpus_per_worker": 1})
-    trial = preflight(config, capacity)
+    trial, search = preflight(config, capacity), config.search
+    make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
     if capacity is None:
-        capacity = {"CPU": float(os.cpu_count() or 1)}
-        if trial.device == "cuda":
-            capacity["GPU"] = float(torch.cuda.device_count())
-    fit_at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)
-    if trial.device == "cuda":
-        fit_at_once = min(fit_at_once, int(capacity.get("GPU", 0)) // trial.world_size)
-    concurrent = min(fit_at_once, config.search.max_concurrent or fit_at_once, config.search.trials)
-    return SweepPlan(trial, config.search.trials, concurrent)
+        capacity = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    check_objectives(config, trial.device)
+    gpus = config.scale.gpus_per_worker * trial.world_size if trial.device == "cuda" else 0.0
+    at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)
+    if gpus:
+        at_once = min(at_once, int(capacity.get("GPU", 0) / gpus + 1e-9))
+    count, trials = space.count(), trials_of(search, space)
+    trials = trials if count is None else min(trials, count)
+    concurrent = min(at_once, search.max_concurrent or at_once, trials)
+    largest = preflight(largest_config(space), capacity)
+    _check_memory(largest, trial.device, config.scale.gpus_per_worker)
+    epochs = config.train.total_epochs * (trials + (search.repeats - 1) * min(search.finalists, trials))
+    return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus)
 
 
-def tune(config: Config, space: Space, path: Path) -> Sweep:
+def largest_config(space: Space) -> Config:
+    """The corner of a space whose activations are most, by T x D x depth."""
+
+    def activations(config: Config) -> int:
+        model = config.model
+        return model.timesteps * model.embed_dim * (model.depth + 2)  # the embedding is worth about two blocks
+
+    return max((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
+
+
+def check_objectives(config: Config, device: str) -> None:
+    """Raise UserError unless trials report everything that `search.objectives` and `search.constraints` name."""
+    with torch.device("meta"):
+        layers = build_model(config.model, "torch").spiking_layers()
+    reported = [*METRICS, "train/loss", "train/top1", "lr", "samples_per_second", *(f"firing_rate/{layer}" for layer in layers)]
+    wanted = [*config.search.directions, *(constraint(text)[0] for text in config.search.constraints)]
+    problems = []
+    for metric in wanted:
+        if metric not in reported and not metric.startswith("firing_rate/blocks."):  # depth may be searched
+            problems.append(f"search.objectives: no trial reports {metric}; {nearest(metric, reported)}")
+        if metric == "peak_memory_mib" and device == "cpu":
+            problems.append("search.objectives: peak_memory_mib is measured on GPUs, and the device is cpu; leave it out")
+    if problems:
+        raise UserError(problems)
+
+
+def _check_memory(largest: Preflight, device: str, share: float) -> None:
+    if device != "cuda" or not torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
+        return
+    there = torch.cuda.get_device_properties(0).total_memory * share
+    if largest.memory_bytes > there:
+        raise UserError(
+            f"search: the largest trial needs about {largest.memory_bytes / 2**30:.1f} GiB, and its share of a GPU has "
+            f"{there / 2**30:.1f}; make the space or train.batch_size smaller, or set scale.activation_checkpointing=true"
+        )
+
+
+def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) -> Sweep:
     """Run a sweep in a new folder at `path` and return it.
+
+    Args:
+        config: the base config of all trials, and how to search.
+        space: what varies.
+        path: folder of the sweep; must not exist, on storage that all workers see.
+        source: a sweep whose trials become this study's history where they could have been trials of this one.
 
     Raises:
         UserError: something in config, space, name or machine; nothing is written then.
@@ -60,74 +126,107 @@ def tune(config: Config, space: Space, path: Path) -> Sweep:
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
-    config = absolute_root(config)
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
-        plan = plan_sweep(config, capacity)
+    config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
+        plan = plan_sweep(config, space, capacity)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
+        if source is not None:
+            from statten.search.searcher import take_over
+
+            try:
+                taken, left = take_over(sweep, source)
+            except UserError:
+                shutil.rmtree(sweep.path)  # nothing is in it yet
+                raise
+            console.print(f"{taken} finished trials of {source.name} are known to this sweep; {left} differ and are left out")
         return _execute(sweep, plan)
 
 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
-        return _execute(sweep, plan_sweep(config, capacity))
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
+        return _execute(sweep, plan_sweep(config, sweep.space, capacity))
 
 
 def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
     """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
     config = sweep.config
-    more = with_overrides(config, {"search.trials": config.search.trials + trials})
+    more = with_overrides(config, {"search.trials": trials_of(config.search, sweep.space) + trials})
     with sweep.writing():
         write_text(sweep.path / "config.yaml", dump_config(more))
     return resume_sweep(sweep)
 
 
 def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
-    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
-
+    # Not before Ray is started: what these import from it reads the environment.
     from statten.search.live import LiveTable
     from statten.search.searcher import OptunaSearcher, StudyScheduler
 
-    one = plan.trial.world_size == 1
-    gpu = {"GPU": 1.0} if plan.trial.device == "cuda" else {}
-    # A driver that held a CPU while its workers wait for CPUs would wait for ever; every head node has this resource.
-    bundle = {"CPU": plan.trial.cpus_per_worker, **gpu} if one else {"node:__internal_head__": 0.001}
-    scratch = sweep.path.resolve() / "ray"
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
-        if searcher.remaining == 0:
-            raise UserError(f"{sweep.path}: all {searcher.trials} trials have ended, there is nothing to resume")
-        with LiveTable(sweep, searcher.trials) as live:
-            Tuner(
-                with_resources(_Trial(plan.trial), PlacementGroupFactory([bundle])),
-                tune_config=TuneConfig(
-                    search_alg=searcher,
-                    scheduler=StudyScheduler(searcher),
-                    num_samples=searcher.remaining,
-                    max_concurrent_trials=plan.concurrent,
-                    reuse_actors=one,
-                    trial_name_creator=_trial_name,
-                    trial_dirname_creator=_trial_name,
-                ),
-                run_config=RunConfig(
-                    name=attempt,
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[live],
-                    failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
-                ),
-            ).fit()
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not any(trial.state.name == "COMPLETE" for trial, _ in sweep.rows(searcher.study)):
-            reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in sweep.rows(searcher.study)}
-            raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
+        if sweep.ended and not searcher.unfinished:
+            raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
+                            f"statten extend {sweep.name} --trials 8")  # fmt: skip
+        with LiveTable(sweep, plan.trials) as live:
+            if searcher.remaining:
+                _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)
+            rows = list(sweep.rows(searcher.study))
+            searcher.study.set_user_attr("ended", searcher.trials)
+            if not any(trial.state.name == "COMPLETE" for trial, _ in rows):
+                reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in rows}
+                raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
+            repeats = _repeats(sweep, attempt)
+            if repeats.remaining:
+                _run(sweep, plan, attempt, repeats, None, live)
+        shutil.rmtree(sweep.path.resolve() / "ray", ignore_errors=True)
     return sweep
 
 
+def _repeats(sweep: Sweep, attempt: str) -> "RepeatSearcher":
+    from statten.search.repeats import planned
+    from statten.search.searcher import RepeatSearcher
+
+    try:
+        runs = planned(sweep)
+    except UserError:  # no trial keeps the constraints: nothing to repeat
+        runs = []
+    return RepeatSearcher(sweep, runs, attempt)
+
+
+def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: Any, live: "LiveTable") -> None:
+    """Train what a searcher proposes on Ray Tune."""
+    from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner, with_resources
+
+    one = plan.trial.world_size == 1
+    gpu = {"GPU": plan.gpus_per_trial} if plan.gpus_per_trial else {}
+    # A driver that held a CPU while its workers wait for CPUs would wait for ever; every head node has this resource.
+    bundle = {"CPU": plan.trial.cpus_per_worker, **gpu} if one else {"node:__internal_head__": 0.001}
+    Tuner(
+        with_resources(_Trial(plan.trial), PlacementGroupFactory([bundle])),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=searcher.remaining,
+            max_concurrent_trials=plan.concurrent,
+            reuse_actors=one,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=RunConfig(
+            name=f"{type(searcher).__name__}-{attempt}",
+            storage_path=str(sweep.path.resolve() / "ray"),
+            verbose=0,
+            callbacks=[live],
+            failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
+        ),
+    ).fit()
+
+
 def _trial_name(trial: Any) -> str:
-    return f"{trial.config['number']:04d}"
+    number = trial.config["number"]
+    return f"{number:04d}" if isinstance(number, int) else number
 
 
 class _Trial:
@@ -142,6 +241,8 @@ class _Trial:
         import ray.tune
 
         run = Run(Path(config["run"]))
+        if run.state == "failed":
+            return
         try:
             if self.plan.world_size == 1:
                 run_fit(run, config["attempt"], threads=self.plan.cpus_per_worker, then=ray.tune.report)
@@ -151,6 +252,9 @@ class _Trial:
                 fit_on_workers(run, config["attempt"], self.plan, TuneReportCallback())
         except Failed:
             return  # the reason is in the folder
+        except Superseded:
+            raise  # a newer driver has this trial: nothing of it is ours to write
         except Exception as error:
             # The same trial would fail the same way again; only a lost process is worth another try, and Ray sees to that.
-            run.fail(f"{type(error).__name__}: {error}")
+            fault = classify(error)
+            run.fail(fault.reason, cause=fault.kind)

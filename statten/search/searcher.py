@@ -1,22 +1,36 @@
 """Ray Tune asks, an Optuna study answers: a Searcher and a scheduler over Optuna's ask and tell.
 
-The study lies on disk and is written before Ray hears of anything, so that it alone tells what happened:
+The study is written before Ray hears of anything, so that it alone tells what happened:
 
-    COMPLETE  trained to its end; the value is the metric at the best epoch
-    PRUNED    stopped by successive halving, with its intermediate values
-    FAIL      crashed or diverged, with the reason in user attribute `reason`
+    COMPLETE  trained to its end; the values are the objectives at the best epoch
+    PRUNED    stopped early, with its intermediate values and the reason in user attribute `reason`
+    FAIL      crashed, diverged or ran out of memory, with the reason; or not run at all: `duplicate_of` names the trial with
+              the same configuration, `put_off` the shorter one that goes first, `too_large` a trial that ran out of memory
     RUNNING   a driver is alive, or was killed: `resume` continues such a trial in its own folder
 """
 
+import json
 import math
+import time
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from statten.checkpoint import weights_file
+from statten.config import UserError, constraint
+from statten.files import write_json
 from statten.runs import Run
-from statten.search.sweep import Sweep
+from statten.search import stopping
+from statten.search.samplers import make_sampler, trials_of
+from statten.search.sweep import Sweep, is_run
+from statten.train import memory_bytes
+
+REDRAWS = 20
+"""Draws of configurations that are known already, after which one is taken from those that are left."""
+FREE = ("model.timesteps", "model.block_size", "data.frames")
+"""Fields that own no weights."""
 
 
 class OptunaSearcher(Searcher):
@@ -24,20 +38,30 @@ class OptunaSearcher(Searcher):
 
     def __init__(self, sweep: Sweep, attempt: str):
         config = sweep.config
-        super().__init__(metric=config.search.metric, mode=config.search.mode)
+        super().__init__(metric=config.search.metric, mode=config.search.directions[config.search.metric])
         self.sweep, self.space, self.study, self.attempt = sweep, sweep.space, sweep.study(), attempt
-        self.epochs, self.trials = config.train.total_epochs, config.search.trials
+        self.config, self.search, self.epochs = config, config.search, config.train.total_epochs
         self.active: dict[str, Trial] = {}
-        self.unfinished = [t for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        self.trials = trials_of(config.search, self.space)
+        self.unfinished, self.seen, self.done = list[FrozenTrial](), dict[str, int](), dict[int, stopping.Done]()
+        self.trained = 0  # epochs, of trials that have ended
+        self.too_large: dict[int, int] = {}  # trials that ran out of memory, and the bytes that they were to need
+        known = self._trials()
+        self.study.sampler = make_sampler(self.search, self.space, len(known), len(self.search.objectives))
+        for trial in known:
+            if trial.state == TrialState.RUNNING:
+                self.unfinished.append(trial)
+            elif trial.state.is_finished():
+                self._learn(trial)
+        self._before, self._began = self.study.user_attrs.get("seconds", 0.0), time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles searchers to restore them; this one's state is the study
 
     @property
     def remaining(self) -> int:
-        """Trials that Ray still has to run."""
-        asked = len(self.study.get_trials(deepcopy=False))
-        return len(self.unfinished) + max(0, self.trials - asked)
+        """Trials that Ray still has to run, at most."""
+        return 0 if self._spent() and not self.unfinished else len(self.unfinished) + max(0, self.trials - self._asked())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's run folder, or FINISHED."""
@@ -47,52 +71,166 @@ class OptunaSearcher(Searcher):
             if run.state == "unfinished":
                 return self._start(trial_id, trial, run)
             self._tell(trial, run)  # it ended, but the driver did not live to write it down
-        if len(self.study.get_trials(deepcopy=False)) >= self.trials:
+        if self._asked() >= self.trials or self._spent():
             return Searcher.FINISHED
+        new = self._ask()
+        return self._start(trial_id, new, self._prepare(new)) if new else Searcher.FINISHED
+
+    # What to try.
+
+    def _ask(self) -> Trial | None:
+        """A trial whose configuration is new, or None when all have been tried."""
+        for _ in range(REDRAWS):
+            if self.space.count() == len(self.seen):
+                return None
+            trial = self._draw()
+            if trial is not None:
+                return trial
+        known = set(self.seen)
+        for point in self.space.points() if self.space.count() is not None else ():
+            if _key(point) not in known:
+                self.study.enqueue_trial(self.space.params(point))
+                trial = self._draw()
+                if trial is not None:
+                    return trial
+        return None
+
+    def _draw(self) -> Trial | None:
+        """Ask the sampler once; None, and the trial told as not run, when its configuration is not to be trained."""
         trial = self.study.ask()
-        return self._start(trial_id, trial, self._prepare(trial))
+        point = self.space.suggest(trial)
+        trial.set_user_attr("point", point)
+        found = self._why_not(point)
+        if found is None:
+            self.seen[_key(point)] = trial.number
+            return trial
+        attribute, other, reason = found
+        trial.set_user_attr(attribute, other)
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _why_not(self, point: dict[str, Any]) -> tuple[str, int, str] | None:
+        """Attribute, other trial and reason of a configuration that is not to be trained now."""
+        if (same := self.seen.get(_key(point))) is not None:
+            return "duplicate_of", same, f"not run: the same configuration as trial {same}"
+        for number, limit in self.too_large.items():
+            if (needed := memory_bytes(self.space.config(point))) >= limit:
+                self.seen[_key(point)] = number
+                shown = f"{needed / 2**20:,.0f} MiB, and trial {number} ran out of memory with {limit / 2**20:,.0f}"
+                return "too_large", number, f"not run: it needs about {shown}"
+        return self._shorter_first(point) if self.search.short_first else None
+
+    def _shorter_first(self, point: dict[str, Any]) -> tuple[str, int, str] | None:
+        short = self._shortest(point)
+        if _key(short) == _key(point):
+            return None
+        number = self.seen.get(_key(short))
+        if number is None:
+            self.study.enqueue_trial(self.space.params(short), user_attrs={"then": point})
+            return "put_off", -1, f"not run yet: timesteps {short['model.timesteps']} go first"
+        state = self._trials()[number].state
+        if not state.is_finished():
+            return "put_off", number, f"not run yet: trial {number} with timesteps {short['model.timesteps']} is not done"
+        if state != TrialState.COMPLETE:
+            self.seen[_key(point)] = number
+            return "put_off", number, f"not run: trial {number} with timesteps {short['model.timesteps']} was not worth it"
+        return None
+
+    def _shortest(self, point: dict[str, Any]) -> dict[str, Any]:
+        """The point with the fewest timesteps, and blocks of all of them."""
+        fewest: dict[str, Any] = point
+        for other in self.space.points() if self.space.count() is not None else ():
+            if _rest(other) == _rest(point):
+                key = (other["model.timesteps"], -other.get("model.block_size", 0))
+                if key < (fewest["model.timesteps"], -fewest.get("model.block_size", 0)):
+                    fewest = other
+        return fewest
 
     def _prepare(self, trial: Trial) -> Run:
         """The run folder of a trial, made if it is new."""
         run = self.sweep.trial(trial.number)
         if not run.path.exists():
-            point = self.space.suggest(trial)
+            point = trial.user_attrs.get("point") or self.space.suggest(trial)
             trial.set_user_attr("point", point)
+            self.seen.setdefault(_key(point), trial.number)
             origin = {"sweep": self.sweep.name, "trial": trial.number, "point": point}
-            Run.create(run.path, self.space.config(point), origin)
+            weights, parent = self._inherited(point)
+            if parent is not None:
+                origin["inherited"] = parent
+                trial.set_user_attr("inherited", parent)
+            Run.create(run.path, self.space.config(point), origin, weights=weights)
         return run
+
+    def _inherited(self, point: dict[str, Any]) -> tuple[Any, int | None]:
+        """Weights, and trial, of the finished trial nearest in timesteps among those that differ in T and b alone."""
+        if self.search.inherit == "none":
+            return None, None
+        parents = []
+        for trial in self._trials():
+            other = trial.user_attrs.get("point", {})
+            if trial.state == TrialState.COMPLETE and _rest(other) == _rest(point):
+                run = self.sweep.trial(trial.number)
+                timesteps = [self.space.config(p).model.timesteps for p in (point, other)]
+                parents.append((abs(math.log(timesteps[0] / timesteps[1])), trial.number, run))
+        if not parents:
+            return None, None
+        _, number, run = min(parents, key=lambda p: p[:2])
+        return weights_file(run.best_checkpoint()), number
 
     def _start(self, trial_id: str, trial: Trial, run: Run) -> dict[str, Any]:
         (run.path / "attempt").write_text(self.attempt)
         self.active[trial_id] = trial
         return {"number": trial.number, "run": str(run.path.resolve()), "attempt": self.attempt}
 
+    # What came of it.
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ray's hook; `judge` does the work, because the scheduler must hear the verdict."""
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Keep an epoch's value in the study; True when the trial is to be stopped."""
-        trial, step = self.active.get(trial_id), int(result["epoch"])
+        trial, epoch = self.active.get(trial_id), int(result["epoch"])
         if trial is None:
             return True
         run = self.sweep.trial(trial.number)
-        if self._mirror(trial, run) and step < self.epochs and trial.should_prune():
-            run.stop(f"stopped at epoch {step}: {self.metric} {result[self.metric]:.2f} is below the best at this rung")
-            self._tell(trial, run)
-            del self.active[trial_id]
-            return True
-        return False
+        rows = run.metrics()
+        new = self._mirror(trial, rows)
+        missing = [metric for metric in self.search.directions if metric not in rows[-1]]
+        if missing:
+            run.fail(f"reports no {', '.join(missing)}, which search.objectives names", cause="input")
+        elif new and epoch < self.epochs and (reason := self._verdict(trial, rows)):
+            run.stop(reason)
+        else:
+            return False
+        self._tell(trial, run)
+        del self.active[trial_id]
+        return True
 
-    def _mirror(self, trial: Trial, run: Run) -> bool:
+    def _verdict(self, trial: Trial, rows: list[dict[str, float]]) -> str | None:
+        search, row = self.search, rows[-1]
+        if reason := stopping.sick(search, row, self.config.model.num_classes):
+            return reason
+        if spent := self._spent():
+            return f"stopped at epoch {len(rows)}: {spent}"
+        if search.stopping == "front":
+            return stopping.hopeless(search, rows, list(self.done.values()))
+        if search.stopping == "none":
+            return None
+        rivals = [stopping.Rival(t.number, t.intermediate_values) for t in self._trials() if t.intermediate_values]
+        me = next(rival for rival in rivals if rival.number == trial.number)
+        return stopping.poor(search, self.epochs, me, rivals)
+
+    def _mirror(self, trial: Trial, rows: list[dict[str, float]]) -> bool:
         """Bring the epochs that the run folder has and the study has not into the study; whether there were any.
 
-        A driver that was killed may have died between the two.
+        A driver that was killed may have died between the two. Optuna's own `report` refuses several objectives.
         """
         known = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        new = {int(r["epoch"]): r[self.metric] for r in run.metrics() if r["epoch"] not in known}
-        for epoch, value in new.items():
-            if math.isfinite(value):
-                trial.report(value, epoch)
+        new = [row for row in rows if row["epoch"] not in known]
+        for row in new:
+            if math.isfinite(value := row.get(self.metric, math.nan)):
+                self.study._storage.set_trial_intermediate_value(trial._trial_id, int(row["epoch"]), value)
         return bool(new)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -105,13 +243,65 @@ class OptunaSearcher(Searcher):
             run.fail("its worker ended without a result" if error else "ended without a result")
         self._tell(trial, run)
 
-    def _tell(self, trial: Trial, run: Run) -> FrozenTrial:
-        self._mirror(trial, run)
-        result = run.result or {}
-        if result["state"] == "finished":
-            return self.study.tell(trial, result["best"][self.metric])
-        trial.set_user_attr("reason", result.get("reason", "unknown"))
-        return self.study.tell(trial, state=TrialState.PRUNED if result["state"] == "stopped" else TrialState.FAIL)
+    def _tell(self, trial: Trial, run: Run) -> None:
+        rows, result = run.metrics(), run.result or {}
+        self._mirror(trial, rows)
+        state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(result["state"], TrialState.FAIL)
+        reason, values = result.get("reason"), None
+        if state == TrialState.COMPLETE:
+            values = [result["best"].get(metric, math.nan) for metric in self.search.directions]
+            for metric, value in zip(self.search.directions, values, strict=True):
+                if not math.isfinite(value):
+                    state, values, reason = TrialState.FAIL, None, f"{metric} is {value:g} at the best epoch"
+                    break
+        if result.get("cause") == "memory":
+            trial.set_user_attr("memory_bytes", memory_bytes(run.config))
+        if reason:
+            trial.set_user_attr("reason", reason)
+        if values is not None:
+            for text in self.search.constraints:
+                trial.set_constraint(text, _violation(text, result["best"]))
+        self.study.set_user_attr("seconds", self._seconds())
+        self._learn(self.study.tell(trial, values, state=state))
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        """Draw on a trial that has ended."""
+        point = trial.user_attrs.get("point")
+        if not is_run(trial) or point is None:
+            return
+        self.seen.setdefault(_key(point), trial.number)
+        self.trained += len(trial.intermediate_values) if "source" not in trial.user_attrs else 0
+        if "memory_bytes" in trial.user_attrs:
+            self.too_large[trial.number] = trial.user_attrs["memory_bytes"]
+        if trial.state == TrialState.COMPLETE:
+            if len(self.search.objectives) > 1:
+                self.done[trial.number] = stopping.Done(self.sweep.trial(trial.number).metrics(), trial.values)
+            if (longer := trial.user_attrs.get("then")) and _key(longer) not in self.seen:
+                self.study.enqueue_trial(self.space.params(longer), skip_if_exists=True)
+
+    # Budgets.
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _asked(self) -> int:
+        """Trials of this sweep that were, or are, trained."""
+        ended_or_running = (t for t in self._trials() if t.state != TrialState.WAITING)
+        return sum(is_run(t) and "source" not in t.user_attrs for t in ended_or_running)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def _spent(self) -> str | None:
+        """Which budget is used up."""
+        search = self.search
+        if search.max_hours and self._seconds() >= 3600 * search.max_hours:
+            return f"the sweep's {search.max_hours:g} hours (search.max_hours) are over"
+        if search.max_epochs:
+            running = sum(len(self.sweep.trial(trial.number).metrics()) for trial in self.active.values())
+            if self.trained + running >= search.max_epochs:
+                return f"the sweep's {search.max_epochs:,} epochs (search.max_epochs) are trained"
+        return None
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study is on disk."""
@@ -121,7 +311,7 @@ class OptunaSearcher(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stops the trials that the study's pruner gives up."""
+    """Stops the trials that the searcher gives up."""
 
     _supports_buffered_results = False
 
@@ -135,3 +325,118 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
         return self.STOP if self._searcher.judge(trial.trial_id, result) else self.CONTINUE
+
+
+class RepeatSearcher(Searcher):
+    """Proposes run folders that are there already, those that are not finished."""
+
+    def __init__(self, sweep: Sweep, runs: list[Run], attempt: str):
+        search = sweep.config.search
+        super().__init__(metric=search.metric, mode=search.directions[search.metric])
+        self.attempt, self.waiting = attempt, [run for run in runs if run.state == "unfinished"]
+        self.active: dict[str, Run] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def remaining(self) -> int:
+        """Runs that Ray still has to train."""
+        return len(self.waiting)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next run folder, or FINISHED."""
+        if not self.waiting:
+            return Searcher.FINISHED
+        run = self.active[trial_id] = self.waiting.pop(0)
+        (run.path / "attempt").write_text(self.attempt)
+        return {"number": run.name, "run": str(run.path.resolve()), "attempt": self.attempt}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing to do: the run folder has it."""
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Say why a repeat ended without a result."""
+        run = self.active.pop(trial_id)
+        if run.state == "unfinished":
+            run.fail("its worker ended without a result" if error else "ended without a result")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the run folders are on disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the run folders are on disk."""
+
+
+def take_over(sweep: Sweep, other: Sweep) -> tuple[int, int]:
+    """Add another sweep's trials to this sweep's study, where they are trials that this one could have run itself.
+
+    Returns their number, and the number of those left out: the configuration lies outside this sweep's space or differs in
+    what is not searched, or an objective was not measured.
+    """
+    study, search = sweep.study(), sweep.config.search
+    known = {_key(t.user_attrs["point"]) for t in study.get_trials(deepcopy=False) if "point" in t.user_attrs}
+    left, sources = 0, dict[int, str]()
+    for trial in other.study().get_trials(deepcopy=False):
+        if not (trial.state.is_finished() and is_run(trial) and trial.state != TrialState.FAIL):
+            continue
+        run = other.trial(trial.number)
+        frozen = _as_ours(sweep, trial, run)
+        if frozen is None or _key(frozen.user_attrs["point"]) in known:
+            left += 1
+            continue
+        study.add_trial(frozen)
+        known.add(_key(frozen.user_attrs["point"]))
+        sources[len(study.get_trials(deepcopy=False)) - 1] = frozen.user_attrs["source"]
+    if not sources:
+        raise UserError(
+            f"--from: none of {other.path}'s {left} finished trials could be one of this sweep: the space, the other fields "
+            f"of the config and the objectives ({', '.join(search.directions)}) must agree; leave --from out"
+        )
+    write_json(sweep.path / "sources.json", sources)
+    return len(sources), left
+
+
+def _as_ours(sweep: Sweep, trial: FrozenTrial, run: Run) -> FrozenTrial | None:
+    import optuna
+
+    search, config = sweep.config.search, run.config
+    space, origin = sweep.space, run.info.get("origin") or {}
+    point = space.from_config(config)
+    if point is None or "inherited" in origin:
+        return None
+    rows = run.metrics()
+    best = (run.result or {}).get("best", {})
+    if not rows or any(not math.isfinite(row.get(search.metric, math.nan)) for row in rows):
+        return None
+    values = [best.get(metric, math.nan) for metric in search.directions] if trial.state == TrialState.COMPLETE else None
+    if values and not all(map(math.isfinite, values)):
+        return None
+    attributes = {"point": point, "source": str(run.path.resolve())}
+    if "reason" in trial.user_attrs:
+        attributes["reason"] = trial.user_attrs["reason"]
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=values,
+        params=space.params(point),
+        distributions=space.distributions(point),
+        user_attrs=attributes,
+        intermediate_values={int(row["epoch"]): row[search.metric] for row in rows},
+        system_attrs={f"constraints:{text}": _violation(text, best) for text in search.constraints} if values else {},
+    )
+
+
+def _violation(text: str, metrics: dict[str, float]) -> float:
+    """How far a constraint is missed: above 0 when it is."""
+    metric, relation, bound = constraint(text)
+    value = metrics.get(metric, math.inf)
+    return value - bound if relation == "<=" else bound - value if metric in metrics else math.inf
+
+
+def _key(point: dict[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
+
+
+def _rest(point: dict[str, Any]) -> dict[str, Any]:
+    """A point without the fields that own no weights."""
+    return {path: value for path, value in point.items() if path not in FREE}

@@ -1,271 +1,594 @@
 """What a sweep may vary: a YAML file whose keys are dotted config paths.
 
     model.timesteps:  {choices: [2, 4, 8]}
-    model.block_size: {divisors_of: model.timesteps}     # only valid blocks are ever proposed
-    model.depth:      {int: [1, 4]}
-    model.embed_dim:  {int: [64, 512], step: 64}
-    train.lr:         {float: [1.0e-4, 3.0e-3], log: true}
+    model.block_size: {divisors_of: model.timesteps}                    # only valid blocks are ever proposed
+    model.num_heads:  {choices: [4, 8]}
+    model.embed_dim:  {int: [64, 512], multiple_of: 8 * model.num_heads}
+    train.lr:         {float: [1.0e-4, 3.0e-3], log: true}              # int and float also take a step
+    model.drop_path:  {float: [0.0, 0.3], if: model.depth > 2}          # elsewhere the base's value holds
+    data.frames:      {equals: model.timesteps}                         # follows, and is not searched
+    train.optimizer:  {constant: lamb}                                  # neither is this
+    couple.size:                                                        # fields that move together, under a free label
+      choices: [{model.depth: 2, model.mlp_ratio: 4}, {model.depth: 8, model.mlp_ratio: 2}]
+    constraint: [model.depth * model.embed_dim <= 2048]                 # or one text
 
-`suggest` draws a point from an Optuna trial, define-by-run. A parameter whose values depend on another carries that in its
-Optuna name (`model.block_size|model.timesteps=4`), because Optuna keeps one set of values per name.
+`suggest` draws a point - searched field to value - from an Optuna trial, define-by-run, and only points that satisfy every
+constraint can come of it. Optuna keeps one set of values per name, so a parameter whose values depend on others says so in
+its name: `model.block_size|model.timesteps=4`; `model.embed_dim|64..256` where a constraint leaves a part of the values;
+`train.min_lr|share` where it leaves a part of an interval, asked for as a share of that part.
 """
 
 import itertools
-import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from statten.config import Config, ConfigError, field_at, get_field, nearest, read_yaml, with_overrides
+from statten.config import Config, ConfigError, UserError, get_field, read_yaml, with_overrides
+from statten.search.dimensions import (
+    CONSTRAINT,
+    Couple,
+    Derived,
+    Dimension,
+    Divisors,
+    Plain,
+    Searched,
+    make_dimension,
+    read,
+)
+from statten.search.domains import Domain, Interval, Listed, Share, Steps, Suggests
+from statten.search.expressions import Expression, parse
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Point = dict[str, Any]
+Choose = Callable[[Dimension, str, Domain], Any]
 
 # A space with more combinations than this is checked on a sample of so many.
 CHECKED = 2000
-
-
-class Suggests(Protocol):
-    """The part of an Optuna trial that a space uses."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
-
-
-@dataclass(frozen=True)
-class Choices:
-    """One of a list."""
-
-    path: str
-    values: tuple[Any, ...]
-    parent = None
-
-    def suggest(self, trial: Suggests, point: dict[str, Any]) -> Any:
-        return trial.suggest_categorical(self.path, self.values)
-
-    def examples(self, point: dict[str, Any]) -> Iterable[Any]:
-        return self.values
-
-
-@dataclass(frozen=True)
-class Divisors:
-    """A divisor of another field, from 1 to the field itself."""
-
-    path: str
-    parent: str
-
-    def suggest(self, trial: Suggests, point: dict[str, Any]) -> Any:
-        name = f"{self.path}|{self.parent}={point[self.parent]}"
-        return trial.suggest_categorical(name, tuple(self.examples(point)))
-
-    def examples(self, point: dict[str, Any]) -> Iterable[Any]:
-        whole = point[self.parent]
-        return [d for d in range(1, whole + 1) if whole % d == 0]
-
-
-@dataclass(frozen=True)
-class IntRange:
-    """A whole number from low to high, both included."""
-
-    path: str
-    low: int
-    high: int
-    step: int = 1
-    log: bool = False
-    parent = None
-
-    def suggest(self, trial: Suggests, point: dict[str, Any]) -> Any:
-        return trial.suggest_int(self.path, self.low, self.high, step=self.step, log=self.log)
-
-    def examples(self, point: dict[str, Any]) -> Iterable[Any]:
-        return range(self.low, self.high + 1, self.step)
-
-
-@dataclass(frozen=True)
-class FloatRange:
-    """A number from low to high."""
-
-    path: str
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-    parent = None
-
-    def suggest(self, trial: Suggests, point: dict[str, Any]) -> Any:
-        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
-
-    def examples(self, point: dict[str, Any]) -> Iterable[Any]:
-        return (self.low, self.high)
-
-
-Dimension = Choices | Divisors | IntRange | FloatRange
-KINDS = {"choices": (), "divisors_of": (), "int": ("step", "log"), "float": ("step", "log")}
+# A constraint is tried on every value of the dimensions that it ties together.
+MOST_VALUES = 10_000
+# Where, how long and how often a run is kept, not what it is: `from_config` does not compare them, nor the seed.
+NOT_COMPARED = (
+    "data.root", "data.download", "data.workers", "data.skip_corrupt", "train.eval_batch_size", "train.seed",
+    "train.checkpoint_every_steps", "train.keep_checkpoints",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions of a sweep, parents before those that depend on them, around a base config."""
+    """The dimensions of a sweep, each after those that it depends on, around a base config."""
 
     dimensions: tuple[Dimension, ...]
+    constraints: tuple[Expression, ...]
     base: Config
     tree: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
-    def suggest(self, trial: Suggests) -> dict[str, Any]:
-        """Draw a point: dotted path to value."""
-        point: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            point[dimension.path] = dimension.suggest(trial, self._known(dimension, point))
-        return point
+    # -- what sweeps use ----------------------------------------------------------------------------------------------
 
-    def config(self, point: dict[str, Any]) -> Config:
-        """The base config at a point."""
-        return with_overrides(self.base, point)
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Searched fields, in the order of the file."""
+        by_name = {d.name: d.paths for d in self.searched}
+        return tuple(path for name in self.tree for path in by_name.get(str(name), ()))
+
+    def suggest(self, trial: Suggests) -> Point:
+        """Draw a point: dotted path to value; a field whose condition does not hold is left out."""
+        return self._walk(lambda dimension, name, domain: domain.suggest(trial, name))
+
+    def config(self, point: Point) -> Config:
+        """The base config at a point, with constants and the fields that follow."""
+        return with_overrides(self.base, self._settled(point))
 
     def dump(self) -> str:
-        """YAML text that `load_space` reads back."""
-        return yaml.safe_dump(self.tree, sort_keys=False, default_flow_style=None, width=120)
+        """YAML text that `load_space` reads back; what was merged from where stands on top."""
+        text = yaml.safe_dump(self.tree, sort_keys=False, default_flow_style=None, width=120)
+        return "".join(f"# {note}\n" for note in self.notes) + text
 
-    def points(self) -> Iterator[dict[str, Any]]:
+    def count(self) -> int | None:
+        """Exact number of points; None where a continuous dimension makes them infinitely many."""
+        known: dict[tuple[int, tuple[Any, ...]], int | None] = {}
+
+        def ways(i: int, point: Point) -> int | None:
+            if i == len(self.dimensions):
+                return 1
+            key = self._key(i, point)
+            if key not in known:
+                known[key] = self._ways(i, point, ways)
+            return known[key]
+
+        return ways(0, dict(self._base))
+
+    def points(self) -> Iterator[Point]:
+        """Every point, once; raises UserError where they are infinitely many."""
+        if continuous := self.continuous:
+            raise UserError(f"{', '.join(continuous)}: a continuous range cannot be enumerated; give it a step, or choices")
+        return self.corners()
+
+    def corners(self) -> Iterator[Point]:
         """Every combination; of a continuous dimension the two ends."""
 
-        def grow(point: dict[str, Any], rest: tuple[Dimension, ...]) -> Iterator[dict[str, Any]]:
-            if not rest:
-                yield point
+        def grow(i: int, point: Point, known: Point) -> Iterator[Point]:
+            if i == len(self.dimensions):
+                yield self._ordered(point)
                 return
-            for value in rest[0].examples(self._known(rest[0], point)):
-                yield from grow({**point, rest[0].path: value}, rest[1:])
+            question = self._question(i, known)
+            if question is None:
+                yield from grow(i + 1, point, self._after(i, known))
+                return
+            for value in question[1].items():
+                fields = self._searched(i).fields(value)
+                yield from grow(i + 1, {**point, **fields}, {**known, **fields})
 
-        return grow({}, self.dimensions)
+        return grow(0, {}, dict(self._base))
 
-    def random_point(self, generator: random.Random) -> dict[str, Any]:
-        """A combination at random."""
-        point: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            point[dimension.path] = generator.choice(list(dimension.examples(self._known(dimension, point))))
-        return point
+    def random_point(self, generator: random.Random) -> Point:
+        """A point at random."""
+        return self._walk(lambda dimension, name, domain: domain.random(generator))
 
-    def _known(self, dimension: Dimension, point: dict[str, Any]) -> dict[str, Any]:
-        """The point, with the base's value of a parent that is not searched."""
-        parent = dimension.parent
-        return point if parent is None or parent in point else {**point, parent: get_field(self.base, parent)}
+    def params(self, point: Point) -> dict[str, Any]:
+        """The names and values of Optuna parameters for which `suggest` returns this point.
+
+        Raises:
+            UserError: the point is not in the space.
+        """
+        return {name: domain.param(value) for name, domain, value in self._answers(point)}
+
+    def distributions(self, point: Point) -> dict[str, "BaseDistribution"]:
+        """Optuna's description of each of the parameters at a point; raises UserError as `params` does."""
+        return {name: domain.distribution() for name, domain, _ in self._answers(point)}
+
+    def contains(self, point: Point) -> bool:
+        """Whether `suggest` can return the point."""
+        try:
+            self._answers(point)
+        except UserError:
+            return False
+        return True
+
+    def from_config(self, config: Config) -> Point | None:
+        """The point at which a whole config lies; None where it lies outside.
+
+        Its parts data, model and train must be the base's at that point, except for the seed and for fields that only say
+        where a run is kept.
+        """
+
+        def choose(dimension: Dimension, name: str, domain: Domain) -> Any:
+            value = dimension.value({path: _at(config, path) for path in dimension.paths})
+            if not domain.holds(value):
+                raise UserError(f"{name}: {value!r} is outside")
+            return value
+
+        try:
+            point = self._walk(choose)
+            return point if _compared(self.config(point)) == _compared(config) else None
+        except UserError:
+            return None
+
+    # -- what samplers ask for ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def searched(self) -> tuple[Searched, ...]:
+        """Dimensions that are asked for, without constants and fields that follow."""
+        return tuple(dimension for dimension in self.dimensions if isinstance(dimension, Searched))
+
+    @cached_property
+    def steady(self) -> tuple[str, ...]:
+        """Names of dimensions that are always there with the same values, more than one."""
+        return tuple(d.name for d in self.searched if d.name not in self.conditional and len(d.domain(self._base)) > 1)
+
+    @cached_property
+    def continuous(self) -> tuple[str, ...]:
+        """Names of dimensions with infinitely many values."""
+        return tuple(d.name for d in self.dimensions if isinstance(d, Plain) and not d.values.size_is_finite)
+
+    @cached_property
+    def unordered(self) -> tuple[str, ...]:
+        """Names of dimensions whose values have no order: choices, divisors, couples."""
+        return tuple(
+            d.name
+            for d in self.dimensions
+            if isinstance(d, Divisors | Couple) or (isinstance(d, Plain) and isinstance(d.values, Listed))
+        )
+
+    @cached_property
+    def conditional(self) -> tuple[str, ...]:
+        """Names of dimensions that are not always there, or whose values are not always the same."""
+        fixed = {d.name for d in self.dimensions if isinstance(d, Plain | Couple) and d.condition is None}
+        tied = {self.dimensions[i].name for i in self._tied}
+        return tuple(d.name for d in self.searched if d.name not in fixed or (d.name in tied and d.name not in self.continuous))
+
+    # -- one dimension after the other --------------------------------------------------------------------------------
+
+    @cached_property
+    def _base(self) -> Point:
+        """The base's values of all fields that expressions read or dimensions set."""
+        paths = {path for d in self.dimensions for path in (*d.paths, *d.reads)}
+        paths |= {path for constraint in self.constraints for path in constraint.fields}
+        return {path: _at(self.base, path) for path in paths}
+
+    @cached_property
+    def _closing(self) -> tuple[tuple[Expression, ...], ...]:
+        """For each dimension the constraints that it decides: all other fields of theirs are known before it."""
+        last = {path: i for i, dimension in enumerate(self.dimensions) for path in dimension.paths}
+        at: list[list[Expression]] = [[] for _ in self.dimensions]
+        for constraint in self.constraints:
+            at[max(last[path] for path in constraint.fields if path in last)].append(constraint)
+        return tuple(map(tuple, at))
+
+    @cached_property
+    def _tied(self) -> frozenset[int]:
+        """Dimensions that can decide, themselves or through others, whether a constraint holds."""
+        needed = {path for constraint in self.constraints for path in constraint.fields}
+        tied = set()
+        for i in reversed(range(len(self.dimensions))):
+            if needed.intersection(self.dimensions[i].paths):
+                tied.add(i)
+                needed.update(self.dimensions[i].reads)
+        return frozenset(tied)
+
+    @cached_property
+    def _reads(self) -> tuple[tuple[str, ...], ...]:
+        """For each dimension the fields set before it that it or a later one reads."""
+        reads: list[tuple[str, ...]] = []
+        wanted: set[str] = set()
+        for i in reversed(range(len(self.dimensions))):
+            wanted.update(self.dimensions[i].reads, *(constraint.fields for constraint in self._closing[i]))
+            before = {path for d in self.dimensions[:i] for path in d.paths}
+            reads.append(tuple(sorted(wanted & before)))
+        return tuple(reversed(reads))
+
+    @cached_property
+    def _memory(self) -> dict[Any, Any]:
+        """What was found out about dimensions in a context: narrowed domains, and whether the rest can be completed."""
+        return {}
+
+    def _key(self, i: int, known: Point) -> tuple[int, tuple[Any, ...]]:
+        return i, tuple(known[path] for path in self._reads[i])
+
+    def _remember(self, key: Any, find: Callable[[], Any]) -> Any:
+        if key not in self._memory:
+            if len(self._memory) > 100_000:  # contexts of continuous fields never come again
+                self._memory.clear()
+            self._memory[key] = find()
+        return self._memory[key]
+
+    def _searched(self, i: int) -> Searched:
+        dimension = self.dimensions[i]
+        assert isinstance(dimension, Searched), dimension
+        return dimension
+
+    def _is_there(self, i: int, known: Point) -> bool:
+        dimension = self.dimensions[i]
+        return dimension.condition is None or read(dimension.name, "if", dimension.condition, known, truth=True)
+
+    def _after(self, i: int, known: Point) -> Point:
+        """What is known after a dimension that nobody is asked for: derived, or not there."""
+        dimension = self.dimensions[i]
+        if isinstance(dimension, Derived) and self._is_there(i, known):
+            return {**known, **dimension.fields(dimension.now(known))}
+        return known
+
+    def _question(self, i: int, known: Point) -> tuple[str, Domain] | None:
+        """The Optuna name of a dimension and its allowed values here; None where there is nothing to ask."""
+        dimension = self.dimensions[i]
+        if isinstance(dimension, Derived) or not self._is_there(i, known):
+            return None
+        name, domain = dimension.name, self._searched(i).domain(known)
+        if dimension.parents:
+            name += "|" + ",".join(f"{path}={known[path]}" for path in dimension.parents)
+        if i not in self._tied:
+            return name, domain
+        domain, suffix = self._remember(
+            ("left", *self._key(i, known)), lambda: domain.keep(lambda value: self._allows(i, value, known))
+        )
+        return name + suffix, domain
+
+    def _allows(self, i: int, value: Any, known: Point) -> bool:
+        """Whether a value breaks no constraint and leaves later dimensions something that breaks none."""
+        known = {**known, **self._searched(i).fields(value)}
+        return self._holds(i, known) and self._open(i + 1, known)
+
+    def _holds(self, i: int, known: Point) -> bool:
+        return all(read(CONSTRAINT, c.text, c, known, truth=True) for c in self._closing[i])
+
+    def _open(self, i: int, known: Point) -> bool:
+        """Whether the dimensions from `i` on can be completed."""
+        while i < len(self.dimensions) and i not in self._tied:
+            i += 1
+        if i == len(self.dimensions):
+            return True
+        return self._remember(("open", *self._key(i, known)), lambda: self._completes(i, known))
+
+    def _completes(self, i: int, known: Point) -> bool:
+        if isinstance(self.dimensions[i], Derived) or not self._is_there(i, known):
+            known = self._after(i, known)
+            return self._holds(i, known) and self._open(i + 1, known)
+        return any(self._allows(i, value, known) for value in self._searched(i).domain(known).probes())
+
+    def _ways(self, i: int, known: Point, ways: Callable[[int, Point], int | None]) -> int | None:
+        """Number of points from a dimension on."""
+        question = self._question(i, known)
+        if question is None:
+            return ways(i + 1, self._after(i, known))
+        dimension, (_, domain) = self._searched(i), question
+        if not domain.size_is_finite:
+            return None
+        later = self._reads[i + 1] if i + 1 < len(self.dimensions) else ()
+        if not set(dimension.paths).intersection(later):  # nothing depends on it
+            rest = ways(i + 1, {**known, **dimension.fields(next(iter(domain.items())))})
+            return None if rest is None else len(domain) * rest
+        total = 0
+        for value in domain.items():
+            rest = ways(i + 1, {**known, **dimension.fields(value)})
+            if rest is None:
+                return None
+            total += rest
+        return total
+
+    def _walk(self, choose: Choose) -> Point:
+        """A point, with the value of each dimension as `choose` has it."""
+        known, point = dict(self._base), Point()
+        for i in range(len(self.dimensions)):
+            question = self._question(i, known)
+            if question is None:
+                known = self._after(i, known)
+                continue
+            if not len(question[1]):
+                raise UserError(f"{CONSTRAINT}: leaves {question[0]} nothing to choose from at {_shown(point)}")
+            dimension = self._searched(i)
+            fields = dimension.fields(choose(dimension, *question))
+            known.update(fields)
+            point.update(fields)
+        return self._ordered(point)
+
+    def _answers(self, point: Point) -> list[tuple[str, Domain, Any]]:
+        """Name, domain and value of every dimension at a point; raises UserError where the point is not in the space."""
+        answers: list[tuple[str, Domain, Any]] = []
+
+        def choose(dimension: Dimension, name: str, domain: Domain) -> Any:
+            if missing := [path for path in dimension.paths if path not in point]:
+                raise UserError(f"{missing[0]}: must be given at {_shown(point)}")
+            value = dimension.value(point)
+            if not domain.holds(value):
+                shown = _shown({path: point[path] for path in dimension.paths})
+                raise UserError(f"{name}: {shown} is outside the space, which has {_some(domain)}")
+            answers.append((name, domain, value))
+            return domain.param(value) if isinstance(domain, Listed | Steps) else value
+
+        walked = self._walk(choose)
+        if extra := [path for path in point if path not in walked]:
+            raise UserError(f"{extra[0]}: is not searched at {_shown(point)}")
+        return answers
+
+    def _settled(self, point: Point) -> Point:
+        """A point with constants and the fields that follow."""
+        known, settled = {**self._base, **point}, dict(point)
+        for i, dimension in enumerate(self.dimensions):
+            if isinstance(dimension, Derived) and self._is_there(i, known):
+                fields = dimension.fields(dimension.now(known))
+                known.update(fields)
+                settled.update(fields)
+        return settled
+
+    def _ordered(self, point: Point) -> Point:
+        return {path: point[path] for path in self.paths if path in point}
 
 
-def load_space(path: Path, base: Config) -> Space:
-    """Read a space file and check it around a base config.
+def _at(config: Config, path: str) -> Any:
+    """The value at a dotted path; None for a place of `model.neuron` where one kind stands for all."""
+    try:
+        return get_field(config, path)
+    except AttributeError:
+        return None
+
+
+def _compared(config: Config) -> dict[str, Any]:
+    parts = config.model_dump(include={"data", "model", "train"})
+    return {
+        f"{part}.{key}": v for part, fields in parts.items() for key, v in fields.items() if f"{part}.{key}" not in NOT_COMPARED
+    }
+
+
+def _shown(point: Point) -> str:
+    return "(" + ", ".join(f"{path}={value}" for path, value in point.items()) + ")"
+
+
+def _some(domain: Domain) -> str:
+    if isinstance(domain, Listed):
+        return ", ".join(map(str, domain.values))
+    return f"[{domain.low:g}, {domain.high:g}]" + (f" in steps of {domain.step:g}" if isinstance(domain, Steps) else "")
+
+
+def load_space(path: Path | Sequence[Path], base: Config) -> Space:
+    """Read space files and check them together around a base config; a line of a later file replaces an earlier one's.
 
     Raises:
-        ConfigError: every mistake of the file in a sentence of its own: unknown fields, values that a field refuses, an
-            empty range, and combinations that break a rule.
+        ConfigError: every mistake in a sentence of its own: unknown fields, values that a field refuses, an empty range,
+            fields that wait for each other, and combinations that break a rule.
     """
-    return make_space(read_yaml(path), base, str(path))
+    files = [path] if isinstance(path, Path) else list(path)
+    tree: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    notes = [f"merged from {', '.join(map(str, files))}"] if len(files) > 1 else []
+    for file in files:
+        for name, rule in read_yaml(file).items():
+            if name == CONSTRAINT and name in tree:
+                tree[name] = _texts(tree[name]) + _texts(rule)
+                continue
+            if name in tree:
+                notes.append(f"{name}: as in {file}, in place of {sources[name]}")
+            tree[name], sources[name] = rule, str(file)
+    return make_space(tree, base, " + ".join(map(str, files)), tuple(notes), sources)
 
 
-def make_space(tree: dict[str, Any], base: Config, source: str = "space") -> Space:
-    """A space from a mapping; see `load_space`."""
+def make_space(
+    tree: dict[str, Any],
+    base: Config,
+    source: str = "space",
+    notes: tuple[str, ...] = (),
+    sources: Mapping[str, str] | None = None,
+) -> Space:
+    """A space from a mapping; see `load_space`. `sources` has the file of each line, for messages."""
     if not tree:
         raise ConfigError(f"{source}: names no field to search; add a line such as model.depth: {{int: [1, 4]}}")
-    dimensions, problems = [], []
-    for path, rule in tree.items():
+    dimensions: list[Dimension] = []
+    constraints: list[Expression] = []
+    problems: list[str] = []
+    for name, rule in tree.items():
         try:
-            dimension = _dimension(str(path), rule)
-            if not (isinstance(dimension, Divisors) and dimension.parent in tree):
+            if name == CONSTRAINT:
+                constraints += _constraints(rule)
+            else:
+                dimension = make_dimension(str(name), rule)
                 _check_values(dimension, base)
-            dimensions.append(dimension)
+                dimensions.append(dimension)
         except ConfigError as error:
-            problems += [f"{source}: {problem}" for problem in error.problems]
+            problems += [f"{(sources or {}).get(name, source)}: {problem}" for problem in error.problems]
+    if not problems:
+        try:
+            return _checked(Space(_in_order(dimensions), tuple(constraints), base, tree, notes))
+        except ConfigError as error:
+            problems = [f"{source}: {problem}" for problem in error.problems]
+    raise ConfigError(problems)
+
+
+def _texts(rule: Any) -> list[Any]:
+    return rule if isinstance(rule, list) else [rule]
+
+
+def _constraints(rule: Any) -> list[Expression]:
+    problems: list[str] = []
+    constraints: list[Expression] = []
+    for text in _texts(rule):
+        try:
+            if not isinstance(text, str):
+                raise ConfigError(f"must be a comparison such as model.depth * model.embed_dim <= 2048, but got {text!r}")
+            constraints.append(parse(text))
+        except ConfigError as error:
+            problems += [f"{CONSTRAINT}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
-    order = list(tree)
-    dimensions.sort(
-        key=lambda d: (order.index(d.parent or d.path) if d.parent in tree else order.index(d.path), bool(d.parent))
-    )
-    space = Space(tuple(dimensions), base, tree)
-    _check_combinations(space, source)
-    return space
+    return constraints
 
 
-def _dimension(path: str, rule: Any) -> Dimension:
-    field_at(path)
-    if path.startswith(("scale.", "search.")):
-        raise ConfigError(f"{path}: says how a sweep runs and cannot be searched; search fields of data, model or train")
-    if not isinstance(rule, dict) or not rule:
-        raise ConfigError(f"{path}: must be one of {{choices: [...]}}, {{divisors_of: ...}}, {{int: [low, high]}}, "
-                          f"{{float: [low, high]}}, but got {rule!r}")  # fmt: skip
-    kind, *options = rule
-    if kind not in KINDS:
-        raise ConfigError(f"{path}: {kind!r} is no kind of range; {nearest(str(kind), KINDS)}")
-    for option in options:
-        if option not in KINDS[kind]:
-            allowed = f"; {nearest(str(option), KINDS[kind])}" if KINDS[kind] else f"; {kind} takes none"
-            raise ConfigError(f"{path}: {option!r} is no option of {kind}{allowed}")
-    value = rule[kind]
-    if kind == "choices":
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{path}: choices must be a list of at least one value, but got {value!r}")
-        if any(isinstance(v, list | dict) for v in value):
-            raise ConfigError(f"{path}: choices must be numbers, texts, true, false or null, but got {value!r}")
-        return Choices(path, tuple(value))
-    if kind == "divisors_of":
-        if not isinstance(value, str):
-            raise ConfigError(f"{path}: divisors_of must name a field such as model.timesteps, but got {value!r}")
-        field_at(value)
-        return Divisors(path, value)
-    return _range(path, kind, value, rule.get("step"), rule.get("log", False))
+def _in_order(dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
+    """Each dimension after those whose fields it reads, else as in the file; continuous ones as late as possible.
 
+    A constraint is decided by the last of its dimensions: best an interval, which stays one where it is cut.
+    """
+    owner: dict[str, Dimension] = {}
+    for dimension in dimensions:
+        for path in dimension.paths:
+            if path in owner:
+                raise ConfigError(f"{path}: is set by both {owner[path].name} and {dimension.name}; leave one of them out")
+            owner[path] = dimension
+    ordered: list[Dimension] = []
 
-def _range(path: str, kind: str, value: Any, step: Any, log: Any) -> Dimension:
-    numbers = int if kind == "int" else (int, float)
-    pair = isinstance(value, list) and len(value) == 2
-    if not pair or any(isinstance(v, bool) or not isinstance(v, numbers) for v in value):
-        kind_of = "whole numbers" if kind == "int" else "numbers"
-        raise ConfigError(f"{path}: {kind} must be [low, high] in {kind_of}, but got {value!r}")
-    low, high = value
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-        raise ConfigError(f"{path}: the range is empty: low must be at most high, but got [{low}, {high}]")
-    if not isinstance(log, bool):
-        raise ConfigError(f"{path}: log must be true or false, but got {log!r}")
-    if log and low <= 0:
-        raise ConfigError(f"{path}: a log range must start above 0, but got [{low}, {high}]")
-    if log and step is not None:
-        raise ConfigError(f"{path}: step and log exclude each other")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, numbers) or not step > 0):
-        raise ConfigError(f"{path}: step must be above 0, but got {step!r}")
-    if kind == "int":
-        # The last value that the steps reach; Optuna would lower it with a warning.
-        step = step or 1
-        return IntRange(path, int(low), int(low) + int(high - low) // step * step, step, log)
-    return FloatRange(path, float(low), float(high), step, log)
+    def place(dimension: Dimension, waiting: tuple[Dimension, ...]) -> None:
+        if dimension in waiting:
+            circle = [d.name for d in (*waiting[waiting.index(dimension) :], dimension)]
+            raise ConfigError(f"{dimension.name}: depends on itself ({' -> '.join(circle)}); break the circle")
+        if dimension in ordered:
+            return
+        for path in dimension.reads:
+            if path in owner:
+                place(owner[path], (*waiting, dimension))
+        ordered.append(dimension)
+
+    for dimension in sorted(dimensions, key=lambda d: isinstance(d, Plain) and isinstance(d.values, Interval)):
+        place(dimension, ())
+    return tuple(ordered)
 
 
 def _check_values(dimension: Dimension, base: Config) -> None:
     """Each value must be one that the field takes by itself; rules between fields are for `_check_combinations`."""
-    known = {dimension.parent: get_field(base, dimension.parent)} if dimension.parent else {}
-    values = list(itertools.islice(dimension.examples(known), CHECKED))
-    for value in [values[0], values[-1]] if isinstance(dimension, IntRange) else values:
+    rows: list[Point] = []
+    if isinstance(dimension, Couple):
+        rows = [dict(zip(dimension.paths, row, strict=True)) for row in dimension.rows]
+    elif isinstance(dimension, Derived) and not isinstance(dimension.source, Expression):
+        rows = [{dimension.name: dimension.source}]
+    elif isinstance(dimension, Plain):
+        values = list(dimension.values.items()) if len(dimension.values) <= CHECKED else []
+        ends = (
+            [dimension.values.at(0.0), dimension.values.at(1 - 1e-12)] if not isinstance(dimension.values, Listed) else values
+        )
+        rows = [{dimension.name: value} for value in ends]
+    for row in rows:
         try:
-            with_overrides(base, {dimension.path: value})
+            with_overrides(base, row)
         except ConfigError as error:
-            own = [p for p in error.problems if p.startswith(f"{dimension.path}:")]
+            own = [p for p in error.problems if any(p.startswith(f"{path}:") for path in row)]
             if own:
                 raise ConfigError(own) from None
 
 
-def _check_combinations(space: Space, source: str) -> None:
-    points = list(itertools.islice(space.points(), CHECKED + 1))
+def _checked(space: Space) -> Space:
+    """The space, when every combination that it proposes is valid."""
+    set_here = {path for d in space.dimensions for path in d.paths}
+    for constraint in space.constraints:
+        if not set_here.intersection(constraint.fields):
+            raise ConfigError(f"{CONSTRAINT}: {constraint.text!r} must name a field of the space; it has {', '.join(set_here)}")
+    if not space.paths:
+        raise ConfigError("names no field to search, constants only; add a line such as model.depth: {int: [1, 4]}")
+    _check_constraints(space)
+    _check_combinations(space)
+    return space
+
+
+def _check_constraints(space: Space) -> None:
+    for i in sorted(space._tied):
+        dimension = space.dimensions[i]
+        if not isinstance(dimension, Plain):
+            continue
+        if not isinstance(dimension.values, Interval):
+            if len(dimension.values) > MOST_VALUES:
+                raise ConfigError(
+                    f"{dimension.name}: must have at most {MOST_VALUES} values beside a constraint, but has "
+                    f"{len(dimension.values)}; give it a larger step"
+                )
+            continue
+        for constraint in space.constraints:
+            jumps = constraint.operators & {"Mod", "FloorDiv", "NotEq", "NotIn", "Eq", "In"}
+            if dimension.name in constraint.fields and jumps:
+                raise ConfigError(
+                    f"{CONSTRAINT}: {constraint.text!r} must compare {dimension.name}, which is continuous, with < <= > >= and "
+                    f"without // and %; or give {dimension.name} a step"
+                )
+    if not space._open(0, dict(space._base)):
+        texts = ", ".join(repr(constraint.text) for constraint in space.constraints)
+        raise ConfigError(f"{CONSTRAINT}: no combination of the space satisfies {texts}")
+
+
+def _check_combinations(space: Space) -> None:
+    generator = random.Random(0)
+
+    def at_an_end(dimension: Dimension, name: str, domain: Domain) -> Any:
+        if isinstance(domain, Share) and domain.pieces > 1:
+            raise ConfigError(
+                f"{CONSTRAINT}: must leave {dimension.name} one piece, but leaves {domain.pieces}; write choices, or give "
+                f"{dimension.name} a step"
+            )
+        return generator.choice(list(domain.items())) if len(domain) <= CHECKED else domain.random(generator)
+
+    points = list(itertools.islice(space.corners(), CHECKED + 1))
+    walks = CHECKED if len(points) > CHECKED else min(CHECKED // 10, 10 * len(points)) if space.constraints else 0
     if len(points) > CHECKED:
-        generator = random.Random(0)
-        points = [space.random_point(generator) for _ in range(CHECKED)]
+        points = []
+    points += [space._walk(at_an_end) for _ in range(walks)]
     for point in points:
         try:
             space.config(point)
         except ConfigError as error:
-            shown = ", ".join(f"{path}={value}" for path, value in point.items())
             hint = ""
             if "`block_size`" in error.problems[0]:
                 hint = "; write model.block_size: {divisors_of: model.timesteps}"
             elif "`embed_dim`" in error.problems[0]:
-                hint = "; give model.embed_dim a start and a step that are multiples of 8 and of num_heads"
-            raise ConfigError(f"{source}: proposes an invalid combination ({shown}): {error.problems[0]}{hint}") from None
+                hint = "; give model.embed_dim the option multiple_of: 8 * model.num_heads"
+            raise ConfigError(f"proposes an invalid combination {_shown(point)}: {error.problems[0]}{hint}") from None

@@ -8,20 +8,26 @@
     environment.json  versions, commit, hardware
     splits.json       indices of the train, validation and test parts, the same for all trials
     trials/0000/      a run folder per trial
+    sources.json      run folders of trials that were taken over from another sweep
+    repeats/          run folders of the best trials under other seeds
 """
 
+import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, SearchConfig, UserError, dump_config, get_field
-from statten.files import new_folder, write_json, write_text
+from statten.config import Config, UserError, dump_config, get_field
+from statten.files import new_folder, read_json, write_json, write_text
 from statten.runs import Run, RunFolder, check_name, exists, now
 from statten.search.space import Space, load_space
 
 if TYPE_CHECKING:
     import optuna
+
+    from statten.search.repeats import Repeats
 
 # In the table and in summaries a field goes by its short name.
 SHORT = {"model.timesteps": "T", "model.block_size": "b", "model.depth": "depth", "model.embed_dim": "dim"}
@@ -59,58 +65,160 @@ class Sweep(RunFolder):
         """What is searched."""
         return load_space(self.path / "space.yaml", self.config)
 
+    @property
+    def trials(self) -> int:
+        """Number of trials that it was asked for."""
+        return self.config.search.trials or 16  # `tune` writes the number down
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything that it was asked for is done; a small space may have fewer trials than were asked for."""
+        return self.study().user_attrs.get("ended") == self.trials
+
     def study(self) -> "optuna.Study":
-        """Open the study for reading and writing; the sampler and the pruner come from the config."""
+        """Open the study for reading and writing; the searcher gives it a sampler, and stopping is ours (stopping.py).
+
+        Raises:
+            UserError: the study was made for other objectives, or its database cannot be reached.
+        """
         import optuna
         from optuna.study import StudyDirection
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = self._storage()
         search, name = self.config.search, self.info["study"]  # the folder may have been renamed since
+        wanted = [StudyDirection.MAXIMIZE if d == "max" else StudyDirection.MINIMIZE for d in search.directions.values()]
+        storage = self._storage()
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
-            optuna.create_study(storage=storage, study_name=name, direction=directions[search.mode])
-        return optuna.load_study(study_name=name, storage=storage, sampler=_sampler(search), pruner=_pruner(search))
+            with quietly():  # names of the metrics
+                optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
+        study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
+        if study.directions != wanted or study.metric_names != [*search.directions]:
+            there = ", ".join(f"{metric} {d.name.lower()}" for metric, d in zip(study.metric_names or ["?"], study.directions,
+                                                                                strict=False))  # fmt: skip
+            raise UserError(f"{self.path}: its study {name} was made for other objectives ({there}) than search.objectives "
+                            f"({', '.join(search.objectives)}); set them back")  # fmt: skip
+        return study
 
-    def _storage(self) -> "optuna.storages.JournalStorage":
-        from optuna.storages import JournalStorage
+    def _storage(self) -> "optuna.storages.BaseStorage":
+        from optuna.storages import JournalStorage, RDBStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+        url = self.config.search.storage
+        if url is not None:
+            try:
+                return RDBStorage(url)
+            except Exception as error:  # SQLAlchemy's drivers raise what they like
+                what = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(f"search.storage: {hidden(url)} cannot be opened: {what}") from None
         path = str(self.path / "study.journal")
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
+    @contextmanager
+    def writing(self) -> Iterator[str]:
+        """As a run's; and mend the study's journal, whose last line may be cut off by a crash or a full disk."""
+        with super().writing() as attempt:
+            journal = self.path / "study.journal"
+            if journal.is_file():
+                content = journal.read_bytes()
+                whole = content.rfind(b"\n") + 1
+                if whole < len(content):
+                    with journal.open("r+b") as file:
+                        file.truncate(whole)
+            yield attempt
+
     def trial(self, number: int) -> Run:
         """The run folder of a trial."""
-        return Run(self.path / "trials" / f"{number:04d}")
+        path = self.path / "trials" / f"{number:04d}"
+        if not path.exists():  # taken over from another sweep: its folder stays there
+            path = Path((read_json(self.path / "sources.json") or {}).get(str(number), path))
+        return Run(path)
+
+    def front(self) -> list["optuna.trial.FrozenTrial"]:
+        """The Pareto front among finished trials that keep the constraints, by the first objective; of one objective the best.
+
+        Raises UserError when no trial is finished, or none keeps the constraints.
+        """
+        study = self.study()
+        first = study.directions[0].name
+        if len(study.directions) > 1:
+            found = sorted(study.best_trials, key=lambda t: t.values[0], reverse=first == "MAXIMIZE")
+        else:
+            done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
+            means = {number: repeats.mean for number, repeats in self.repeats().items()}
+            means = means or {t.number: t.values[0] for t in done}  # the winner is sought among those that were repeated
+            pick = max if first == "MAXIMIZE" else min
+            found = [pick((t for t in done if t.number in means), key=lambda t: means[t.number])] if done else []
+        if not found:
+            ended = any(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
+            kept = f"no finished trial keeps {' and '.join(self.config.search.constraints)}"
+            raise UserError(
+                f"{self.path}: {kept if ended else 'no trial is finished yet'}; go on with: statten "
+                + (f"extend {self.name} --trials 8" if ended else f"resume {self.name}")
+            )
+        return found
 
     def best_trial(self) -> "optuna.trial.FrozenTrial":
-        """The best finished trial; raises UserError when there is none."""
-        try:
-            return self.study().best_trial
-        except ValueError:
-            raise UserError(
-                f"{self.path}: no trial is finished yet; finish the sweep with: statten resume {self.name}"
-            ) from None
+        """The best finished trial, on a front the one that is best in the first objective; raises like `front`."""
+        return self.front()[0]
 
-    def best(self) -> dict[str, Any]:
-        """The best trial as a document: trial, config, metrics, checkpoint."""
-        found = self.best_trial()
+    def best(self, number: int | None = None) -> dict[str, Any]:
+        """The best trial (or the one of a number) as a document: trial, config, metrics, checkpoint, and the front if any."""
+        front = self.front()
+        found = front[0] if number is None else next(t for t, _ in self.rows() if t.number == number)
         run = self.trial(found.number)
         result = run.result or {}
-        return {
+        document = {
             "sweep": str(self.path),
             "trial": found.number,
-            "value": found.value,
+            "value": found.values[0],
+            "values": dict(zip(self.config.search.directions, found.values, strict=True)),
             "point": found.user_attrs["point"],
             "config": run.config.model_dump(mode="json"),
             "metrics": result.get("best", {}),
             "checkpoint": str(run.best_checkpoint()),
         }
+        if len(found.values) > 1:
+            document["front"] = [
+                {"trial": t.number, **dict(zip(self.config.search.directions, t.values, strict=True)),
+                 "point": t.user_attrs["point"]}
+                for t in front
+            ]  # fmt: skip
+        if repeats := self.repeats():
+            document["repeats"] = [vars(r) for r in repeats.values()]
+        return document
+
+    def repeats(self) -> dict[int, "Repeats"]:
+        """Finalists that were trained under several seeds, by trial; see repeats.py."""
+        from statten.search.repeats import read_repeats
+
+        return read_repeats(self)
+
+    def certainty(self) -> str:
+        """What repeats under other seeds say about the winner, in a sentence; empty without repeats."""
+        from statten.search.repeats import sentence
+
+        return sentence(self)
 
     def rows(self, study: "optuna.Study | None" = None) -> Iterator[tuple["optuna.trial.FrozenTrial", dict[str, Any]]]:
-        """Each trial with its point."""
+        """Each trial that was run, with its point."""
         for trial in (study or self.study()).get_trials(deepcopy=False):
-            yield trial, trial.user_attrs.get("point", {})
+            if is_run(trial) and trial.state.name != "WAITING":
+                yield trial, trial.user_attrs.get("point", {})
+
+
+def is_run(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial was, or will be, trained: others are in the study to say that a configuration was not tried again."""
+    return not {"duplicate_of", "put_off", "too_large"} & set(trial.user_attrs)
+
+
+def feasible(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial keeps the constraints."""
+    return all(violation <= 0 for violation in trial.constraints.values())
+
+
+def hidden(url: str) -> str:
+    """A database's address without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def describe(point: dict[str, Any], config: Config | None = None) -> str:
@@ -126,23 +234,11 @@ def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def _sampler(search: SearchConfig) -> "optuna.samplers.BaseSampler":
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's warnings that a feature is experimental."""
     from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import RandomSampler, TPESampler
 
-    if search.sampler == "random":
-        return RandomSampler(seed=search.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # `multivariate` and `group`, wanted for conditional spaces
-        return TPESampler(
-            seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=search.startup_trials
-        )
-
-
-def _pruner(search: SearchConfig) -> "optuna.pruners.BasePruner":
-    from optuna.pruners import NopPruner, SuccessiveHalvingPruner
-
-    if search.scheduler == "none":
-        return NopPruner()
-    # Optuna's successive halving is asynchronous, and keeps its rungs in the study, where a resumed sweep finds them.
-    return SuccessiveHalvingPruner(min_resource=search.grace_epochs, reduction_factor=search.reduction_factor)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

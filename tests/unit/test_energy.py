@@ -14,7 +14,7 @@ from statten.config import ModelConfig, UserError, load_config
 from statten.data import make_test_loader
 from statten.energy import Conventions, check, check_file, ledger, operations
 from statten.evaluation import evaluate
-from statten.evaluation.meter import SpikeMeter
+from statten.meter import SpikeMeter
 from statten.metrics import evaluating
 
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ Points: the spiking layers by their names (embed.0, blocks.0.attn.q, ...), and w
 B batch, T timesteps, D embedding, h heads, N tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,14 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from statten.energy import operations
+from statten.metrics import sum_over_ranks
 from statten.models import STAttenTransformer
 
 
 class SpikeMeter:
     """Measures while it is entered: `with SpikeMeter(model) as meter: model(x)`."""
 
-    def __init__(self, model: STAttenTransformer):
-        self.model = model
+    def __init__(self, model: STAttenTransformer, layers: bool = True):
+        """`layers=False` leaves out the spiking layers' own spikes, which neurons can count themselves (FiringRates)."""
+        self.model, self.layers = model, layers
         self.sums: dict[str, Tensor] = {}
         """Sums over samples, by point; on the model's device, [T, 1, C H W] with C, H, W in the order that memory has them."""
         self._axes: dict[str, tuple[int, ...]] = {}  # that order
@@ -38,7 +41,7 @@ class SpikeMeter:
 
     def __enter__(self) -> "SpikeMeter":
         model, c = self.model, self.model.config
-        for name, layer in model.spiking_layers().items():
+        for name, layer in model.spiking_layers().items() if self.layers else ():
             self._after(layer, partial(self._add, name))
         for i in (0, 1, 2):
             if c.pooling[i] == "1":
@@ -66,6 +69,26 @@ class SpikeMeter:
                 if f"{prefix}.{point}" not in found:
                     found[f"{prefix}.{point}"] = found[f"{prefix}.{layer}"]
         return found
+
+    def totals(self, spikes: Mapping[str, float]) -> dict[str, float]:
+        """Each point's sum over samples, timesteps and positions, over all ranks; collective.
+
+        Args:
+            spikes: those of the spiking layers over all ranks, by name, as FiringRates counts them.
+        """
+        c, found = self.model.config, dict(spikes)
+        for point in sorted({op.point for op in operations(c) if op.point}):
+            prefix, _, kind = point.rpartition(".")
+            if kind == "query" and not c.events:
+                found[point] = spikes[f"{prefix}.q"]
+            elif kind == "mixed" and c.attention == "statten" and not c.events:
+                found[point] = spikes[f"{prefix}.out"]
+        device = next(self.model.parameters()).device
+        rest = sorted({op.point for op in operations(c) if op.point} - set(found))
+        sums = [self.sums[point].sum(dtype=torch.float64) if point in self.sums else torch.zeros((), dtype=torch.float64)
+                for point in rest]  # fmt: skip
+        summed = sum_over_ranks(torch.stack([value.to(device) for value in sums])).tolist() if rest else []
+        return found | dict(zip(rest, summed, strict=True))
 
     def _add(self, name: str, x_TBCHW: Tensor) -> None:
         x = x_TBCHW if x_TBCHW.dtype == torch.float64 else x_TBCHW.float()

@@ -1,0 +1,353 @@
+"""A sweep's trials as plain values: what is drawn, and what goes to trials.csv and trials.json."""
+
+import csv
+import io
+import math
+import warnings
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from statten.config import UserError, load_config, recipe_names
+from statten.runs import Run, best_row
+from statten.search.sweep import Sweep, is_run, short
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+NOT_RUN = {
+    "duplicate_of": "the same configuration as another trial",
+    "too_large": "too large for the memory",
+    "put_off": "fewer timesteps went first",
+}
+"""Why a trial was proposed and not trained, by its user attribute."""
+LABELS = {
+    "val/top1": "validation top-1 (%)",
+    "val/top5": "validation top-5 (%)",
+    "val/loss": "validation loss",
+    "train/loss": "training loss",
+    "train/top1": "training top-1 (%)",
+    "energy_uj": "energy per sample (µJ)",
+    "latency_ms": "latency of one sample (ms)",
+    "peak_memory_mib": "peak memory (MiB)",
+    "samples_per_second": "training speed (samples/s)",
+    "seconds": "time per epoch (s)",
+}
+STATES = {"complete": "complete", "pruned": "stopped early", "fail": "failed", "running": "running", "waiting": "waiting"}
+"""States as a person reads them."""
+UNITS = {"uj": "µJ", "mj": "mJ", "ms": "ms", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
+
+
+def label(metric: str) -> str:
+    """A reported metric as an axis calls it, with its unit."""
+    if metric in LABELS:
+        return LABELS[metric]
+    words, _, unit = metric.rpartition("_")
+    return f"{words} ({UNITS[unit]})".replace("_", " ") if words and unit in UNITS else metric.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One of the values that a sweep looks for."""
+
+    name: str
+    """The metric, such as val/top1."""
+    maximize: bool
+    """Whether more is better."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial."""
+
+    number: int
+    state: str
+    """complete, pruned, fail, running or waiting."""
+    reason: str | None
+    """Why it was stopped or failed."""
+    point: dict[str, Any]
+    """Its fields, {dotted path: value}."""
+    values: list[float] | None
+    """Its objectives; of a stopped trial the last value of the first, where there is one."""
+    intermediate: dict[int, float]
+    """The first objective after each epoch."""
+    constraints: dict[str, float]
+    """Above 0 where one is broken."""
+    distributions: dict[str, "BaseDistribution"]
+    """What its fields were drawn from, by Optuna's own names."""
+    run: Run
+    """Its folder."""
+    taken_over: bool
+    """Whether another sweep trained it."""
+    began: datetime | None
+    ended: datetime | None
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of each epoch."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of training and validation."""
+        return sum(row.get("seconds", 0.0) for row in self.epochs)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the best epoch; empty before the first one."""
+        return best_row(self.epochs) if self.epochs else {}
+
+    def value(self, index: int, objective: Objective) -> float | None:
+        """An objective's value, or what the best epoch of an unfinished trial gave."""
+        if self.state == "complete" and self.values:
+            return self.values[index]
+        return self.metrics.get(objective.name)
+
+
+class SweepTrials:
+    """Everything that a report needs of a sweep, read once; the sweep may be running."""
+
+    def __init__(self, sweep: Sweep):
+        self.sweep, self.config = sweep, sweep.config
+        self.objectives = [Objective(name, direction == "max") for name, direction in self.config.search.directions.items()]
+        trials = sweep.study().get_trials(deepcopy=False)
+        self.rows = [_row(sweep, trial, self.objectives[0].name) for trial in trials if is_run(trial)]
+        self.not_run = dict(Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN))
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """Dotted paths of all points, in the order of the space."""
+        return list(dict.fromkeys(path for row in self.rows for path in row.point))
+
+    @cached_property
+    def searched(self) -> list[str]:
+        """The fields that differ between trials."""
+        return [path for path in self.fields if len({repr(row.point.get(path)) for row in self.rows}) > 1]
+
+    @cached_property
+    def differing(self) -> list[str]:
+        """The fields that differ between finished trials."""
+        return [p for p in self.searched if len({repr(row.point[p]) for row in self.complete if p in row.point}) > 1]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Short names of the fields; two that would be called the same keep their paths."""
+        times = Counter(short(path) for path in self.fields)
+        return {path: short(path) if times[short(path)] == 1 else path for path in self.fields}
+
+    @cached_property
+    def complete(self) -> list[TrialRow]:
+        """The finished trials."""
+        return [row for row in self.rows if row.state == "complete"]
+
+    @cached_property
+    def front(self) -> list[TrialRow]:
+        """The best finished trial, or of several objectives the Pareto front; one trial of each configuration."""
+        rows = {row.number: row for row in self.rows}
+        try:
+            best = [rows[trial.number] for trial in self.sweep.front() if trial.number in rows]
+        except UserError:  # none is finished, or none keeps the constraints
+            return []
+        return different(best)
+
+    @cached_property
+    def base(self) -> TrialRow | None:
+        """The trial that is the base config itself: the recipe as it was given, published or not."""
+        point = self.sweep.space.from_config(self.config)
+        same = [row for row in self.rows if row.point == point]
+        return next((row for row in same if row.state == "complete"), same[0] if same else None)
+
+    @cached_property
+    def base_name(self) -> str:
+        """What the base config's point is called: by the recipe that has its model and data, where there is one."""
+        model, data = self.config.model, self.config.data.name
+        recipes = (name for name in recipe_names() if (c := load_config(name)).model == model and c.data.name == data)
+        name = next(recipes, None)
+        return (f"recipe {name}" if name else "base config") + (f" (trial {self.base.number})" if self.base else "")
+
+    def describe(self, row: TrialRow) -> str:
+        """A point in short: T=4 b=2 depth=2 dim=64."""
+        return " ".join(f"{self.names[path]}={shown(value)}" for path, value in row.point.items())
+
+    def study(self, objective: int | None = None, only: Collection[int] | None = None) -> "optuna.Study":
+        """An Optuna study in memory whose parameters have short names, for Optuna's own plots.
+
+        In the sweep's study a conditional field has a name for each case (`model.block_size|model.timesteps=4`), which would
+        scatter it over several plots.
+
+        Args:
+            objective: index of the only objective; all of them without it.
+            only: numbers of the trials to take. The others leave empty places, so that the numbers stay.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        found = self.objectives if objective is None else [self.objectives[objective]]
+        rows = {row.number: row for row in self.rows if only is None or row.number in only}
+        trials = []
+        for number in range(max(rows, default=-1) + 1):
+            row = rows.get(number)
+            if row is None or row.state == "waiting":
+                trials.append(create_trial(state=TrialState.WAITING))
+                continue
+            params = {self.names[p]: _choice(row.point[p]) for p in self.searched if p in row.point}
+            values = row.values if row.state == "complete" and row.values else None
+            trial = create_trial(
+                state=TrialState[row.state.upper()],
+                values=values if values is None or objective is None else [values[objective]],
+                params=params,
+                distributions={name: self._distributions[name] for name in params},
+                user_attrs={"reason": row.reason} if row.reason else {},
+                intermediate_values=row.intermediate,
+                constraints=row.constraints or None,
+            )
+            trial.datetime_start, trial.datetime_complete = row.began, row.ended
+            trials.append(trial)
+        return memory_study(found, trials)
+
+    def against_energy(self) -> "SweepTrials | None":
+        """The same trials with several objectives: with one, energy per sample is the second; None where none reports it."""
+        if len(self.objectives) > 1:
+            return self
+        metric = "energy_uj"
+        rows = [
+            replace(row, values=[row.values[0], row.metrics[metric]]) if row.values and row.state == "complete" else row
+            for row in self.rows
+            if row.state != "complete" or metric in row.metrics
+        ]
+        if not any(row.state == "complete" for row in rows):
+            return None
+        other = object.__new__(SweepTrials)
+        other.sweep, other.config, other.not_run, other.rows = self.sweep, self.config, self.not_run, rows
+        other.objectives = [*self.objectives, Objective(metric, False)]
+        numbers = {trial.number for trial in other.study().best_trials}
+        other.front = different([row for row in rows if row.number in numbers])
+        return other
+
+    def ticks(self, path: str) -> list[int]:
+        """The values of a field for an axis, where they are few whole numbers; else none."""
+        values = sorted({row.point[path] for row in self.complete if path in row.point}, key=repr)
+        few = len(values) <= 8 and all(type(value) is int for value in values)
+        return sorted(values) if few and (self.is_categorical(path) or len(values) <= 4) else []
+
+    def is_categorical(self, path: str) -> bool:
+        """Whether a field is one of several choices."""
+        return type(self._distributions[self.names[path]]).__name__ == "CategoricalDistribution"
+
+    def is_log(self, path: str) -> bool:
+        """Whether a number was searched by its logarithm."""
+        return getattr(self._distributions[self.names[path]], "log", False)
+
+    @cached_property
+    def _distributions(self) -> dict[str, "BaseDistribution"]:
+        """Of each field under its short name: the kind that the study has, over the values that occur."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        known = {name.partition("|")[0]: d for row in self.rows for name, d in row.distributions.items()}
+        made: dict[str, BaseDistribution] = {}
+        for path in self.searched:
+            values = {_choice(row.point[path]) for row in self.rows if path in row.point}
+            first = known.get(path)  # none for fields that move together, which have one name in the study
+            if isinstance(first, FloatDistribution | IntDistribution):
+                made[self.names[path]] = type(first)(min(values), max(values), log=first.log)
+            else:
+                made[self.names[path]] = CategoricalDistribution(sorted(values, key=lambda v: (isinstance(v, str), v)))
+        return made
+
+
+def different(rows: list[TrialRow]) -> list[TrialRow]:
+    """The first trial of each configuration."""
+    return list({repr(row.point): row for row in reversed(rows)}.values())[::-1]
+
+
+def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenTrial]") -> "optuna.Study":
+    """A study in memory of trials that are known already."""
+    import optuna
+
+    sense = optuna.study.StudyDirection
+    study = optuna.create_study(directions=[sense.MAXIMIZE if o.maximize else sense.MINIMIZE for o in objectives])
+    study.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
+        study.set_metric_names([label(objective.name) for objective in objectives])
+    return study
+
+
+def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial", metric: str) -> TrialRow:
+    run = sweep.trial(trial.number)
+    epochs = run.metrics()
+    curve = {int(row["epoch"]): row[metric] for row in epochs if math.isfinite(row.get(metric, math.nan))}
+    return TrialRow(
+        number=trial.number,
+        state=trial.state.name.lower(),
+        reason=trial.user_attrs.get("reason"),
+        point=trial.user_attrs.get("point", {}),
+        values=trial.values,
+        intermediate=curve or dict(trial.intermediate_values),  # the folder may know more than the study, or be gone
+        constraints=dict(trial.constraints),
+        distributions=trial.distributions,
+        run=run,
+        taken_over="source" in trial.user_attrs,
+        began=trial.datetime_start,
+        ended=trial.datetime_complete,
+        epochs=epochs,
+    )
+
+
+def _choice(value: Any) -> Any:
+    """A value that Optuna's plots can take."""
+    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else str(value)
+
+
+def shown(value: Any) -> str:
+    """A value in a table: four digits of a number, a dash for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exports.
+
+
+def documents(trials: SweepTrials) -> list[dict[str, Any]]:
+    """Every trial as a document; a value is None where there is none."""
+    return [
+        {
+            "number": row.number,
+            "state": row.state,
+            "reason": row.reason,
+            "point": row.point,
+            "values": {o.name: row.values[i] if row.state == "complete" and row.values else None
+                       for i, o in enumerate(trials.objectives)},
+            "metrics": row.metrics,
+            "epochs": len(row.epochs),
+            "seconds": row.seconds,
+            "run": str(row.run.path),
+            "taken_over": row.taken_over,
+        }
+        for row in trials.rows
+    ]  # fmt: skip
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """The documents as CSV: fields by their paths, objectives as `objective:NAME`, the best epoch's metrics as `best:NAME`."""
+    first, last = ("number", "state", "reason"), ("epochs", "seconds", "run", "taken_over")
+    flat = [
+        {
+            **{name: row[name] for name in first},
+            **row["point"],
+            **{f"objective:{name}": value for name, value in row["values"].items()},
+            **{name: row[name] for name in last},
+            **{f"best:{name}": value for name, value in row["metrics"].items()},
+        }
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(name for line in flat for name in line)) or [*first, *last]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()

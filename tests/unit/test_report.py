@@ -1,0 +1,270 @@
+"""A sweep's report agrees with its study, opens without a network, and is made whatever there is to show."""
+
+import csv
+import json
+import re
+import threading
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import optuna
+import pytest
+from evaluated import alive
+
+from statten import report as reporting
+from statten.checkpoint import save
+from statten.config import UserError, load_config
+from statten.files import write_json
+from statten.overview import details, details_table, watch, written
+from statten.report import figures, rates
+from statten.report.sections import build, contour_pair
+from statten.report.summary import summarize
+from statten.report.trials import SweepTrials, label
+from statten.runs import Run
+from statten.search.space import make_space
+from statten.search.sweep import Sweep
+from statten.train import validate
+
+SPACE = {
+    "model.timesteps": {"choices": [1, 2, 4]},
+    "model.block_size": {"divisors_of": "model.timesteps"},
+    "model.depth": {"int": [1, 2]},
+    "train.lr": {"float": [1.0e-4, 1.0e-2], "log": True},
+}
+SECTIONS = [
+    "Optimisation history", "Importance of the fields", "Parallel coordinates", "Slices", "Timesteps and block size",
+    "Learning curves", "Firing rates of the best trials", "Timeline", "Stops and failures", "All trials",
+]  # fmt: skip
+EPOCHS = 3
+STATES = optuna.trial.TrialState
+# T, b, depth, lr, state, epochs, top-1 of the last epoch, energy. The fourth is the base config.
+TRIALS = [
+    (1, 1, 1, 1e-3, STATES.COMPLETE, 3, 80.0, 1.0),
+    (2, 2, 1, 2e-3, STATES.COMPLETE, 3, 90.0, 2.0),
+    (4, 2, 2, 8e-3, STATES.PRUNED, 1, 30.0, 5.0),
+    (2, 1, 1, 4e-3, STATES.COMPLETE, 3, 85.0, 2.5),
+    (4, 4, 2, 5e-3, STATES.COMPLETE, 3, 95.0, 6.0),
+    (4, 1, 2, 9e-3, STATES.FAIL, 2, 20.0, 5.5),
+    (1, 1, 2, 6e-3, STATES.COMPLETE, 3, 75.0, 3.0),
+]
+
+
+def make_sweep(path, objectives=("val/top1", "energy_uj"), trials=TRIALS) -> Sweep:
+    fields = {
+        "model.timesteps": 2, "model.block_size": 1, "model.depth": 1, "model.embed_dim": 32, "train.epochs": EPOCHS,
+        "train.batch_size": 64, "scale.device": "cpu", "search.objectives": list(objectives),
+        "search.trials": max(1, len(trials)),
+    }  # fmt: skip
+    config = load_config("digits", fields)
+    sweep = Sweep.create(path, config, make_space(SPACE, config))
+    study = sweep.study()
+    for number, trial in enumerate(trials):
+        add_trial(sweep, study, number, *trial)
+    return sweep
+
+
+def add_trial(sweep, study, number, timesteps, block, depth, lr, state, epochs, top1, energy):
+    point = {"model.timesteps": timesteps, "model.block_size": block, "model.depth": depth, "train.lr": lr}
+    config = sweep.space.config(point)
+    run = Run.create(sweep.trial(number).path, config, {"sweep": sweep.name, "trial": number, "point": point})
+    rows = [row(config, epoch, top1 - 10 * (epochs - epoch), energy) for epoch in range(1, epochs + 1)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    reason = {STATES.PRUNED: "stopped at epoch 1: poor", STATES.FAIL: "the loss is <not> finite"}.get(state)
+    if state == STATES.COMPLETE:
+        write_json(run.path / "result.json", {"state": "finished", "best": rows[-1]})
+    found = optuna.trial.create_trial(
+        state=state,
+        values=[rows[-1][name] for name in sweep.config.search.directions] if state == STATES.COMPLETE else None,
+        params=sweep.space.params(point),
+        distributions=sweep.space.distributions(point),
+        user_attrs={"point": point, **({"reason": reason} if reason else {})},
+        intermediate_values={int(r["epoch"]): r["val/top1"] for r in rows},
+    )
+    found.datetime_start = datetime(2026, 1, 1) + timedelta(minutes=number)
+    found.datetime_complete = found.datetime_start + timedelta(minutes=epochs) if state.is_finished() else None
+    study.add_trial(found)
+
+
+def row(config, epoch, top1, energy):
+    return {
+        "epoch": epoch, "train/loss": 1.0, "train/top1": top1, "val/loss": 2 - top1 / 100, "val/top1": top1, "val/top5": 99.0,
+        "energy_uj": energy, "firing_rate/head": 0.1, "lr": config.train.lr, "seconds": 20.0,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two objectives, a real checkpoint in trial 1, and a duplicate that was not run."""
+    made = make_sweep(tmp_path_factory.mktemp("runs") / "s")
+    trained = made.trial(1)
+    state = alive(trained.config)
+    state.epoch = EPOCHS
+    state.metrics = state.best = trained.metrics()[-1]
+    save(state, trained.checkpoint_folder)
+    point = made.study().trials[0].user_attrs["point"]
+    attributes = {"point": point, "duplicate_of": 0}
+    made.study().add_trial(optuna.trial.create_trial(state=STATES.FAIL, user_attrs=attributes))
+    made.study().set_user_attr("ended", made.trials)
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(sweep):
+    before = untouched(sweep)
+    made = reporting.report(sweep)
+    assert untouched(sweep) == before, "the sweep is only read"
+    return made
+
+
+def untouched(sweep):
+    files = (path for path in sweep.path.rglob("*") if path.is_file() and (sweep.path / "report") not in path.parents)
+    return {path: path.read_bytes() for path in files}
+
+
+def test_the_page_has_every_section_and_loads_nothing(report):
+    page = Path(report["files"]["page"]).read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Pareto front", *SECTIONS]
+    assert page.count('class="plotly-graph-div"') >= 10
+    body = page[page.rindex("</script>\n</head>") :]
+    loads = re.findall(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)\s*=\s*["']?([^"'> ]+)""", page)
+    assert [load for load in loads if not load.startswith("data:")] == []
+    assert "@import" not in body and not re.search(r"url\(\s*['\"]?http", body)
+    assert page.count("plotly.js v") == 1
+    assert "the loss is &lt;not&gt; finite" in body and "stopped at epoch 1: poor" in body
+    for name in report["files"]["pictures"]:
+        assert Path(name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(report["files"]["pictures"]) == 8
+
+
+def test_the_summary_tells_states_front_and_cost(report):
+    assert report["states"] == {"complete": 5, "pruned": 1, "fail": 1} and report["not_run"] == {"duplicate_of": 1}
+    assert report["best"] == [4, 1, 0] and report["base"] == 3
+    assert report["epochs"] == 18 and report["epochs_saved"] == 2 and report["hours"] == pytest.approx(18 * 20 / 3600)
+    assert [command.split()[1] for _, command in report["next"]] == ["promote", "promote", "evaluate", "extend"]
+
+
+def test_exports_agree_with_the_study(sweep, report):
+    study = sweep.study()
+    with open(report["files"]["csv"], newline="") as file:
+        lines = list(csv.DictReader(file))
+    documents = json.loads(Path(report["files"]["json"]).read_text())
+    assert [int(line["number"]) for line in lines] == [d["number"] for d in documents] == list(range(len(TRIALS)))
+    for line, document in zip(lines, documents, strict=True):
+        trial, run = study.trials[document["number"]], sweep.trial(document["number"])
+        values = trial.values if trial.state == STATES.COMPLETE else [None, None]
+        assert list(document["values"].values()) == values
+        assert [float(line[f"objective:{n}"]) if line[f"objective:{n}"] else None for n in document["values"]] == values
+        assert document["point"] == trial.user_attrs["point"]
+        assert {path: float(line[path]) for path in document["point"]} == document["point"]
+        assert document["metrics"] == run.metrics()[-1] and float(line["best:lr"]) == run.config.train.lr
+        assert document["epochs"] == int(line["epochs"]) == len(run.metrics())
+        assert document["seconds"] == 20.0 * len(run.metrics()) and document["run"] == str(run.path)
+        assert document["reason"] == trial.user_attrs.get("reason") and line["reason"] == (document["reason"] or "")
+
+
+def test_plots_show_the_study_under_short_names(sweep):
+    trials = SweepTrials(sweep)
+    assert trials.names == {"model.timesteps": "T", "model.block_size": "b", "model.depth": "depth", "train.lr": "lr"}
+    front = figures.front(trials, 1, 0)
+    drawn = {trace.name: set(zip(trace.x, trace.y, strict=True)) for trace in front.data}
+    assert drawn["Pareto front"] == {(1.0, 80.0), (2.0, 90.0), (6.0, 95.0)} and drawn["other trials"] == {
+        (2.5, 85.0),
+        (3.0, 75.0),
+    }
+    star = front.data[-1]
+    assert (star.name, star.x, star.y) == ("base config (trial 3)", (2.5,), (85.0,)), "the recipe that the sweep began with"
+    assert front.layout.xaxis.title.text == label("energy_uj") == "energy per sample (µJ)"
+    assert figures.pairs(trials) == [(1, 0)], "what is paid goes to the right, what is got goes up"
+
+    parallel = figures.parallel(trials)
+    assert list(parallel.layout.xaxis.ticktext) == [label("val/top1"), label("energy_uj"), "T", "b", "depth", "lr"]
+    assert {trace.xaxis for trace in figures.slices(trials, 0).data} == {"x", "x2", "x3", "x4"}
+    assert set(figures.importances(trials)[0]) == {"T", "b", "depth", "lr"}
+
+    assert contour_pair(trials) == ("model.timesteps", "model.block_size")
+    heat = figures.cells(trials, 0, contour_pair(trials)).data[0]
+    assert [list(line) for line in heat.z] == [[80.0, 85.0, None], [None, 90.0, None], [None, None, 95.0]]
+
+    timeline = figures.timeline(trials)
+    assert {trace.name: list(trace.y) for trace in timeline.data} == {
+        "complete": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
+    }  # fmt: skip
+    curves = {trace.name: list(trace.y) for trace in figures.curves(trials).data}
+    assert curves["trial 4"] == [75.0, 85.0, 95.0] and curves["stopped early"] == [30.0] and curves["failed"] == [20.0]
+
+
+def test_firing_rates_are_those_of_a_validation_and_are_kept(sweep, report, monkeypatch):
+    by_number = {r["number"]: r for r in report["rates"]}
+    assert set(by_number) == {0, 1, 4} and "holds no checkpoint" in by_number[0]["problem"]
+    run = sweep.trial(1)
+    model = rates.open_target(run.path).model()
+    found = validate(model, rates.make_loaders(run.config).validation, run.config)
+    for layer in by_number[1]["layers"]:
+        assert layer["rate"] == pytest.approx(found[f"firing_rate/{layer['layer']}"], abs=1e-9)
+        assert len(layer["by_timestep"]) == 2 and sum(layer["by_timestep"]) / 2 == pytest.approx(layer["rate"])
+
+    monkeypatch.setattr(rates, "measure", lambda *_: pytest.fail("measured again"))
+    again = rates.best_rates(SweepTrials(sweep), sweep.path / "report")
+    assert json.loads(json.dumps(again)) == report["rates"]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "trials"),
+    [
+        (1, []),
+        (2, TRIALS[:1]),
+        (3, TRIALS[:2]),
+        (1, [TRIALS[5], TRIALS[2]]),
+        (2, [(*TRIALS[0][:4], STATES.RUNNING, 0, 50.0, 1.0)]),
+        (1, [(*TRIALS[0][:4], STATES.RUNNING, 1, 50.0, 1.0), TRIALS[1]]),
+        (1, [TRIALS[0]] * 5),
+    ],
+    ids=["none", "one", "two", "ended badly", "just begun", "running", "all alike"],
+)
+def test_few_trials_make_a_page_too(tmp_path, objectives, trials):
+    objectives = ["val/top1", "energy_uj", "seconds"][:objectives]
+    made = make_sweep(tmp_path / "s", objectives, trials)
+    report = reporting.report(made, tmp_path / "out", rates=False)
+    page = Path(report["files"]["page"]).read_text()
+    assert [command.split()[1] for _, command in report["next"][:2]] == ["show", "resume"]
+    first = "Pareto front" if len(objectives) > 1 else "Accuracy against energy"
+    assert re.findall("<h2>(.*?)</h2>", page) == [first, *SECTIONS]
+    if not any(trial[4] == STATES.COMPLETE for trial in trials):
+        assert "No trial is finished yet" in page and "The history needs at least 1 finished trial; there is none." in page
+    if not trials:
+        assert report["files"]["pictures"] == [] and "No trial has started yet." in page and "plotly.js" not in page
+    shown = details(made.path)
+    assert len(shown["trials"]) == len(trials) and details_table(shown, 2).row_count == min(2, len(trials))
+
+
+def test_what_is_not_drawn_is_said(sweep, monkeypatch):
+    monkeypatch.setattr(figures, "CURVES", 3)
+    monkeypatch.setattr(figures, "BARS", 4)
+    trials = SweepTrials(sweep)
+    page = build(trials, summarize(trials), [])
+    assert "Drawn are 3 of 5 best trials." in page and "Drawn are 4 of 7 newest trials." in page
+    assert len([t for t in figures.curves(trials).data if t.name.startswith("trial")]) == 3
+    assert [y for trace in figures.timeline(trials).data for y in trace.y] == [3, 4, 6, 5]
+
+
+def test_a_folder_of_something_else_stays_as_it_is(sweep, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="--output: must be a new folder, an empty one or that of a report"):
+        reporting.report(sweep, tmp_path, rates=False)
+    with pytest.raises(UserError, match="is a file"):
+        reporting.report(sweep, tmp_path / "thesis.txt", rates=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_watching_ends_when_nobody_writes_the_sweep(tmp_path):
+    made = make_sweep(tmp_path / "s", trials=TRIALS[:2])
+    assert not written(made.path)
+    watching = threading.Thread(target=watch, args=(made.path, 0.05))
+    with made.writing():
+        assert written(made.path)
+        watching.start()
+        time.sleep(0.5)
+        assert watching.is_alive()
+    watching.join(20)
+    assert not watching.is_alive()
