@@ -333,7 +333,7 @@ def from_file(
         line += ["--set", override]
     files, root = [("job file", path)], {**job.overrides, **more}.get("data.root")
     if config is not None and job.recipe is not None:
-        files, root = files + _files(job.recipe, job.space, config), config.data.root
+        files, root = files + _files(job.recipe, [job.space] if job.space else [], config), config.data.root
     where = _absolute(storage or job.storage or os.environ.get("STATTEN_STORAGE"))
     line += ["--storage", where] if where else []
     line += _absolute_root(root)
@@ -354,7 +354,7 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
     stem = str(parameters.get("target") or "job")
     if recipe is not None:
         config = load_config(recipe, overrides)
-        files, root, stem = _files(recipe, parameters.get("space"), config), config.data.root, recipe
+        files, root, stem = _files(recipe, parameters.get("space") or [], config), config.data.root, recipe
     name = parameters.get("name")
     if name is None:
         name = f"{Path(stem).name.partition('.')[0]}-{command}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -385,14 +385,15 @@ def _packed(submission: Submission, folder: Path, aside: Path, token: str | None
     return parcel
 
 
-def _files(recipe: str, space: str | None, config: Config) -> list[tuple[str, Path]]:
+def _files(recipe: str, spaces: list[str], config: Config) -> list[tuple[str, Path]]:
     """The files that a training or sweep reads, its search space checked."""
     files = [] if recipe in recipe_names() else [("recipe", Path(recipe))]
-    if space is not None:
+    if spaces:
         from statten.search.space import load_space
 
-        load_space(space_file(space), config)
-        files.append(("space", space_file(space)))
+        paths = [space_file(space) for space in spaces]
+        load_space(paths, config)
+        files += [("space", path) for path in paths]
     return files
 
 

@@ -40,7 +40,7 @@ name: sweep
 storage: STORAGE
 trials: 3
 overrides: {train.epochs: 4, train.warmup_epochs: 0, data.fraction: 0.5, search.scheduler: none, search.max_concurrent: 1}
-resources: {device: cpu}
+resources: {device: cpu, neuron_backend: torch}
 runtime: {environment: {OMP_NUM_THREADS: "1"}}
 """
 PROMOTE = """\
@@ -233,7 +233,7 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
     assert Run.open(runs / "promoted").state == "finished"
     assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
-    long = "--set train.epochs=900 --set model.depth=1 --set model.embed_dim=16 --set scale.device=cpu --name long"
+    long = "--set train.epochs=900 --set model.depth=1 --set model.embed_dim=16 --set scale.neuron_backend=torch --name long"
     assert typed("submit", "--", "train", "digits", *long.split(), "--storage", runs)[0] == 0
     assert typed("wait", here.jobs()[-2].id)[0] == 0
     assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
@@ -320,7 +320,7 @@ def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (work / "job.yaml").write_text(
-        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1}\n"
+        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1, neuron_backend: torch}\n"
         "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
     )
     mark = uuid.uuid4().hex
