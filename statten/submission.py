@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from statten.cluster import read_token, token_file
+from statten.cluster import read_token, token_refused
 from statten.config import Config, Failed, UserError, load_config, nearest, parse_overrides, recipe_names
 from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job, space_file
 from statten.parcel import Parcel, pack, travelling
@@ -127,7 +127,7 @@ class Cluster:
         try:
             yield
         except AuthenticationError:
-            raise UserError(self._refused()) from None
+            raise UserError(token_refused(self.url)) from None
         except OSError as error:  # of requests, too
             answer = getattr(error, "response", None)
             if isinstance(error, ValueError) or (answer is not None and answer.status_code < 500):
@@ -147,15 +147,6 @@ class Cluster:
                 # The head is there, but not yet (or no longer) its agent, or the machine that has the log.
                 raise Unreachable(f"{self.url}: {_last_line(found[2])}") from None
             raise UserError(f"{self.url}: {_last_line(found[2] if found else str(error))}") from None
-
-    def _refused(self) -> str:
-        if self._token:
-            source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_file())
-            return f"{self.url} refuses the token of {source}; copy ~/.ray/auth_token of the cluster's head node there"
-        return (
-            f"{self.url} asks for a token, and there is none here; copy ~/.ray/auth_token of the cluster's head node to "
-            f"{token_file()}, readable by you alone"
-        )
 
     def version(self) -> str:
         """Ray's version there."""

@@ -75,6 +75,7 @@ class LocalCluster:
             time.sleep(0.1)
         self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
         self.port = int(self.url.rpartition(":")[2])
+        self.address = self.log.read_text().partition("join at ")[2].partition(";")[0]
 
     def kill(self) -> list[int]:
         """Take the power away; returns what was still there."""
@@ -280,7 +281,7 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     """A missing token, a wrong one and one that others can read are each one sentence; none of them is shown."""
     assert Cluster(cluster.url).version().startswith("2.60")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
-    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; copy") as caught:
+    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; take") as caught:
         Cluster(cluster.url)
     assert "no-token-of" not in str(caught.value)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -294,6 +295,10 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
         Cluster(cluster.url)
+    join = f"from statten.cluster import ray_cluster as join\nwith join({cluster.address!r}): pass"
+    quick = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, env=quick, check=False)
+    assert f"scale.address: {cluster.address} refuses the token of {tmp_path}/token; copy" in done.stderr.splitlines()[-1]
 
 
 SRUN = """\
