@@ -70,6 +70,8 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     except (OSError, ValueError, RuntimeError) as error:
         if address is None:
             raise UserError(f"Ray cannot start on this machine: {_first_line(error)}") from None
+        if "InvalidAuthToken" in str(error.__cause__):
+            raise UserError(f"scale.address: {token_refused(address)}") from None
         raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {_first_line(error)}") from None
     try:
         yield ray.cluster_resources()
@@ -121,6 +123,18 @@ def read_token() -> str | None:
     if not (token and token.isascii() and token.isprintable() and " " not in token):
         raise UserError(f"{source}: holds no token; copy the file of the cluster's head node")
     return token
+
+
+def token_refused(where: str) -> str:
+    """The sentence for a cluster that does not take the token of this user."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return f"{where} refuses the token of RAY_AUTH_TOKEN; take the one in ~/.ray/auth_token of the cluster's head node"
+    if token_file().is_file():
+        return f"{where} refuses the token of {token_file()}; copy ~/.ray/auth_token of the cluster's head node there"
+    return (
+        f"{where} asks for a token, and there is none here; copy ~/.ray/auth_token of the cluster's head node to "
+        f"{token_file()}, readable by you alone"
+    )
 
 
 def make_token() -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from statten.cluster import read_token, token_file
+from statten.cluster import read_token, token_refused
 from statten.config import Config, Failed, UserError, load_config, nearest, parse_overrides, recipe_names
 from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job, space_file
 from statten.parcel import Parcel, pack, travelling
@@ -120,39 +120,33 @@ class Cluster:
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:
-        """Say in a sentence what Ray and requests raise."""
-        import requests
+        """Say in a sentence what Ray, and the requests library below it, raise."""
         from ray.exceptions import AuthenticationError
 
+        stranger = f"--address: what answers at {self.url} is no Ray dashboard"
         try:
             yield
         except AuthenticationError:
-            raise UserError(self._refused()) from None
-        except (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout):
+            raise UserError(token_refused(self.url)) from None
+        except OSError as error:  # of requests, too
+            answer = getattr(error, "response", None)
+            if isinstance(error, ValueError) or (answer is not None and answer.status_code < 500):
+                raise UserError(stranger) from None
             raise Unreachable(
                 f"--address: nothing answers at {self.url}; is the cluster up, its dashboard reachable?"
             ) from None
-        except (requests.exceptions.RequestException, KeyError):
-            raise UserError(f"--address: what answers at {self.url} is no Ray dashboard") from None
+        except KeyError:
+            raise UserError(stranger) from None
         except RuntimeError as error:
             found = re.search(r"status code (\d+): (.*)", str(error), re.S)
             if "Version check returned 404" in str(error):
-                raise UserError(f"--address: what answers at {self.url} is no Ray dashboard") from None
+                raise UserError(stranger) from None
             if found and found[1] == "404":
                 raise NoSuchJob(found[2].strip()) from None
             if found and found[1].startswith("5") and "already exists" not in found[2]:
                 # The head is there, but not yet (or no longer) its agent, or the machine that has the log.
                 raise Unreachable(f"{self.url}: {_last_line(found[2])}") from None
             raise UserError(f"{self.url}: {_last_line(found[2] if found else str(error))}") from None
-
-    def _refused(self) -> str:
-        if self._token:
-            source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(token_file())
-            return f"{self.url} refuses the token of {source}; copy ~/.ray/auth_token of the cluster's head node there"
-        return (
-            f"{self.url} asks for a token, and there is none here; copy ~/.ray/auth_token of the cluster's head node to "
-            f"{token_file()}, readable by you alone"
-        )
 
     def version(self) -> str:
         """Ray's version there."""
@@ -330,7 +324,7 @@ def from_file(
         line += ["--set", override]
     files, root = [("job file", path)], {**job.overrides, **more}.get("data.root")
     if config is not None and job.recipe is not None:
-        files, root = files + _files(job.recipe, job.space, config), config.data.root
+        files, root = files + _files(job.recipe, [job.space] if job.space else [], config), config.data.root
     where = _absolute(storage or job.storage or os.environ.get("STATTEN_STORAGE"))
     line += ["--storage", where] if where else []
     line += _absolute_root(root)
@@ -348,10 +342,10 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
     line, recipe = list(words), parameters.get("recipe")
     overrides = parameters.get("overrides") or []
     files, root = [], parse_overrides(overrides).get("data.root")
-    stem = str(parameters.get("target") or command)
+    stem = str(parameters.get("target") or "job")
     if recipe is not None:
         config = load_config(recipe, overrides)
-        files, root, stem = _files(recipe, parameters.get("space"), config), config.data.root, recipe
+        files, root, stem = _files(recipe, parameters.get("space") or [], config), config.data.root, recipe
     name = parameters.get("name")
     if name is None:
         name = f"{Path(stem).name.partition('.')[0]}-{command}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -382,14 +376,15 @@ def _packed(submission: Submission, folder: Path, aside: Path, token: str | None
     return parcel
 
 
-def _files(recipe: str, space: str | None, config: Config) -> list[tuple[str, Path]]:
+def _files(recipe: str, spaces: list[str], config: Config) -> list[tuple[str, Path]]:
     """The files that a training or sweep reads, its search space checked."""
     files = [] if recipe in recipe_names() else [("recipe", Path(recipe))]
-    if space is not None:
+    if spaces:
         from statten.search.space import load_space
 
-        load_space(space_file(space), config)
-        files.append(("space", space_file(space)))
+        paths = [space_file(space) for space in spaces]
+        load_space(paths, config)
+        files += [("space", path) for path in paths]
     return files
 
 

@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -15,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import MARK, marked
 
-from statten import cli
+from statten import cli, doctor
 from statten.cluster import make_token
 from statten.config import UserError
 from statten.runs import Run
@@ -36,8 +39,8 @@ space: space.yaml
 name: sweep
 storage: STORAGE
 trials: 3
-overrides: {train.epochs: 5, train.warmup_epochs: 0, search.scheduler: none, search.max_concurrent: 1}
-resources: {device: cpu}
+overrides: {train.epochs: 4, train.warmup_epochs: 0, data.fraction: 0.5, search.scheduler: none, search.max_concurrent: 1}
+resources: {device: cpu, neuron_backend: torch}
 runtime: {environment: {OMP_NUM_THREADS: "1"}}
 """
 PROMOTE = """\
@@ -53,19 +56,36 @@ resources: {workers: 1, device: cpu, cpus_per_worker: 1}
 class LocalCluster:
     """`cluster/local.sh` with two nodes, in a process group of its own."""
 
-    def __init__(self, folder: Path, port: int = 0):
-        self.mark, self.log = uuid.uuid4().hex, folder / "local.log"
-        environment = {**os.environ, MARK: self.mark, "CPUS": "1", "PORT": "0", "DASHBOARD_PORT": str(port)}
+    def __init__(self, log: Path):
+        self.log, self.port = log, 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it; the second time at the same port."""
+        self.mark, self.folder = uuid.uuid4().hex, tempfile.mkdtemp(prefix="ray")
+        settings = {"CPUS": "1", "PORT": "0", "DASHBOARD_PORT": str(self.port), "RAY_FOLDER": self.folder}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["bash", str(ROOT / "cluster" / "local.sh"), "2"], stdout=log, stderr=log, start_new_session=True,
-                env={**environment, "PYTHON": sys.executable},
+                env={**os.environ, **settings, MARK: self.mark, "PYTHON": sys.executable},
             )  # fmt: skip
         deadline = time.monotonic() + 120
         while "submit to " not in self.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
         self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
+        self.port = int(self.url.rpartition(":")[2])
+        self.address = self.log.read_text().partition("join at ")[2].partition(";")[0]
+
+    def kill(self) -> list[int]:
+        """Take the power away; returns what was still there."""
+        left = marked(self.mark)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return left
 
     def stop(self) -> list[int]:
         """Stop it as Ctrl-C does; returns what is left of it."""
@@ -91,13 +111,10 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(home):
-    local = LocalCluster(home)
+    local = LocalCluster(home / "local.log")
     yield local
-    left = local.stop()
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert not left, "processes of the cluster outlived it"
+    local.stop()
+    assert not local.kill(), "processes of the cluster outlived it"
 
 
 class Relay:
@@ -184,28 +201,31 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     code, again = typed("submit", "sweep.yaml")
     assert code == 2 and "already, as sweep-1" in again and "statten logs sweep-1 -f" in again
 
-    until(lambda: "trial 0" in follower.text and "trial 0" in second.text)
+    # Whoever stops looking, or cannot look, stops nothing.
+    until(lambda: "Running entrypoint" in follower.text and "Running entrypoint" in second.text)
     relay.cut()
     second.process.send_signal(signal.SIGINT)
     assert f"detached; sweep-1 goes on. Come back with: statten logs sweep-1 --address {cluster.url} -f" in second.finish()
     until(lambda: "lost, trying again" in follower.text)
-    assert here.job("sweep-1").live, "whoever stops looking stops nothing"
-    assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
+    assert here.job("sweep-1").live
     relay.open = True
-    seen = follower.finish()
-    assert seen.count("lost, trying again") == seen.count("connected again") == 1 and "sweep-1 has ended: STOPPED" in seen
-    lines = [line for line in seen.splitlines(keepends=True) if not line.startswith("statten: ")]
-    assert "".join(lines) == here.logs("sweep-1"), "every character once"
-    assert typed("wait", "sweep") == (1, "sweep-1  STOPPED\n")
+    until(lambda: "connected again" in follower.text and "trial 0" in follower.text)
 
+    # All machines lose their power; the same file, sent to a new cluster, goes on.
+    seen = re.sub(r"statten: connect[^\n]*\n", "", follower.text)
+    assert here.logs("sweep-1").startswith(seen), "every character once"
+    cluster.kill()
+    cluster.start()
+    assert "knows this job no longer, for its head was started anew" in follower.finish(code=1)
     ended = {t.number for t, _ in Sweep.open(runs / "sweep").rows() if t.state.is_finished()}
     before = {n: (runs / f"sweep/trials/{n:04d}/result.json").read_text() for n in ended}
     assert 0 in ended and len(ended) < 3
     assert typed("submit", "sweep.yaml")[0] == 0
-    assert typed("wait", "sweep") == (0, "sweep-2  SUCCEEDED\n")
+    assert typed("wait", "sweep") == (0, "sweep-1  SUCCEEDED\n")
     assert [t.state.name for t, _ in Sweep.open(runs / "sweep").rows()] == ["COMPLETE"] * 3
     assert all((runs / f"sweep/trials/{n:04d}/result.json").read_text() == text for n, text in before.items())
 
+    # One job ends well, one by a mistake, one is stopped.
     assert typed("submit", "promote.yaml")[0] == 0
     assert typed("submit", "--", "evaluate", "nothing", "--storage", runs)[0] == 0
     mistaken = here.jobs()[-1].id
@@ -214,22 +234,54 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
     assert Run.open(runs / "promoted").state == "finished"
     assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
-    assert typed("wait", here.jobs()[-1].id)[0] == 0
+    long = "--set train.epochs=900 --set model.depth=1 --set model.embed_dim=16 --set scale.neuron_backend=torch --name long"
+    assert typed("submit", "--", "train", "digits", *long.split(), "--storage", runs)[0] == 0
+    assert typed("wait", here.jobs()[-2].id)[0] == 0
     assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
+    until(lambda: "Running entrypoint" in here.logs("long-1"))
+    assert typed("stop", "long") == (0, "long-1  STOPPED\n")
+    assert typed("wait", "long") == (1, "long-1  STOPPED\n")
 
     listed = json.loads(typed("jobs", "--json")[1])
-    assert [job["status"] for job in listed] == ["STOPPED", "SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert [job["status"] for job in listed] == ["SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED", "STOPPED"]
     token = (Path(os.environ["HOME"]) / ".ray" / "auth_token").read_text()
     assert token not in json.dumps(listed) and all(token not in here.logs(job["id"]) for job in listed)
     code, text = typed("status", "no-such-job")
     assert code == 2 and "no-such-job: no such job" in text
 
 
+@pytest.mark.slow
+def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
+    """Through a job: the token, versions, a storage that both nodes see, a sum over both."""
+    probe = doctor.ClusterProbe(cluster.url, tmp_path)
+    checks = {name: doctor.run_check(name, check, required) for name, required, check in doctor.cluster_checks(probe)}
+    assert {name for name, check in checks.items() if check.state != "ok"} == {"cluster's gpus"}, checks
+    assert "2 nodes on" in checks["cluster"].detail and "2 CPUs, 0 GPUs" in checks["cluster"].detail
+    assert checks["cluster's storage"].detail == f"{tmp_path}: 2 nodes see each other's files"
+    assert "gloo, 4 MiB over 2 nodes" in checks["all-reduce"].detail
+    assert not list(tmp_path.iterdir()), "nothing stays"
+
+    found = probe.found()  # the same cluster, were something wrong with it
+    first, second = found["nodes"]
+    with pytest.raises(doctor.Broken, match=r"is not shared: .* sees nothing of"):
+        second["unseen"] = [first["host"]]
+        doctor.check_cluster_storage(probe)
+    with pytest.raises(doctor.Broken, match=r"torch 2\.0\.0 on \S+, but here python"):
+        second["versions"]["torch"] = "2.0.0"
+        doctor.check_cluster_versions(probe)
+    with pytest.raises(doctor.Broken, match="gloo between 2 nodes: no answer within"):
+        found["all_reduce"]["seconds"][1] = "no answer within 90 s"
+        doctor.check_all_reduce(probe)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
+    with pytest.raises(doctor.Broken, match="refuses the token of RAY_AUTH_TOKEN"):
+        doctor.check_cluster(doctor.ClusterProbe(cluster.url))
+
+
 def test_tokens(cluster, monkeypatch, tmp_path):
     """A missing token, a wrong one and one that others can read are each one sentence; none of them is shown."""
     assert Cluster(cluster.url).version().startswith("2.60")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
-    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; copy") as caught:
+    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; take") as caught:
         Cluster(cluster.url)
     assert "no-token-of" not in str(caught.value)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -243,6 +295,10 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
         Cluster(cluster.url)
+    join = f"from statten.cluster import ray_cluster as join\nwith join({cluster.address!r}): pass"
+    quick = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, env=quick, check=False)
+    assert f"scale.address: {cluster.address} refuses the token of {tmp_path}/token; copy" in done.stderr.splitlines()[-1]
 
 
 SRUN = """\
@@ -269,7 +325,7 @@ def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (work / "job.yaml").write_text(
-        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1}\n"
+        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1, neuron_backend: torch}\n"
         "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
     )
     mark = uuid.uuid4().hex
