@@ -236,6 +236,9 @@ def promote(
     overrides: Set = [],  # noqa: B006
     trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
     front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
+    use_grid: Annotated[
+        bool, typer.Option("--grid", help="Go on with the (timesteps, block size) that is best for the weights on validation.")
+    ] = False,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -252,13 +255,25 @@ def promote(
 
     config = with_overrides(source.config, overrides)
     new = _place(folder, name, f"{path.name}-promoted")
+    if dry_run and use_grid:
+        raise UserError("--dry-run: starts nothing, but --grid evaluates the weights; leave one of them out")
     if dry_run:
         return _plan(config, as_json)
     if again and begun(new, config):
         return _go_on(new, folder, as_json)
+    fields: Any = overrides
+    if use_grid:
+        from statten.config import parse_overrides
+        from statten.display import console
+        from statten.evaluation.anytime import best_pair
+
+        chosen, why, report = best_pair(source, overrides)
+        console.print(why)
+        fields = {**parse_overrides(overrides), **chosen}
+        recorded["grid"] = {**report["best"], "part": report["part"], "samples": report["samples"], "why": why}
     from statten import search
 
-    return _finish_run(search.promote(source, overrides, new, recorded), began, as_json)
+    return _finish_run(search.promote(source, fields, new, recorded), began, as_json)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from statten.config import Config, ConfigError, UserError, with_overrides
+from statten.config import Config, ConfigError, UserError, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
 from statten.energy import Conventions, ledger
@@ -23,6 +23,7 @@ from statten.evaluation.show import figure, heat_map, md_table
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.models import STAttenTransformer
+from statten.runs import Run
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidence levels at which early exit is reported."""
@@ -186,7 +187,8 @@ def grid(
         recalibrate: training batches from which BatchNorm's statistics are found anew in each cell; 0 keeps the trained ones.
 
     Returns:
-        `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1.
+        `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1, of
+        several the one of fewest timesteps, then of least loss.
     """
     from statten.evaluation import home
 
@@ -195,7 +197,7 @@ def grid(
     target = open_target(Path(path), overrides, data, ema)
     trained = target.config.model
     chosen = timesteps or sorted({2**i for i in range(7) if 2**i <= 2 * trained.timesteps} | {trained.timesteps})
-    pairs = [(t, b) for t in chosen for b in range(1, t + 1) if t % b == 0]
+    pairs = [(t, b) for t in chosen for b in range(1, t + 1) if t % b == 0 or (t, b) == (trained.timesteps, trained.block_size)]
     configs = [_at(target, t, b) for t, b in pairs]
     target.preflight(configs[0])
     cells = []
@@ -213,7 +215,7 @@ def grid(
             energy = ledger(config.model, t, found.sums, found.samples, Conventions())["total"]["pj"]
             cells.append({"timesteps": t, "block_size": b, **accuracy(found), "energy_pj": energy})
             bar.advance(task)
-    best = max(cells, key=lambda cell: (cell["top1"], -cell["loss"]))
+    best = max(cells, key=lambda cell: (cell["top1"], -cell["timesteps"], -cell["loss"]))
     report = {
         "run": str(target.run.path) if target.run else None,
         "target": target.name, "checkpoint": str(target.source), "data": target.config.data.name, "samples": found.samples,
@@ -227,6 +229,39 @@ def grid(
     report |= {"folder": str(folder), "files": files}
     _write_grid(report, folder / files)
     return report
+
+
+def best_pair(run: Run, overrides: Iterable[str] | Mapping[str, Any] = ()) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Choose the (timesteps, block size) with which to train a run on: the best of its weights' grid on the validation part.
+
+    Args:
+        run: whose best weights are tried.
+        overrides: of the further training; those of data.root and scale hold here too.
+
+    Returns:
+        The fields to override, why in a sentence, and the grid's report.
+
+    Raises:
+        UserError: the overrides choose already.
+    """
+    wanted = parse_overrides(overrides)
+    for name in ("model.timesteps", "model.block_size"):
+        if name in wanted:
+            raise UserError(f"--grid: chooses {name}, but --set {name}={wanted[name]} does too; leave one of them out")
+    here = {name: value for name, value in wanted.items() if name == "data.root" or name.startswith("scale.")}
+    report = grid(run.path, here)
+    best, cells, before = report["best"], report["cells"], report["trained"]
+    tied = sum(cell["top1"] == best["top1"] for cell in cells)
+    trained = next(cell for cell in cells if {name: cell[name] for name in before} == before)
+    why = (
+        f"T={best['timesteps']} b={best['block_size']}: of {len(cells)} pairs it has the highest top-1 on {report['samples']} "
+        f"validation samples, {best['top1']:.2f} % (trained with T={before['timesteps']} b={before['block_size']}: "
+        f"{trained['top1']:.2f} %)" + (f"; {tied} pairs reach it, and none of them with fewer timesteps" if tied > 1 else "")
+    )
+    fields = {"model.timesteps": best["timesteps"], "model.block_size": best["block_size"]}
+    if run.config.data.frames is not None:
+        fields["data.frames"] = None  # as many as timesteps, as they were in the grid
+    return fields, why, report
 
 
 def _at(target: Target, timesteps: int, block_size: int) -> Config:

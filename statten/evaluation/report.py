@@ -54,6 +54,7 @@ def build(target: Target, found: Measured, seconds: float, workers: int, convent
         "samples_per_second": found.samples / found.seconds * workers,
         "peak_memory_bytes": found.peak_bytes,
         "imported": target.imported,
+        "notes": target.notes,
         "changed": target.changed,
         "evaluated": now(),
         "environment": environment(),
@@ -179,8 +180,8 @@ def headline(report: dict[str, Any]) -> list[str]:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """Layers that are dead or saturated, and channels that are at every position."""
-    lines = []
+    """What was taken by default, layers that are dead or saturated, and channels that are at every position."""
+    lines = list(report.get("notes", []))
     for row in report.get("layers", []):
         if row["state"] != "alive":
             lines.append(f"{row['layer']} is {row['state']}: all of its {row['neurons']} neurons, at every sample")

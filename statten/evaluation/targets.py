@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from statten.checkpoint import EMA, MODEL, load_weights
-from statten.config import Config, UserError, parse_overrides, with_overrides
+from statten.config import Config, UserError, load_config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split
 from statten.files import sha256
 from statten.models import STAttenTransformer, build_model
@@ -39,6 +39,8 @@ class Target:
     """The overrides."""
     imported: list[dict[str, Any]] = field(default_factory=list)
     """What became of each argument of a published checkpoint."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers should know of the preprocessing."""
     exact: bool = False
     """Whether everything is computed in float64, so that no rounding flips a spike when batches or machines differ."""
 
@@ -60,7 +62,7 @@ class Target:
         """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
         plan = preflight(config, capacity)
         if self.run and not {"data.name", "data.root"} & self.changed.keys():
-            check_split(config, self.run.path / "splits.json")
+            check_split(config, _split_file(self.run))
         return plan
 
     @property
@@ -128,7 +130,8 @@ def open_target(
         if "data.name" not in changed and (dataset is None or dataset["field"] is None):
             why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
             raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
-        return Target(source, _changed(config, changed, large), found.averaged, None, changed, rows, exact)
+        config = _changed(config, changed, large)
+        return Target(source, config, found.averaged, None, changed, rows, _defaults(config, changed, rows), exact)
     averaged = ema and (source / EMA).is_file()
     return Target(source, _changed(run.config, changed, large), averaged, run, changed, exact=exact)
 
@@ -138,6 +141,28 @@ def _changed(config: Config, changed: dict[str, Any], large: bool) -> Config:
     if large and name not in ("imagenet", "image_folder"):
         raise UserError(f"--large: is for imagenet and image_folder, but the data are {name}; leave it out")
     return absolute_root(with_overrides(config, changed))
+
+
+def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each field of the preprocessing of image files that a published file's arguments leave open."""
+    if config.data.name not in ("imagenet", "image_folder"):
+        return []
+    told = {row["field"] for row in rows} | changed.keys()
+    open_fields = [name for name in ("crop_pct", "interpolation") if f"data.{name}" not in told]
+    return [
+        f"data.{name}: the published file does not say it; the default {getattr(config.data, name)} is taken, "
+        f"another goes with --set data.{name}="
+        for name in open_fields
+    ]
+
+
+def _split_file(run: Run) -> Path:
+    """Where the parts of a run's data are recorded: of a sweep's trial in the sweep, unless its trials differ in data."""
+    own, sweep = run.path / "splits.json", run.path.absolute().parents[1]
+    if own.is_file() or not (sweep / "sweep.json").is_file():
+        return own
+    data, shared = run.config.data, load_config(sweep / "config.yaml").data
+    return sweep / "splits.json" if (data.name, data.root) == (shared.name, shared.root) else own
 
 
 def resolve(path: Path) -> tuple[Run | None, Path]:

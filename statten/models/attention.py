@@ -37,7 +37,7 @@ def statten(
         q, k, v = (_heads(x, heads) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
         kv_TBhdd = k @ v.transpose(-1, -2)  # of each timestep; a block's is their sum
         if pairs_T is not None:
-            pairs_T += kv_TBhdd.sum(-1).flatten(1).sum(1, dtype=torch.float64)  # rows of one head are exact in float32
+            pairs_T += kv_TBhdd.detach().sum(-1).flatten(1).sum(1, dtype=torch.float64)  # rows of one head are exact in float32
         parts = [_blocks(q[:whole], kv_TBhdd[:whole], block_size)] if whole else []
         if whole < len(q):
             parts.append(_blocks(q[whole:], kv_TBhdd[whole:], len(q) - whole))
@@ -149,7 +149,7 @@ class SDSACore(nn.Module):
         """Spikes [T, B, D, H, W]."""
         agreement = self._pool(shared_spikes(k_TBDHW, v_TBDHW)).sum((-1, -2), keepdim=True, dtype=_exact(k_TBDHW))
         if self.pairs is not None:
-            self.pairs += agreement.flatten(1).sum(1, dtype=torch.float64)
+            self.pairs += agreement.detach().flatten(1).sum(1, dtype=torch.float64)
         return self._pool(q_TBDHW * self.lif(agreement).to(q_TBDHW.dtype))
 
     def _pool(self, x_TBDHW: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_pa
     started = load_file(second.path / "initial.safetensors")
     best = load_file(Run(tmp_path / "first").best_checkpoint() / "model.safetensors")
     assert all((started[name] == best[name]).all() for name in best)
+    again = "--grid --set train.epochs=1 --set train.warmup_epochs=0 --set train.cooldown_epochs=0"
+    said = statten("promote", "first", *again.split(), "--name", "third", "--storage", tmp_path).finish()
+    third, chosen = Run(tmp_path / "third"), json.loads((tmp_path / "third" / "run.json").read_text())["origin"]["grid"]
+    assert (third.config.model.timesteps, third.config.model.block_size) == (chosen["timesteps"], chosen["block_size"])
+    assert chosen["part"] == "validation" and chosen["why"] in said and "of 10 pairs it has the highest top-1" in said
     shown = statten("evaluate", "second", "--storage", tmp_path, "--json").finish()
     report = json.loads(shown[shown.index("{") :])
     assert (
@@ -102,3 +107,5 @@ def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_pa
     assert json.loads((second.path / "evaluation.json").read_text())["top1"] == report["top1"]
     wrong = statten("promote", "first", "--set", "model.depth=2", "--storage", tmp_path).finish(code=2)
     assert "model.depth=1 must stay" in wrong
+    wrong = statten("promote", "first", "--grid", "--set", "model.timesteps=2", "--storage", tmp_path).finish(code=2)
+    assert "--grid: chooses model.timesteps, but --set model.timesteps=2 does too" in wrong

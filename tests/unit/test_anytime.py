@@ -10,7 +10,7 @@ from torch import nn
 from statten.config import UserError
 from statten.data import make_loaders, make_test_loader
 from statten.evaluation import evaluate, open_target
-from statten.evaluation.anytime import anytime, early_exit, grid, recalibrate_norms
+from statten.evaluation.anytime import anytime, best_pair, early_exit, grid, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured
 
 
@@ -102,6 +102,21 @@ def test_the_grid_reads_the_validation_part_unless_told(run):
     assert report["cells"][0]["top1"] == pytest.approx(100 * right / validation.total)
     with pytest.raises(UserError, match="--part: must be validation or test, but got 'train'"):
         grid(run.path, part="train")
+
+
+def test_the_best_pair_has_the_highest_top1_and_of_those_the_fewest_timesteps(run):
+    fields, why, report = best_pair(run, {"train.epochs": 1})
+    m, cells = run.config.model, report["cells"]
+    assert {(c["timesteps"], c["block_size"]) for c in cells} == {
+        (t, b) for t in {1, 2, 4, m.timesteps} for b in range(1, t + 1) if t % b == 0
+    } | {(m.timesteps, m.block_size)}
+    ties = [c for c in cells if c["top1"] == max(c["top1"] for c in cells)]
+    assert fields["model.timesteps"] == min(c["timesteps"] for c in ties) and report["best"] in ties
+    trained = next(c for c in cells if (c["timesteps"], c["block_size"]) == (m.timesteps, m.block_size))
+    assert f"T={fields['model.timesteps']} b={fields['model.block_size']}: of {len(cells)} pairs" in why
+    assert f"{trained['top1']:.2f} %)" in why and (len(ties) > 1) == ("pairs reach it" in why)
+    with pytest.raises(UserError, match=r"--grid: chooses model\.block_size, but --set model\.block_size=1 does too"):
+        best_pair(run, {"model.block_size": 1})
 
 
 def test_timesteps_that_the_config_refuses(run):

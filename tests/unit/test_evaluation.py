@@ -312,6 +312,21 @@ def test_a_run_is_refused_on_other_data_than_it_divided(tmp_path):
             asked(run.path)
 
 
+def test_a_sweep_s_trial_is_refused_on_other_data_than_the_sweep_divided(tmp_path):
+    run = image_run(tmp_path / "sweep" / "trials" / "0000", tmp_path / "images")
+    (run.path / "splits.json").rename(tmp_path / "sweep" / "splits.json")
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / "sweep" / "config.yaml").write_text((run.path / "config.yaml").read_text())
+    target = open_target(run.path)
+    target.preflight(target.evaluated_on(1))
+    extra = tmp_path / "images" / "train" / "n01440764"
+    (extra / "more.JPEG").write_bytes((extra / "n01440764_0.JPEG").read_bytes())
+    with pytest.raises(UserError, match=r"has other samples than when the run began \(40 now, 39 then\)"):
+        target.preflight(target.evaluated_on(1))
+    other = open_target(run.path, {"data.root": str(tmp_path / "images")})
+    other.preflight(other.evaluated_on(1))  # named anew: the user's own choice
+
+
 @pytest.mark.parametrize("data", [None, "image_folder"])
 def test_large_is_the_centre_288_of_320_pixels(tmp_path, data):
     run = image_run(tmp_path / "run", tmp_path / "images", {"train": 8, "val": 2}, model__pooling="1111")
@@ -353,6 +368,12 @@ def test_the_published_checkpoints_are_evaluated_on_image_files(tmp_path, name):
         logits = torch.cat([model(x) for x, _ in batches]).double()
     y = torch.cat([y for _, y in batches])
     assert report["samples"] == 30 and report["run"] is None
+    told = {row["argument"] for row in report["imported"]}
+    assert [line.split(":")[0] for line in report["notes"]] == [
+        f"data.{name}" for name in ("crop_pct", "interpolation") if name not in told
+    ]
+    assert open_target(path, {**fields, "data.crop_pct": 0.9, "data.interpolation": "bicubic"}, "image_folder").notes == []
+    assert all(line in warnings(report) for line in report["notes"])
     assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == y).double().mean().item())
     assert report["loss"] == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
     assert all(0 <= rate <= 1 for rate in report["firing_rates"].values()) and report["firing_rates"]["embed.0"] > 0
