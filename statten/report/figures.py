@@ -161,7 +161,7 @@ def curves(trials: SweepTrials) -> "Figure":
 
     drawn = curve_numbers(trials)
     rows = {row.number: row for row in trials.rows if row.number in drawn}
-    figure = plot_intermediate_values(trials.study(0, only=drawn))
+    figure = plot_intermediate_values(trials.study(0, drawn, curves=True))
     for row in rows.values():
         if row.state == "fail":  # which Optuna leaves out
             figure.add_scatter(x=list(row.intermediate), y=list(row.intermediate.values()), name=f"Trial{row.number}")
