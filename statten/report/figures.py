@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 CURVES = 150
 """Learning curves, and lines of parallel coordinates, that are drawn at most: a line each is what makes a page slow."""
-BARS = 500
+BARS = 200
 """Bars of the timeline."""
 POINTS = 3000
 """Trials in any other plot."""
@@ -103,7 +103,7 @@ def slices(trials: SweepTrials, index: int) -> "Figure":
     for path in trials.differing:
         if not trials.is_categorical(path) and (ticks := trials.ticks(path)):
             figure.update_xaxes(tickvals=ticks, selector={"title": {"text": trials.names[path]}})
-    return finish(figure, 360)
+    return _decades(finish(figure, 360))
 
 
 def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
@@ -117,7 +117,14 @@ def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
     for axis, path in ((figure.update_xaxes, pair[0]), (figure.update_yaxes, pair[1])):
         if ticks := trials.ticks(path):
             axis(tickvals=ticks)
-    return finish(figure, 420)
+    return _decades(finish(figure, 420))
+
+
+def _decades(figure: "Figure") -> "Figure":
+    """Logarithmic axes with powers of ten alone: 10⁻³, not 0.001 beside 2 and 5."""
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(dtick=1, exponentformat="power", selector={"type": "log"})
+    return figure
 
 
 def pairs(trials: SweepTrials) -> list[tuple[int, int]]:
