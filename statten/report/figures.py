@@ -1,5 +1,6 @@
 """The plots of a report: Optuna's own where there are some, with this sweep's names and units; plotly figures by name."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from statten.report.trials import STATES, SweepTrials, TrialRow, label, shown
@@ -270,10 +271,10 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
 
     names = rate_layers(measured)
     widths = [len(r["layers"][0]["by_timestep"]) for r in measured]
-    titles = [f"trial {r['number']}<br>{r['point']}" for r in measured]
+    titles = rate_titles(measured)
     figure = make_subplots(
-        1, len(measured), shared_yaxes=True, subplot_titles=titles, column_widths=[w + 1 for w in widths],
-        horizontal_spacing=0.02,
+        1, len(measured), shared_yaxes=True, subplot_titles=[title.replace("\n", "<br>") for title in titles],
+        column_widths=[max(w, max(widths) / 3) for w in widths], horizontal_spacing=0.02,
     )  # fmt: skip
     for column, r in enumerate(measured, 1):
         by_layer = {layer["layer"]: layer["by_timestep"] for layer in r["layers"]}
@@ -291,8 +292,15 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
         figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ", row=1, col=column)
     figure.update_annotations(font_size=11)
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "colorbar": {"title": "rate"}})
-    finish(figure, 160 + 20 * len(names))
-    return figure.update_layout(margin={"l": 110, "t": 60})
+    top = 24 + 14 * max(title.count("\n") + 1 for title in titles)
+    finish(figure, 100 + top + 20 * len(names))
+    return figure.update_layout(margin={"l": 110, "t": top})
+
+
+def rate_titles(measured: list[dict[str, Any]]) -> list[str]:
+    """What stands over each panel, in lines that do not reach the next one."""
+    width = 26 if len(measured) < 4 else 20
+    return ["\n".join([f"trial {r['number']}", *textwrap.wrap(r["point"], width)]) for r in measured]
 
 
 def rate_layers(measured: list[dict[str, Any]]) -> list[str]:

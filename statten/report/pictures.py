@@ -14,6 +14,7 @@ from statten.report.figures import (
     importances,
     pairs,
     rate_layers,
+    rate_titles,
 )
 from statten.report.trials import SweepTrials, TrialRow, label, shown
 
@@ -168,15 +169,15 @@ def _rates(measured: list[dict[str, Any]]) -> Any:
         return None
     names = rate_layers(measured)
     widths = [len(r["layers"][0]["by_timestep"]) for r in measured]
-    figure = empty(2.4 + sum(max(1.3, 0.45 * w) for w in widths), 1.4 + 0.2 * len(names))
+    figure = empty(2.4 + sum(max(1.4, 0.45 * w) for w in widths), 1.4 + 0.2 * len(names))
     panels = figure.subplots(1, len(measured), sharey=True, squeeze=False, width_ratios=[max(3, w) for w in widths])[0]
     top = max(v for r in measured for layer in r["layers"] for v in layer["by_timestep"])
-    for axes, r, width in zip(panels, measured, widths, strict=True):
+    for axes, r, width, title in zip(panels, measured, widths, rate_titles(measured), strict=True):
         by_layer = {layer["layer"]: layer["by_timestep"] for layer in r["layers"]}
         cells = [by_layer.get(name, [float("nan")] * width) for name in names]
         image = axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, vmax=top or 1)
         axes.set_xticks(range(width), [str(t + 1) for t in range(width)], fontsize=8)
-        axes.set_title(f"trial {r['number']}\n" + r["point"].replace(" depth", "\ndepth"), fontsize=8)
+        axes.set_title(title, fontsize=7)
         axes.set_xlabel("timestep", fontsize=8)
     panels[0].set_yticks(range(len(names)), names, fontsize=7)
     figure.colorbar(image, ax=list(panels), label="spikes per neuron and timestep")
