@@ -168,7 +168,7 @@ def train(
 @app.command()
 def tune(
     recipe: Recipe,
-    space: Annotated[str, typer.Option(help="Search-space file, or its name in search_spaces/.")],
+    space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
     hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
@@ -190,7 +190,7 @@ def tune(
     config = load_config(recipe, overrides)
     from statten.search.space import load_space
 
-    loaded, began = load_space(space_file(space), config), time.monotonic()
+    loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
     if again and begun(path, config, loaded):
         return _go_on(path, folder, as_json)
@@ -411,6 +411,8 @@ def run(
     if name is not None and loaded.command not in RESUMABLE:
         raise UserError(f"--name: {job} evaluates, which makes no folder to name")
     enter(loaded)
+    if again and loaded.command in RESUMABLE:
+        name = name or loaded.name or job.stem  # without one there is nothing to find again
     line = loaded.arguments()
     for override in overrides:
         line += ["--set", override]
@@ -527,11 +529,11 @@ def doctor(
         from statten.cluster import make_token as make
 
         return print(f"the token of your clusters is in {make()}, which only you can read")
-    folder = _begin(as_json, storage)
+    _begin(as_json, storage)
     from statten import doctor as doctors
     from statten.display import console
 
-    checks = doctors.diagnose(folder, address)
+    checks = doctors.diagnose(storage, address)
     if as_json:
         _print(doctors.to_json(checks))
     else:
@@ -708,21 +710,25 @@ def _promote_front(
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
     import dataclasses
 
+    from statten import nodes
     from statten.display import console
 
+    machines, scale = nodes.survey(config.scale.address), config.scale
     if space is not None:
         from statten.search import plan_sweep
 
-        planned = plan_sweep(config, space)
+        planned = plan_sweep(config, space, nodes.capacity(machines))
         plan, found = planned.trial, dataclasses.asdict(planned)
         document = {**found.pop("trial"), **found}
     else:
         from statten.train import preflight
 
-        plan = preflight(config)
+        plan = preflight(config, nodes.capacity(machines))
         document = dataclasses.asdict(plan)
+    shares = nodes.place(machines, document.get("concurrent", 1), plan, scale)
     if as_json:
-        return _print({**document, "config": config.model_dump(mode="json")})
+        where = [dataclasses.asdict(share) for share in shares]
+        return _print({**document, "placement": where, "config": config.model_dump(mode="json")})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
@@ -732,6 +738,10 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
         console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
         console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
+    for share in shares:
+        console.print(f"on {share}")
+    if config.data.workers:
+        console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
     return console.print("Nothing was started.")
 
 

@@ -106,6 +106,27 @@ def _share_or_test(value: Any) -> Any:
 Validation = Annotated[float | Literal["test"], BeforeValidator(_share_or_test)]
 
 
+def _count_or_range(value: Any) -> Any:
+    # The same, for a number of workers or the least and the most.
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        counts = [int(str(count)) for count in given]
+    except ValueError:
+        raise ValueError("must be a whole number, or two as [min, max]") from None
+    if min(counts, default=1) < 1:
+        raise ValueError("must be at least 1")
+    if max(counts, default=1) > 4096:
+        raise ValueError("must be at most 4096")
+    if not isinstance(value, list | tuple):
+        return counts[0]
+    if len(counts) != 2 or counts[0] > counts[1]:
+        raise ValueError("must be a whole number, or two as [min, max]")
+    return tuple(counts)
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_count_or_range)]
+
+
 class Part(BaseModel):
     """Common behaviour of all parts: unknown keys are errors, values are immutable, field docstrings are the help."""
 
@@ -437,8 +458,9 @@ class TrainConfig(Part):
 class ScaleConfig(Part):
     """Where it runs; the only part that changes between a laptop and a cluster."""
 
-    workers: Int = Field(1, ge=1, le=4096)
-    """Training workers (processes); on GPUs one worker has one GPU."""
+    workers: Workers = 1
+    """Training workers (processes); on GPUs one worker has one GPU. `[min, max]` trains on as many as the cluster has room for,
+    and follows it. A step has `max` x train.batch_size samples all the same: fewer workers do several batches each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where one is usable."""
     gpus_per_worker: float = Field(1.0, gt=0, le=1)
@@ -465,9 +487,19 @@ class ScaleConfig(Part):
     address: str | None = None
     """Address of a Ray cluster, or `auto` on one of its machines; empty means $RAY_ADDRESS, else Ray is started here."""
 
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that train, and the number of batches of `train.batch_size` in a step."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
     @model_validator(mode="after")
     def _rules(self) -> "ScaleConfig":
-        if self.gpus_per_worker < 1 and self.workers > 1:
+        if self.gpus_per_worker < 1 and self.max_workers > 1:
             raise ConfigError(
                 f"`gpus_per_worker` must be 1 for several workers, for NCCL refuses two ranks on one GPU, but got "
                 f"(gpus_per_worker={self.gpus_per_worker:g}, workers={self.workers}); use workers=1"

@@ -11,11 +11,13 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,18 +25,16 @@ from typing import Any, Literal
 
 from rich.text import Text
 
+from statten.cluster import token_file
+from statten.config import UserError
 from statten.display import console
+from statten.probe import PACKAGES, PREFIX
 from statten.runs import default_storage
 
 State = Literal["ok", "missing", "broken"]
 GIB = 2**30
 # Ray puts sockets below its temporary folder, and a socket's path has at most 107 characters.
 _RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-_CLUSTER_PROBE = """
-import json, sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps(ray.cluster_resources()))
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def diagnose(storage: Path | None = None, address: str | None = None) -> list[Ch
 
     Args:
         storage: folder of all runs; default `$STATTEN_STORAGE`, else ./runs.
-        address: also check the Ray cluster at this address (host:port, ray://host:port or `auto`).
+        address: also check the Ray cluster at this address (the dashboard's URL, or host:port, ray://host:port or `auto`).
     """
     folder = storage or default_storage()
     checks: list[tuple[str, bool, Callable[[], str]]] = [
@@ -89,13 +89,16 @@ def diagnose(storage: Path | None = None, address: str | None = None) -> list[Ch
         ("ray's folder", True, lambda: check_ray_folder(ray_temp())),
         ("shared memory", False, check_shared_memory),
     ]
-    if address is not None:
-        checks.append(("cluster", True, lambda: check_cluster(address)))
     found = []
     with console.status("") as status:
         for name, required, check in checks:
             status.update(f"checking {name}")
             found.append(run_check(name, check, required))
+        for name, required, check in cluster_checks(ClusterProbe(address, storage)) if address is not None else []:
+            status.update(f"checking {name}")
+            found.append(run_check(name, check, required))
+            if (name, found[-1].state) == ("cluster", "broken"):
+                break  # the others would say the same
     return found
 
 
@@ -427,25 +430,175 @@ def _read(path: Path) -> str:
 # A cluster.
 
 
-def check_cluster(address: str, timeout: float = 60) -> str:
-    """A Ray cluster answers, speaks this version and tells its resources.
+class ClusterProbe:
+    """What `probe.py` finds in the cluster at an address; it runs once, and several checks read it.
 
-    In a process of its own: Ray retries an address for ever, and a process can join one cluster only.
+    At a dashboard's URL it is sent as a job, so that it sees what jobs will see. Anywhere else it joins the cluster from a
+    process of its own: Ray retries an address for ever, and a process can join one cluster only.
     """
-    start = "start one with: ray start --head; and let this machine reach its ports"
-    _knock(address, start)
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-c", _CLUSTER_PROBE, address]
+
+    START = "start one with: ray start --head; and let this machine reach its ports"
+
+    def __init__(self, address: str, storage: Path | None = None, timeout: float = 400):
+        self.address, self.timeout = address, timeout
+        named = storage or os.environ.get("STATTEN_STORAGE")
+        self.storage = str(named) if named and "://" in str(named) else str(Path(named).absolute()) if named else ""
+        self._found: dict[str, Any] | Broken | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the address is a dashboard's."""
+        return self.address.startswith(("http://", "https://"))
+
+    def found(self) -> dict[str, Any]:
+        """The probe's document; raises Broken when there is none."""
+        if self._found is None:
+            try:
+                self._found = self._by_job() if self.remote else self._by_joining()
+            except Broken as failure:
+                self._found = failure
+        if isinstance(self._found, Broken):
+            raise self._found
+        return self._found
+
+    def _by_job(self) -> dict[str, Any]:
+        from statten import submission
+
+        try:
+            cluster = submission.Cluster(self.address)
+            name = f"statten-doctor-{int(time.time())}"
+            command = f"python probe.py '' {shlex.quote(self.storage)}"
+            with tempfile.TemporaryDirectory(prefix="statten-") as folder:
+                shutil.copy(_PROBE, folder)
+                id = cluster.submit(submission.Submission(name, command), Path(folder), lambda parcel: None)
+            deadline = time.monotonic() + self.timeout
+            while (job := cluster.job(id)).live:
+                if time.monotonic() > deadline:
+                    cluster.stop(id)
+                    raise Broken(f"{self.address}: a small job did not end within {self.timeout:g} s", "look at: statten jobs")
+                time.sleep(0.5)
+            text = cluster.logs(id)
+        except UserError as error:
+            raise Broken(str(error), "") from None
+        return self._document(text, f"job {job.id} {job.status.lower()}")
+
+    def _by_joining(self) -> dict[str, Any]:
+        _knock(self.address, self.START)
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        if "RAY_AUTH_TOKEN" in os.environ or token_file().is_file():
+            environment.setdefault("RAY_AUTH_MODE", "token")
+        command = [sys.executable, str(_PROBE), self.address, self.storage]
+        try:
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout, env=environment, check=False)
+        except subprocess.TimeoutExpired:
+            raise Broken(f"{self.address} did not answer within {self.timeout:g} s", self.START) from None
+        return self._document(shown.stdout + shown.stderr, f"{self.address} cannot be joined")
+
+    def _document(self, text: str, failed: str) -> dict[str, Any]:
+        lines = [line for line in text.splitlines() if line.strip()]
+        for line in reversed(lines):
+            if line.startswith(PREFIX):
+                return json.loads(line.removeprefix(PREFIX))
+        reason = lines[-1] if lines else "no reason given"
+        activate = "start Ray from the environment that has statten, activated, so that `python` is its own"
+        raise Broken(f"{failed}: {reason}", activate if "Module" in reason or "not found" in reason else self.START)
+
+
+_PROBE = Path(__file__).with_name("probe.py")
+
+
+def cluster_checks(probe: ClusterProbe) -> list[tuple[str, bool, Callable[[], str]]]:
+    """The checks of a cluster: name, whether it must be ok, check."""
+    return [
+        ("cluster", True, lambda: check_cluster(probe)),
+        *([("cluster's token", True, lambda: check_cluster_token(probe.address))] if probe.remote else []),
+        ("cluster's versions", True, lambda: check_cluster_versions(probe)),
+        ("cluster's gpus", False, lambda: check_cluster_gpus(probe)),
+        ("cluster's storage", True, lambda: check_cluster_storage(probe)),
+        ("all-reduce", True, lambda: check_all_reduce(probe)),
+    ]
+
+
+def check_cluster(probe: ClusterProbe) -> str:
+    """A Ray cluster answers, takes a job or lets us join, and tells its resources; every node of it works."""
+    found = probe.found()
+    silent = [f"{node['host']} ({node['error']})" for node in found["nodes"] if "error" in node]
+    if silent:
+        raise Broken(f"{probe.address}: no task runs on {', '.join(silent)}", "look at that machine's ray logs, and restart it")
+    total = found["resources"]
+    hosts = ", ".join(sorted({node["host"] for node in found["nodes"]}))
+    return (
+        f"{probe.address}: {len(found['nodes'])} nodes on {hosts}, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+    )
+
+
+def check_cluster_token(address: str) -> str:
+    """Whoever has no token is sent away."""
+    import requests
+
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        raise Broken(f"{address} did not answer within {timeout:g} s", start) from None
-    if shown.returncode != 0:
-        lines = [line for line in shown.stderr.splitlines() if line.strip()]
-        raise Broken(f"{address} cannot be joined: {lines[-1] if lines else 'no reason given'}", start)
-    found = json.loads(shown.stdout.splitlines()[-1])
-    nodes = sum(key.startswith("node:") and "internal_head" not in key for key in found)
-    return f"{address}: {nodes} nodes, {found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+        status = requests.get(f"{address.rstrip('/')}/api/version", timeout=10).status_code
+    except requests.RequestException as error:
+        raise Broken(f"{address} does not answer: {type(error).__name__}", "") from None
+    if status != 401:
+        raise Broken(
+            f"{address} asks for no token: whoever reaches it can run anything there",
+            "statten doctor --make-token, then start Ray with RAY_AUTH_MODE=token",
+        )
+    return "is asked for, and ours is taken"
+
+
+def check_cluster_versions(probe: ClusterProbe) -> str:
+    """Python, Ray, torch and statten are the same on all nodes and here."""
+    here = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    wrong = []
+    for node in probe.found()["nodes"]:
+        there = {"python": node.get("python"), **node.get("versions", {})}
+        differ = [name for name in here if there.get(name) != here[name]]
+        wrong += [f"{name} {there.get(name) or 'is missing'} on {node['host']}" for name in differ]
+    ours = ", ".join(f"{name} {version}" for name, version in here.items())
+    if wrong:
+        fix = "install requirements.lock on every machine, or take one image"
+        raise Broken(f"{', '.join(sorted(set(wrong)))}, but here {ours}", fix)
+    return f"as here: {ours}"
+
+
+def check_cluster_gpus(probe: ClusterProbe) -> str:
+    """GPUs of the nodes."""
+    nodes = probe.found()["nodes"]
+    found = [f"{node['resources']['GPU']:g} on {node['host']}" for node in nodes if node["resources"].get("GPU")]
+    if not found:
+        raise Missing("no node has one; everything runs on CPUs", "ray start --num-gpus=N, if Ray does not see them by itself")
+    return ", ".join(found)
+
+
+def check_cluster_storage(probe: ClusterProbe) -> str:
+    """What one node writes into the storage, every other one sees."""
+    found = probe.found()
+    folder = found["storage"]
+    share = "mount the same folder on all machines, or take s3:// or gs://"
+    if not folder:
+        raise Missing("no storage is named, and the cluster sets no $STATTEN_STORAGE", "name one: --storage /shared/runs")
+    failed = [f"{node['host']}: {node['wrote']}" for node in found["nodes"] if node.get("wrote")]
+    if failed:
+        raise Broken(f"{folder} cannot be written on {'; '.join(failed)}", share)
+    blind = [f"{node['host']} sees nothing of {', '.join(node['unseen'])}" for node in found["nodes"] if node.get("unseen")]
+    if blind:
+        raise Broken(f"{folder} is not shared: {'; '.join(blind)}", share)
+    return f"{folder}: {len(found['nodes'])} nodes see each other's files"
+
+
+def check_all_reduce(probe: ClusterProbe) -> str:
+    """The nodes can sum a vector together, as training does after each step."""
+    found = probe.found()["all_reduce"]
+    failed = [str(each) for each in found["seconds"] if not isinstance(each, float)]
+    if failed:
+        raise Broken(
+            f"{found['backend']} between {len(found['seconds'])} nodes: {failed[0]}",
+            "open all ports between the machines; with several networks set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+        )
+    milliseconds = 1e3 * max(found["seconds"])
+    return f"{found['backend']}, {found['mib']:g} MiB over {len(found['seconds'])} nodes in {milliseconds:.1f} ms"
 
 
 def _knock(address: str, fix: str) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from statten.cluster import ray_cluster
-from statten.config import UserError
+from statten.config import ScaleConfig, UserError
 from statten.remote import mirror_of
+from statten.train import Preflight
 
 SECONDS = 60
 """For which a node may take to look for a file."""
@@ -34,8 +35,12 @@ class Share:
     node: str
     workers: int
     cpus: int
-    """CPU cores that they hold, their loader processes included."""
+    """CPU cores that they hold; their loader processes run on these too."""
     gpus: float
+
+    def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return f"{self.node}: {workers}, CPU cores {self.cpus}" + (f", GPUs {self.gpus:g}" if self.gpus else "")
 
 
 def survey(address: str | None) -> list[Node]:
@@ -64,20 +69,19 @@ def capacity(nodes: Sequence[Node]) -> dict[str, float]:
     return {"CPU": float(sum(node.cpus for node in nodes)), "GPU": float(sum(node.gpus for node in nodes))}
 
 
-def place(nodes: Sequence[Node], groups: int, workers: int, cpus: int, gpus: float, placement: str) -> list[Share]:
+def place(nodes: Sequence[Node], groups: int, plan: Preflight, scale: ScaleConfig) -> list[Share]:
     """Which machine gets how many workers, as Ray's placement groups do it on a cluster that is otherwise idle.
 
     Args:
         nodes: the machines.
-        groups: runs (trials) side by side; each is placed for itself.
-        workers: of each run.
-        cpus: cores of each worker.
-        gpus: GPUs, or the share of one, of each worker.
-        placement: `pack` fills a machine before it goes to the next, `spread` takes them in turn.
+        groups: runs (trials) side by side; each is placed for itself, as `scale.placement` says.
+        plan: workers of each run, and what one holds.
 
     Raises:
         UserError: a worker finds no room although the machines have enough in sum.
     """
+    workers, cpus = plan.world_size, plan.cpus_per_worker
+    gpus = scale.gpus_per_worker if plan.device == "cuda" else 0.0
     room = [int(min(node.cpus // cpus, node.gpus / gpus + 1e-9 if gpus else node.cpus)) for node in nodes]
     held = [0] * len(nodes)
     for _ in range(groups):
@@ -89,7 +93,7 @@ def place(nodes: Sequence[Node], groups: int, workers: int, cpus: int, gpus: flo
                     f"scale.cpus_per_worker: no machine has room for worker {sum(held) + 1} of {groups * workers} with {cpus} "
                     f"cores" + (f" and {gpus:g} GPU" if gpus else "") + "; use fewer workers, or fewer cores for each"
                 )
-            if placement == "spread":
+            if scale.placement == "spread":
                 chosen = min(free, key=lambda i: (mine[i], held[i] - room[i]))
             else:  # where this run is already, else where the most room is
                 chosen = max(free, key=lambda i: (mine[i] > 0, room[i] - held[i]))
@@ -133,7 +137,8 @@ def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -
     finally:
         probe.unlink(missing_ok=True)
     if blind:
+        names = ", ".join(dict.fromkeys(blind))
         raise UserError(
-            f"{what}: {folder} is not seen by {', '.join(blind)}; name a folder that all machines of the cluster see, such as "
-            f"one on NFS" + (", or an object store such as s3://bucket/runs" if mirrored else "")
+            f"{what}: {folder} is not seen by {names}; name a folder that all machines of the cluster see, such as one on NFS"
+            + (", or an object store such as s3://bucket/runs" if mirrored else "")
         )

@@ -6,14 +6,16 @@ By itself Ray starts the workers again after any error, and knows nothing of a p
 import contextlib
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import UserCallback
-from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from statten.config import Failed
 from statten.faults import Preempted, classify
@@ -48,7 +50,7 @@ class Recovery(UserCallback):
             reason += f", {self.failures} times in this run; scale.max_failures={self.max_failures} allows no further restart"
         if run.attempt == self.attempt:
             with contextlib.suppress(OSError):  # the reason may be the disk; the command says it too
-                run.fail(reason)
+                run.fail(reason, cause=fault.kind)
         raise Failed(reason)
 
     def _short_of(self) -> str:
@@ -56,6 +58,37 @@ class Recovery(UserCallback):
         have = ray.cluster_resources()
         missing = [f"{need:g} {what}" for what, need in self.needs.items() if have.get(what, 0) < need]
         return f" as soon as the cluster has {' and '.join(missing)} again" if missing else ""
+
+
+class Resizing(WorkerGroupCallback, ControllerCallback):
+    """Lets the workers write a checkpoint before Ray replaces them by more, or fewer: by itself it ends them in mid-step."""
+
+    SECONDS = 120
+
+    def __init__(self, run: Path):
+        self.run, self.group = run, None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Ray's hook: these workers train now."""
+        self.group = worker_group
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Ray's hook: and no longer."""
+        self.group = None
+
+    def before_controller_execute_resize_decision(self, decision: Any) -> None:
+        """Ray's hook: the cluster has room for another number of workers."""
+        if self.group is None:
+            return  # the first workers, or those after a failure
+        Run(self.run).note(f"going on with {decision.num_workers} workers")
+        actors = [worker.actor for worker in self.group.get_workers()]
+        deadline = time.monotonic() + self.SECONDS
+        with contextlib.suppress(ray.exceptions.RayError):  # lost in this moment: the newest checkpoint it is
+            ray.get([actor.mark_preempt.remote(PreemptionInfo(None, {})) for actor in actors], timeout=self.SECONDS)
+            while any(status.running for status in ray.get([actor.poll_status.remote() for actor in actors], timeout=30)):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.1)
 
 
 class Notice(WorkerCallback):

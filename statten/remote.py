@@ -51,7 +51,10 @@ Stamp = list[int]
 
 STORAGE, MIRROR, COPY, ATTEMPT, LOCK = ".storage.json", ".mirror.json", ".copy", "attempt", ".mirror.lock"
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
+HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
 MARKER = "state.json"
+RUNS = ("trials", "repeats")
+"""Folders of a sweep that hold runs."""
 REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION", re.I)
 PATIENCE = 300.0
 """Seconds for which a worker that begins waits for a store that does not answer; later scale.storage_seconds counts."""
@@ -338,12 +341,15 @@ class Mirror:
         folders = _checkpoints(there)
         here = {f"checkpoints/{path.name}" for path in (self.path / "checkpoints").glob("epoch-*")}
         if not ours:
-            for folder in [f for f in here if any(agreed.get(file, [None])[0] != there[file] for file in folders.get(f, [f]))]:
+            same = {f for f, files in folders.items() if all(agreed.get(file, [None])[0] == there[file] for file in files)}
+            for folder in here - same:
                 log.warning("%s: training went on elsewhere, without this %s", self.uri, folder)
                 shutil.rmtree(self.path / folder)
-                here.remove(folder)
+            here &= same
         for folder, files in folders.items():
-            if folder not in here and f"{folder}/{MARKER}" in files and wanted(f"{folder}/{MARKER}"):
+            marker = f"{folder}/{MARKER}"
+            deleted = ours and marker in agreed and folder not in here
+            if marker in files and folder not in here and not deleted and wanted(marker):
                 self._bring_checkpoint(folder, files)
                 agreed |= {f: [there[f], _stamp(self.path / f)] for f in files if (self.path / f).exists()}
 
@@ -395,15 +401,16 @@ class Mirror:
             whole: this copy has all checkpoints; those that are only in the store are deleted.
             only: which files.
         """
+        self.check_attempt(attempt)
         with self._locked():
             copy, agreed = self._index()
             there = _visible(self.store.listing(self.name))
             here = {file: stamp for file, stamp in self._files().items() if only(file)}
             changed = [file for file, stamp in here.items() if file not in agreed or agreed[file][1] != stamp]
             for folder, files in _checkpoints(changed).items():
-                if not self._has(folder, there, here):
-                    self._send_checkpoint(folder, [f for f in here if f.startswith(f"{folder}/")], there, attempt)
+                self._send_checkpoint(folder, [f for f in here if f.startswith(f"{folder}/")], there, attempt)
                 agreed |= {file: [[], here[file]] for file in files}
+                self._keep_index(copy, agreed)
             for file in sorted([f for f in changed if not CHECKPOINT.fullmatch(f)], key=_turn):
                 with suppress(FileNotFoundError):  # replaced or removed by a trainer that goes on
                     self._put(file, attempt)
@@ -432,17 +439,11 @@ class Mirror:
 
     def _send_checkpoint(self, folder: str, files: list[str], there: dict[str, Stamp], attempt: str | None) -> None:
         marker = f"{folder}/{MARKER}"
-        if marker in there:
+        # One of the same name but another content ends where its files are overwritten; sent again, the same stays whole.
+        if marker in there and self.store.read(f"{self.name}/{marker}") != (self.path / marker).read_bytes():
             self._delete(marker, attempt)
         for file in sorted(files, key=lambda f: f == marker):
             self._put(file, attempt)
-
-    def _has(self, folder: str, there: dict[str, Stamp], here: dict[str, Stamp]) -> bool:
-        """Whether the store has this very checkpoint: sent, but the sender did not live to write it down."""
-        files, marker = [f for f in here if f.startswith(f"{folder}/")], f"{folder}/{MARKER}"
-        if any(file not in there or there[file][0] != here[file][0] for file in files):
-            return False
-        return self.store.read(f"{self.name}/{marker}") == (self.path / marker).read_bytes()
 
     def _put(self, file: str, attempt: str | None) -> None:
         self.check_attempt(attempt)
@@ -538,11 +539,7 @@ def _record(attempt: str, **further: Any) -> bytes:
 
 def _visible(files: dict[str, Stamp]) -> dict[str, Stamp]:
     """What of a run's files is mirrored: no scratch, nothing hidden, not who writes it, of a sweep not its trials."""
-    return {
-        file: stamp
-        for file, stamp in files.items()
-        if not re.search(r"(^|/)\.", file) and not file.startswith(("ray/", "trials/")) and file != ATTEMPT
-    }
+    return {file: stamp for file, stamp in files.items() if not HIDDEN.search(file)}
 
 
 def _checkpoints(files: Iterable[str]) -> dict[str, list[str]]:
@@ -609,7 +606,7 @@ def _storage(path: Path) -> tuple[Path, str] | None:
 
 def _unit(parts: tuple[str, ...]) -> str:
     """The run, sweep or trial that a file belongs to."""
-    return "/".join(parts[:3] if len(parts) > 2 and parts[1] == "trials" else parts[:1])
+    return "/".join(parts[:3] if len(parts) > 2 and parts[1] in RUNS else parts[:1])
 
 
 def mirror_of(path: Path, patience: float = 0.0) -> Mirror | None:

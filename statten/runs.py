@@ -360,8 +360,9 @@ class RunReport:
                 content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
                 content.session_end_info.status = STATUS_FAILURE
                 end.value[0].metadata.plugin_data.content = content.SerializeToString()
-            self._events.file_writer.add_summary(end)
-            self._events.close()
+            with suppress(OSError):  # storage that is away or full has been told of
+                self._events.file_writer.add_summary(end)
+                self._events.close()
             self._events = None
         if self._sender:
             with suppress(*[RuntimeError] if failed else []):  # there is a better reason already
@@ -378,20 +379,24 @@ class RunReport:
 
     def _patiently(self, write: Callable[..., None], *arguments: Any) -> None:
         """Write to the run's folder, which must be there: an empty mount point, or a folder made anew, is not it."""
-        limit, pause = time.monotonic() + self.config.scale.storage_seconds, 0.5
+        began, pause = time.monotonic(), 0.0
         while True:
             try:
                 if not (self.run.path / self.run.marker).is_file():
                     raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self.run.path))
-                return write(*arguments)
+                write(*arguments)
+                if pause:
+                    log.warning("the storage is back after %.0f s", time.monotonic() - began)
+                return
             except OSError as error:
-                if error.errno in FULL or time.monotonic() >= limit:
+                seconds = self.config.scale.storage_seconds
+                if error.errno in FULL or time.monotonic() - began >= seconds:
                     raise
-                if pause == 0.5:
-                    seconds = self.config.scale.storage_seconds
-                    log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+                if not pause:
+                    with suppress(OSError):  # train.log is there too, and may have to be opened yet
+                        log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+            pause = min(max(0.5, 2 * pause), 15.0)
             time.sleep(pause)
-            pause = min(2 * pause, 15.0)
 
     def _check_attempt(self) -> None:
         if self.run.attempt != self.attempt:
@@ -411,11 +416,15 @@ class RunReport:
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
             for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
                 self._events.file_writer.add_summary(summary)
-        # HParams shows a tag's last value: the best so far needs a tag of its own.
-        for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
-            if tag != "epoch":
-                self._events.add_scalar(tag, value, state.epoch)
-        self._events.flush()
+        try:
+            # HParams shows a tag's last value: the best so far needs a tag of its own.
+            for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
+                if tag != "epoch":
+                    self._events.add_scalar(tag, value, state.epoch)
+            self._events.flush()
+        except OSError:
+            self._events, self._purge = None, state.epoch  # the writer's thread ended with it
+            raise
 
 
 @contextmanager

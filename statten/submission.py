@@ -73,18 +73,13 @@ class Submission:
     """A job that was checked and can be sent."""
 
     name: str
-    line: list[str]
-    """Its command line, without `statten`."""
-    runtime: Runtime
-    files: list[tuple[str, Path]]
+    entrypoint: str
+    """Its command, as the cluster's shell runs it in the working directory."""
+    runtime: Runtime = dataclasses.field(default_factory=Runtime)
+    files: tuple[tuple[str, Path], ...] = ()
     """What it reads from the working directory: what it is, path."""
-    leave_out: list[Path]
+    leave_out: tuple[Path, ...] = ()
     """What must not travel: storage and data."""
-
-    @property
-    def entrypoint(self) -> str:
-        """The command as the cluster runs it."""
-        return "python -m statten.cli " + shlex.join(self.line)
 
 
 def dashboard_url(address: str | None = None) -> str:
@@ -339,7 +334,7 @@ def from_file(
     where = _absolute(storage or job.storage or os.environ.get("STATTEN_STORAGE"))
     line += ["--storage", where] if where else []
     line += _absolute_root(root)
-    return Submission(name, line, job.runtime, files, _stays(where, root))
+    return Submission(name, _entrypoint(line), job.runtime, tuple(files), _stays(where, root))
 
 
 def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> Submission:
@@ -370,7 +365,7 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
         where = _absolute(where)
         line += ["--storage", str(where)]
     line += _absolute_root(root) if "overrides" in parameters else []
-    return Submission(name, line, Runtime(), files, _stays(where, root))
+    return Submission(name, _entrypoint(line), Runtime(), tuple(files), _stays(where, root))
 
 
 def rehearse(submission: Submission, folder: Path, tell: Callable[[Parcel], object]) -> Parcel:
@@ -418,8 +413,12 @@ def _absolute_root(root: str | None) -> list[str]:
     return [] if root is None or _is_absolute(root) else ["--set", f"data.root={Path(root).expanduser().absolute()}"]
 
 
-def _stays(*paths: str | None) -> list[Path]:
-    return [Path(path).expanduser() for path in paths if path is not None]
+def _entrypoint(line: list[str]) -> str:
+    return "python -m statten.cli " + shlex.join(line)
+
+
+def _stays(*paths: str | None) -> tuple[Path, ...]:
+    return tuple(Path(path).expanduser() for path in paths if path is not None)
 
 
 def _job(details: Any) -> Job:

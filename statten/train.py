@@ -62,6 +62,10 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
     and checkpoint. Randomness depends on (seed, epoch, step, rank) alone, so a resumed run takes the same steps.
+
+    A step averages the gradients of all shares (see `make_loaders`). A rank with several does them one after the other, with
+    the randomness of the ranks that would have had them; so with any number of ranks a step reads the same samples, and an
+    epoch goes on after the step at which another number of ranks left it. BatchNorm normalises each share by itself.
     Training accuracy is counted against the labels that samples had before mixing.
     """
     train, report = config.train, report or NoReport()
@@ -70,23 +74,26 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
         record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
     loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
-    steps, rank = loaders.train.steps_per_epoch, dist.get_rank() if is_distributed() else 0
+    steps, shares = loaders.train.steps_per_epoch, loaders.shares
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
     for epoch in range(state.epoch, train.total_epochs):
         model.train()
         totals, began = Accuracy(state.device, state.sums if rank == 0 else None), time.monotonic()
-        for images, target in loaders.train.batches(epoch, start_step=state.step):
-            key = (train.seed, epoch, state.step, rank)
-            torch.manual_seed(stream(*key))
-            images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
-            images, mixed_target = mix(images, target, key=key) if mix else (images, target)
+        for batches in zip(*(share.batches(epoch, start_step=state.step) for share in shares), strict=True):
             set_lr(state, epoch + state.step / steps, train)
-            with precision, packed_spikes(config.scale.packed_spikes):
-                logits = replica(images)
-                loss = loss_of(logits.float(), mixed_target)
-            state.scaler.scale(loss).backward()
+            for share, (images, target) in zip(shares, batches, strict=True):
+                key = (train.seed, epoch, state.step, share.rank)
+                torch.manual_seed(stream(*key))
+                images, target = images.to(state.device, non_blocking=True), target.to(state.device, non_blocking=True)
+                images, mixed_target = mix(images, target, key=key) if mix else (images, target)
+                with precision, packed_spikes(config.scale.packed_spikes), gradients_reduced(replica, share is shares[-1]):
+                    logits = replica(images)
+                    loss = loss_of(logits.float(), mixed_target)
+                    # DDP averages over ranks, and a step over all shares.
+                    state.scaler.scale(loss * (world_size / share.world_size)).backward()
+                totals.add(loss, logits, target)
             step_optimizer(state, train)
-            totals.add(loss, logits, target)
             state.step += 1
             if state.ema is not None:
                 state.ema.update(model, step=epoch * steps + state.step)
@@ -120,6 +127,11 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
         state.metrics, state.best = metrics, best_row([row for row in (state.best, metrics) if row])
         report.epoch(state)
     return state.best
+
+
+def gradients_reduced(replica: nn.Module, now: bool) -> Any:
+    """The context of a forward and backward pass whose gradients are averaged over ranks now, or with those of the next."""
+    return nullcontext() if now or not is_distributed() else replica.no_sync()  # type: ignore[operator]
 
 
 def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: str = "val/") -> dict[str, float]:
@@ -340,7 +352,8 @@ def _run_fit(
     report = RunReport(run, config, attempt, rank, then, leave)
     failed = True
     try:
-        loaders = make_loaders(config, rank, world_size)
+        elastic = config.scale.min_workers < config.scale.max_workers
+        loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
         state = make_state(config, device)
         if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
             state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
@@ -381,13 +394,15 @@ class Preflight:
     steps_per_epoch: int
     """Optimizer steps of each worker and epoch."""
     world_size: int
-    """Workers."""
+    """Workers, or the most of them."""
     device: str
     """cpu or cuda."""
     cpus_per_worker: int
     """CPU cores of each worker."""
     memory_bytes: int
     """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
+    min_workers: int = 1
+    """The fewest workers that train, where `scale.workers` is [min, max]; else the same as `world_size`."""
 
     def resources(self, workers: int = 1) -> dict[str, float]:
         """What Ray reserves for some workers."""
@@ -406,16 +421,17 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     scale, problems = config.scale, []
     device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
     cpus = int(capacity.get("CPU", 0))
-    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.workers)
-    if scale.workers * cpus_per_worker > cpus:
+    least, field = scale.min_workers, "scale.workers" + ("" if scale.min_workers == scale.max_workers else "[0]")
+    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.max_workers)
+    if least * cpus_per_worker > cpus:
         problems.append(
-            f"scale.workers: {scale.workers} workers of {cpus_per_worker} cores need {scale.workers * cpus_per_worker} "
-            f"cores, but there are {cpus}; the most is scale.workers={cpus // cpus_per_worker}"
+            f"scale.workers: {least} workers of {cpus_per_worker} cores need {least * cpus_per_worker} "
+            f"cores, but there are {cpus}; the most is {field}={cpus // cpus_per_worker}"
         )
     gpus = int(capacity.get("GPU", 0))
-    if device == "cuda" and scale.workers > gpus:
-        fix = f"the most is scale.workers={gpus}" if gpus else "use scale.device=cpu"
-        problems.append(f"scale.device: cuda needs a GPU for each of {scale.workers} workers, but there are {gpus}; {fix}")
+    if device == "cuda" and least > gpus:
+        fix = f"the most is {field}={gpus}" if gpus else "use scale.device=cpu"
+        problems.append(f"scale.device: cuda needs a GPU for each of {least} workers, but there are {gpus}; {fix}")
     if config.train.precision == "fp16" and device == "cpu":
         problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
     if scale.cuda_graphs:
@@ -432,8 +448,8 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
     if problems:
         raise UserError(problems)
     parameters, memory = _measure(config)
-    steps = make_loaders(config, 0, scale.workers).train.steps_per_epoch
-    return Preflight(parameters, steps, scale.workers, device, cpus_per_worker, memory)
+    steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch
+    return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
 
 
 def memory_bytes(config: Config) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 from statten.cluster import ray_cluster
 from statten.config import Config, Failed, UserError
 from statten.data import absolute_root, check_split, split_document
-from statten.display import following
+from statten.display import console, following
 from statten.faults import classify
 from statten.files import write_json
-from statten.nodes import check_shared
+from statten.nodes import check_shared, living, place
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
@@ -37,7 +37,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     config = absolute_root(config)
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
-        _check_folders(config, path)
+        _check_nodes(config, path, plan)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
@@ -50,17 +50,19 @@ def resume(run: Run) -> Run:
     config = run.config
     with ray_cluster(config.scale.address) as capacity:
         plan = preflight(config, capacity)
-        _check_folders(config, run.path)
+        _check_nodes(config, run.path, plan)
         check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
 
 
-def _check_folders(config: Config, path: Path) -> None:
-    """Raise UserError where a machine of the cluster does not see what its workers would read or write."""
-    check_shared(path)
+def _check_nodes(config: Config, path: Path, plan: Preflight) -> None:
+    """Raise UserError where a machine of the cluster does not see what its workers read or write; tell what runs where."""
+    check_shared(path.parent)
     if config.data.root is not None:
         check_shared(Path(config.data.root), "data.root", mirrored=False)
+    if len(machines := living()) > 1:
+        console.print("\n".join(f"on {share}" for share in place(machines, 1, plan, config.scale)), style="dim")
 
 
 def _execute(run: Run, plan: Preflight) -> Run:
@@ -81,14 +83,14 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from statten.recovery import Notice, Recovery
+    from statten.recovery import Notice, Recovery, Resizing
 
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
     run.publish(attempt)
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
     settings = {"run": run.address, "attempt": attempt, "report": then is not None}
-    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.world_size))
-    callbacks = [recovery, Notice(), *([then] if then else [])]
+    recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
+    callbacks = [recovery, Notice(), Resizing(run.path.resolve()), *([then] if then else [])]
     trainer = _torch_trainer(_worker, settings, plan, attempt, scratch, -1, callbacks, run.config.scale.placement)
     try:
         trainer.fit()
@@ -149,7 +151,7 @@ def _torch_trainer(
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=plan.world_size,
+            num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
             use_gpu=gpu,
             placement_strategy=placement.upper(),
             resources_per_worker=plan.resources(),

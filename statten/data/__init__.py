@@ -102,7 +102,7 @@ def check_data(config: Config) -> None:
     except UserError as error:
         raise UserError(problems + error.problems) from None
     problems += _class_problems(config, len(source.classes))
-    problems += _batch_problems(config, source, len(_split(config, source)["train"]), config.scale.workers)
+    problems += _batch_problems(config, source, len(_split(config, source)["train"]), config.scale.max_workers)
     if problems:
         raise UserError(problems)
 
@@ -148,22 +148,29 @@ def _batch_problems(config: Config, source: Source, samples: int, world_size: in
     return problems
 
 
-def make_loaders(config: Config, rank: int = 0, world_size: int = 1) -> Loaders:
-    """Training and validation batches of one rank. The test part is not touched, unless `data.validation` names it."""
+def make_loaders(config: Config, rank: int = 0, world_size: int = 1, shares: int | None = None) -> Loaders:
+    """Training and validation batches of one rank. The test part is not touched, unless `data.validation` names it.
+
+    Args:
+        shares: batches of `train.batch_size` in a step, dealt out to the ranks in turn; None gives each rank one. What a share
+            reads in a step does not depend on the rank that has it, so a run may go on with another number of ranks.
+    """
+    shares = shares or world_size
     source, data, train = open_source(config), config.data, config.train
     parts = _split(config, source)
-    if problems := _batch_problems(config, source, len(parts["train"]), world_size):
+    if problems := _batch_problems(config, source, len(parts["train"]), shares):
         raise UserError(problems)
     if data.validation == "test" and rank == 0:
         log.warning("data.validation=test: models are selected on the test part, so its accuracy is not that on unseen data")
-    return Loaders(
-        train=TrainLoader(
+    first, *others = (
+        TrainLoader(
             source, parts["train"], batch_size=train.batch_size, seed=train.seed, repeats=data.repeats,
-            window=data.shuffle_buffer, rank=rank, world_size=world_size, workers=data.workers,
+            window=data.shuffle_buffer, rank=share, world_size=shares, workers=data.workers,
             pin_memory=_pin_memory(config), skip_corrupt=data.skip_corrupt,
-        ),
-        validation=_eval_loader(config, source, parts["validation"], rank, world_size),
+        )
+        for share in range(rank, shares, world_size)
     )  # fmt: skip
+    return Loaders(first, _eval_loader(config, source, parts["validation"], rank, world_size), tuple(others))
 
 
 def make_test_loader(config: Config, rank: int = 0, world_size: int = 1) -> EvalLoader:

@@ -83,7 +83,7 @@ class TrainLoader(_Batches):
     ):  # fmt: skip
         super().__init__(workers, pin_memory, skip_corrupt)
         self._source, self._indices, self._seed, self._augment = source, indices, seed, augment
-        self._batch_size, self._window, self._rank = batch_size, window, rank
+        self._batch_size, self._window, self.rank, self.world_size = batch_size, window, rank, world_size
         self._share = {"batch_size": batch_size, "rank": rank, "world_size": world_size, "repeats": repeats}
         self._order: tuple[int, Order] | None = None
         self.steps_per_epoch = len(indices) // (batch_size * world_size)
@@ -131,7 +131,7 @@ class TrainLoader(_Batches):
             missing = self._batch_size - len(loaded.y)
             if not missing:
                 return loaded
-            draws = hashed("spare", self._seed, epoch, step, self._rank, spare, np.arange(missing))
+            draws = hashed("spare", self._seed, epoch, step, self.rank, spare, np.arange(missing))
             indices = self._indices[(draws % np.uint64(len(self._indices))).astype(np.int64)]
             # Repeats from SPARES on: a draw of its own, should the sample be in the epoch too.
             more = self._source.batch(indices, (self._seed, epoch) if self._augment else None, np.full(missing, SPARES + spare))
@@ -176,8 +176,15 @@ class Loaders:
 
     train: TrainLoader
     validation: EvalLoader
+    others: tuple[TrainLoader, ...] = ()
+    """Further shares of the training batches, where there are fewer workers than shares."""
+
+    @property
+    def shares(self) -> tuple[TrainLoader, ...]:
+        """Everything that this worker trains on; a step takes a batch of each."""
+        return (self.train, *self.others)
 
     @property
     def corrupt(self) -> int:
         """Samples that this rank could not read in its last passes over both parts."""
-        return len(self.train.corrupt) + len(self.validation.corrupt)
+        return sum(len(share.corrupt) for share in self.shares) + len(self.validation.corrupt)

@@ -74,7 +74,7 @@ def evaluate(
     """
     target = open_target(Path(path), overrides, data, ema, large, exact)
     if workers is None:
-        workers = target.config.scale.workers if "scale.workers" in target.changed else 1
+        workers = target.config.scale.max_workers if "scale.workers" in target.changed else 1
     folder = home(target, storage)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)

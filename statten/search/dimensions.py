@@ -11,6 +11,7 @@ from statten.search.domains import Domain, Interval, Listed, Steps, same
 from statten.search.expressions import Expression, literal, parse, parse_condition
 
 COUPLE = "couple."
+CONSTRAINT = "constraint"
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,8 @@ def make_dimension(name: str, rule: Any) -> Dimension:
 
 
 def _check_path(path: str) -> None:
+    if (hint := nearest(path, [CONSTRAINT])).startswith("did you mean"):
+        raise ConfigError(f"{path}: no such field; {hint}")
     field_at(path)
     if path.startswith(("scale.", "search.")):
         raise ConfigError(f"{path}: says how a sweep runs and cannot be searched; search fields of data, model or train")

@@ -21,7 +21,7 @@ from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
-from statten.search.samplers import trials_of
+from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
@@ -57,6 +57,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     if config.scale.cpus_per_worker is None:
         config = with_overrides(config, {"scale.cpus_per_worker": 1})
     trial, search = preflight(config, capacity), config.search
+    make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
     if capacity is None:
         capacity = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     check_objectives(config, trial.device)
@@ -126,7 +127,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
@@ -145,7 +146,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.workers > 1) as capacity:
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         return _execute(sweep, plan_sweep(config, sweep.space, capacity))
 
 

@@ -30,6 +30,7 @@ import yaml
 
 from statten.config import Config, ConfigError, UserError, get_field, read_yaml, with_overrides
 from statten.search.dimensions import (
+    CONSTRAINT,
     Couple,
     Derived,
     Dimension,
@@ -52,7 +53,6 @@ Choose = Callable[[Dimension, str, Domain], Any]
 CHECKED = 2000
 # A constraint is tried on every value of the dimensions that it ties together.
 MOST_VALUES = 10_000
-CONSTRAINT = "constraint"
 # Where, how long and how often a run is kept, not what it is: `from_config` does not compare them, nor the seed.
 NOT_COMPARED = (
     "data.root", "data.download", "data.workers", "data.skip_corrupt", "train.eval_batch_size", "train.seed",

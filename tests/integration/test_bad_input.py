@@ -105,6 +105,11 @@ CASES = [
     ("tune digits --space {runs}/good.yaml --trials 0", "search.trials: must be at least 1, but got 0"),
     ("tune digits --space {runs}/good.yaml --set search.sampler=tpo", "did you mean tpe?"),
     ("tune digits --space {runs}/good.yaml --set search.metric=val/topp1", "did you mean val/top1?"),
+    (
+        "tune digits --space {runs}/good.yaml --set search.sampler=cmaes",
+        "search.sampler: cmaes must have at least two dimensions",
+    ),
+    ("tune digits --space {runs}/good.yaml --space {runs}/typo.yaml", "typo.yaml: model.dept: no such field"),
     ("tune digits --space {runs}/good.yaml --name swept", "swept: exists already"),
     ("tune digits", "Missing option '--space'"),
     ("train digits --frobnicate", "No such option: --frobnicate"),

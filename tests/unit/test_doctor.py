@@ -168,13 +168,13 @@ def test_a_cluster_that_is_not_there(address, message):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound, but nobody listens
         with pytest.raises(Broken, match=message):
-            doctor.check_cluster(address.format(port=probe.getsockname()[1]))
+            doctor.check_cluster(doctor.ClusterProbe(address.format(port=probe.getsockname()[1])))
 
 
 def test_a_port_that_is_no_cluster():
     """Something listens and never answers: the check ends on its own."""
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Broken, match="did not answer within 4 s"):
-        doctor.check_cluster(f"127.0.0.1:{server.getsockname()[1]}", timeout=4)
+        doctor.check_cluster(doctor.ClusterProbe(f"127.0.0.1:{server.getsockname()[1]}", timeout=4))
 
 
 def test_the_package_for_cupy_follows_torch():

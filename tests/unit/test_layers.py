@@ -15,10 +15,10 @@ ORDER = [
     {"config"}, {"files"}, {"remote", "page"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"},
     {"meter"}, {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "recovery"}, {"nodes"},
     {"trainer"}, {"search"}, {"evaluation"}, {"report"}, {"overview"}, {"bench"}, {"demo"}, {"jobs"}, {"parcel"},
-    {"submission"}, {"doctor"}, {"cli_jobs"}, {"cli"},
+    {"submission"}, {"probe"}, {"doctor"}, {"cli_jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-RAY = {"cluster", "nodes", "trainer", "search", "submission", "doctor", "recovery"}
+RAY = {"cluster", "nodes", "trainer", "search", "submission", "probe", "recovery"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

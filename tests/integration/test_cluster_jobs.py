@@ -1,0 +1,289 @@
+"""Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from conftest import MARK, marked
+
+from statten import cli
+from statten.cluster import make_token
+from statten.config import UserError
+from statten.runs import Run
+from statten.search.sweep import Sweep
+from statten.submission import Cluster
+
+ROOT = Path(__file__).parents[2]
+SPACE = """\
+model.timesteps:  {choices: [1]}
+model.block_size: {divisors_of: model.timesteps}
+model.depth:      {choices: [1]}
+model.embed_dim:  {choices: [16, 32]}
+"""
+SWEEP = """\
+command: tune
+recipe: digits
+space: space.yaml
+name: sweep
+storage: STORAGE
+trials: 3
+overrides: {train.epochs: 5, train.warmup_epochs: 0, search.scheduler: none, search.max_concurrent: 1}
+resources: {device: cpu}
+runtime: {environment: {OMP_NUM_THREADS: "1"}}
+"""
+PROMOTE = """\
+command: promote
+target: sweep
+name: promoted
+storage: STORAGE
+overrides: {train.epochs: 1}
+resources: {workers: 1, device: cpu, cpus_per_worker: 1}
+"""
+
+
+class LocalCluster:
+    """`cluster/local.sh` with two nodes, in a process group of its own."""
+
+    def __init__(self, folder: Path, port: int = 0):
+        self.mark, self.log = uuid.uuid4().hex, folder / "local.log"
+        environment = {**os.environ, MARK: self.mark, "CPUS": "1", "PORT": "0", "DASHBOARD_PORT": str(port)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["bash", str(ROOT / "cluster" / "local.sh"), "2"], stdout=log, stderr=log, start_new_session=True,
+                env={**environment, "PYTHON": sys.executable},
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while "submit to " not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
+
+    def stop(self) -> list[int]:
+        """Stop it as Ctrl-C does; returns what is left of it."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+        deadline = time.monotonic() + 30
+        while (left := marked(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with a token that only its owner reads, and no address from outside."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            patch.delenv(name, raising=False)
+        make_token()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(home):
+    local = LocalCluster(home)
+    yield local
+    left = local.stop()
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, "processes of the cluster outlived it"
+
+
+class Relay:
+    """A port that leads to another, until it is cut; what a network does to a follower."""
+
+    def __init__(self, url: str):
+        self.target, self.open, self.cut_at = int(url.rpartition(":")[2]), True, 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.pairs: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = self.server.accept()
+                if not self.open:
+                    here.close()
+                    continue
+                there = socket.create_connection(("127.0.0.1", self.target))
+                self.pairs += [here, there]
+                for source, sink in ((here, there), (there, here)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(65536):
+                sink.sendall(block)
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        self.open = False
+        for end in self.pairs:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.pairs.clear()
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A working directory with job files, where commands are typed; the storage is beside it."""
+    folder, storage = tmp_path / "work", tmp_path / "runs"
+    folder.mkdir()
+    storage.mkdir()
+    for name, text in (("space", SPACE), ("sweep", SWEEP), ("promote", PROMOTE)):
+        (folder / f"{name}.yaml").write_text(text.replace("STORAGE", str(storage)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def until(condition, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def typed(cluster, monkeypatch, capsys):
+    """Type a command that ends by itself, in this process; returns its exit code and what it printed."""
+
+    def type_(command: str, *arguments: object) -> tuple[int, str]:
+        line = [command, "--address", cluster.url, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["statten", *line])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        shown = capsys.readouterr()
+        return caught.value.code, shown.out + shown.err
+
+    return type_
+
+
+@pytest.mark.slow
+def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_path):
+    here, runs = Cluster(cluster.url), tmp_path / "runs"
+    code, sent = typed("submit", "sweep.yaml")
+    assert code == 0 and "working directory: 3 files of" in sent and " B packed" in sent and "submitted sweep-1" in sent
+    relay = Relay(cluster.url)
+    follower = statten("logs", "sweep", "-f", "--address", relay.url)
+    second = statten("logs", "sweep-1", "-f", "--address", cluster.url)
+    code, again = typed("submit", "sweep.yaml")
+    assert code == 2 and "already, as sweep-1" in again and "statten logs sweep-1 -f" in again
+
+    until(lambda: "trial 0" in follower.text and "trial 0" in second.text)
+    relay.cut()
+    second.process.send_signal(signal.SIGINT)
+    assert f"detached; sweep-1 goes on. Come back with: statten logs sweep-1 --address {cluster.url} -f" in second.finish()
+    until(lambda: "lost, trying again" in follower.text)
+    assert here.job("sweep-1").live, "whoever stops looking stops nothing"
+    assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
+    relay.open = True
+    seen = follower.finish()
+    assert seen.count("lost, trying again") == seen.count("connected again") == 1 and "sweep-1 has ended: STOPPED" in seen
+    lines = [line for line in seen.splitlines(keepends=True) if not line.startswith("statten: ")]
+    assert "".join(lines) == here.logs("sweep-1"), "every character once"
+    assert typed("wait", "sweep") == (1, "sweep-1  STOPPED\n")
+
+    ended = {t.number for t, _ in Sweep.open(runs / "sweep").rows() if t.state.is_finished()}
+    before = {n: (runs / f"sweep/trials/{n:04d}/result.json").read_text() for n in ended}
+    assert 0 in ended and len(ended) < 3
+    assert typed("submit", "sweep.yaml")[0] == 0
+    assert typed("wait", "sweep") == (0, "sweep-2  SUCCEEDED\n")
+    assert [t.state.name for t, _ in Sweep.open(runs / "sweep").rows()] == ["COMPLETE"] * 3
+    assert all((runs / f"sweep/trials/{n:04d}/result.json").read_text() == text for n, text in before.items())
+
+    assert typed("submit", "promote.yaml")[0] == 0
+    assert typed("submit", "--", "evaluate", "nothing", "--storage", runs)[0] == 0
+    mistaken = here.jobs()[-1].id
+    assert typed("wait", mistaken) == (2, f"{mistaken}  FAILED, exit code 2\n")
+    assert "nothing: no such run or sweep" in here.logs(mistaken)
+    assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
+    assert Run.open(runs / "promoted").state == "finished"
+    assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
+    assert typed("wait", here.jobs()[-1].id)[0] == 0
+    assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
+
+    listed = json.loads(typed("jobs", "--json")[1])
+    assert [job["status"] for job in listed] == ["STOPPED", "SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
+    token = (Path(os.environ["HOME"]) / ".ray" / "auth_token").read_text()
+    assert token not in json.dumps(listed) and all(token not in here.logs(job["id"]) for job in listed)
+    code, text = typed("status", "no-such-job")
+    assert code == 2 and "no-such-job: no such job" in text
+
+
+def test_tokens(cluster, monkeypatch, tmp_path):
+    """A missing token, a wrong one and one that others can read are each one sentence; none of them is shown."""
+    assert Cluster(cluster.url).version().startswith("2.60")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
+    with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; copy") as caught:
+        Cluster(cluster.url)
+    assert "no-token-of" not in str(caught.value)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(UserError, match=r"asks for a token, and there is none here; copy ~/.ray/auth_token"):
+        Cluster(cluster.url)
+    (tmp_path / "token").write_text("0" * 64)
+    (tmp_path / "token").chmod(0o644)
+    with pytest.raises(UserError, match=r"its mode is 644; type: chmod 600 .*token"):
+        Cluster(cluster.url)
+    (tmp_path / "token").chmod(0o600)
+    with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
+        Cluster(cluster.url)
+
+
+SRUN = """\
+#!/bin/bash
+# Stands in for Slurm's srun: there is one machine here. Checks the options that the script gives and runs the command.
+while [[ $1 == --* ]]; do
+  case $1 in
+    --overlap|--nodes=1|--ntasks=1|--nodelist=machine[12]) shift ;;
+    *) echo "srun: unrecognized option $1" >&2; exit 1 ;;
+  esac
+done
+exec "$@"
+"""
+SCONTROL = """\
+#!/bin/bash
+[[ "$*" == "show hostnames machine[1-2]" ]] || { echo "scontrol: unexpected $*" >&2; exit 1; }
+printf 'machine1\\nmachine2\\n'
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (work / "job.yaml").write_text(
+        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1}\n"
+        "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
+    )
+    mark = uuid.uuid4().hex
+    slurm = {
+        "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", "--storage", str(tmp_path / "runs")],
+        env={**os.environ, **slurm, MARK: mark, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ENVIRONMENT": sys.prefix},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 machines at " in done.stdout and "running job.yaml" in done.stdout
+    run = Run.open(tmp_path / "runs" / "job")
+    assert run.state == "finished" and run.config.scale.workers == 2, "each machine has one core: both were needed"
+    until(lambda: not marked(mark), 30)
+    assert not Path(f"/tmp/ray-{mark[:8]}").exists()

@@ -1,0 +1,26 @@
+"""The fault table of benchmarks/faults.py in a short form: one cluster of three nodes, a few kills, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing(tmp_path):
+    output = tmp_path / "faults.json"
+    command = [sys.executable, BENCHMARK, "--kills", 3, "--seed", 1, "--epochs", 3, "--trials", 3, "--output", output]
+    done = subprocess.run(
+        [*map(str, command), "--only", "training", "sweep"], capture_output=True, text=True, timeout=900, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(output.read_text())["results"]
+    assert sum(row["kills"] for row in rows) == 3
+    for row in rows:
+        assert row["finished"] and row["lost"] == row["twice"] == 0 and row["equal"] is not False
+        assert len(row["resume_s"]) == row["kills"]

@@ -1,0 +1,101 @@
+"""Two machines, each a Ray node with working copies of its own: what runs where, what all see, runs in an object store."""
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import object_store
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from statten import display, nodes, remote, trainer
+from statten.cluster import ray_cluster
+from statten.config import ScaleConfig, UserError, load_config
+from statten.nodes import Node
+from statten.runs import Run, locate
+from statten.train import Preflight
+
+SMALL = {"model.depth": 1, "model.embed_dim": 32, "train.epochs": 2, "train.warmup_epochs": 0, "scale.cpus_per_worker": 1}
+
+
+def plan(workers: int, cpus: int, device: str = "cpu") -> Preflight:
+    return Preflight(1, 1, workers, device, cpus, 1)
+
+
+def workers_of(found) -> dict[str, int]:
+    return {share.node: share.workers for share in found}
+
+
+def test_packing_fills_machines_and_spreading_takes_them_in_turn():
+    machines = [Node("a", 8, 2), Node("b", 16, 4), Node("c", 4, 4)]
+    pack, spread = ScaleConfig(), ScaleConfig(placement="spread")
+    assert workers_of(nodes.place(machines, 1, plan(4, 4), pack)) == {"b": 4}
+    assert workers_of(nodes.place(machines, 1, plan(6, 4), pack)) == {"a": 2, "b": 4}
+    assert workers_of(nodes.place(machines, 1, plan(4, 4), spread)) == {"a": 1, "b": 2, "c": 1}
+    assert workers_of(nodes.place(machines, 1, plan(6, 2, "cuda"), pack)) == {"b": 4, "a": 2}
+    # Many small trials on big machines: four on each GPU.
+    share = nodes.place(machines, 16, plan(1, 1, "cuda"), ScaleConfig(gpus_per_worker=0.25))
+    assert sum(s.workers for s in share) == 16 and all(s.gpus == s.workers / 4 for s in share)
+    with pytest.raises(UserError, match="no machine has room for worker 4 of 4 with 6 cores; use fewer workers, or fewer"):
+        nodes.place([Node("a", 9, 0), Node("b", 9, 0), Node("c", 9, 0)], 1, plan(4, 6), pack)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with object_store.serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """The driver's machine has no cores, so that all work is done on the other one, which has folders of its own."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
+        for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_TRAIN_V2_ENABLED": "1"}.items():
+            patch.setenv(name, value)
+        patch.setattr(remote, "SETTLE", 0.1)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        other = {"STATTEN_CACHE": str(tmp_path_factory.mktemp("other"))}
+        made.add_node(num_cpus=2, env_vars=other)
+        patch.setenv("STATTEN_CACHE", str(tmp_path_factory.mktemp("driver")))
+        try:
+            with ray_cluster(made.address):
+                made.wait_for_nodes()
+                yield other["STATTEN_CACHE"]
+        finally:
+            made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_folder_that_one_machine_does_not_see_is_refused(cluster, tmp_path):
+    assert sorted(node.cpus for node in nodes.living()) == [0, 2]
+    nodes.check_shared(tmp_path / "runs" / "of" / "all")
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
+    handle = os.open(tmp_path, os.O_RDONLY)  # the name of an open folder means something to its process alone
+    try:
+        mine = Path(f"/proc/self/fd/{handle}/runs")
+        sentence = re.escape(f"--storage: {mine} is not seen by ") + r".*; name a folder that all machines .* s3://bucket/runs"
+        with pytest.raises(UserError, match=sentence):
+            trainer.train(load_config("digits", SMALL), mine / "a")
+    finally:
+        os.close(handle)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_driver(cluster, server, monkeypatch, capsys):
+    monkeypatch.setattr(display, "REFRESH", 0.5)
+    storage = remote.working_copy(server.uri())
+    run = trainer.train(load_config("digits", {**SMALL, "scale.workers": 2, "scale.placement": "spread"}), storage / "far")
+    shown = capsys.readouterr().out
+    assert "2 workers, CPU cores 2" in shown and "epoch 2/2" in shown, "followed through the store"
+    assert run.state == "finished" and not list(run.checkpoint_folder.glob("*")), "trained elsewhere"
+    (copy,) = Path(cluster).glob("*/far")
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
+    assert json.loads((copy / "result.json").read_text()) == run.result
+    best = Run.open(locate("far", storage)).best_checkpoint()
+    assert best.is_relative_to(storage) and (best / "model.safetensors").is_file()
+    left = {path.name for path in run.path.iterdir()}
+    assert "ray" not in left and ray.is_initialized()
