@@ -292,7 +292,7 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
         figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ", row=1, col=column)
     figure.update_annotations(font_size=11)
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "colorbar": {"title": "rate"}})
-    top = 24 + 14 * max(title.count("\n") + 1 for title in titles)
+    top = 44 + 14 * max(title.count("\n") + 1 for title in titles)
     finish(figure, 100 + top + 20 * len(names))
     return figure.update_layout(margin={"l": 110, "t": top})
 
