@@ -314,7 +314,7 @@ def best_numbers(trials: SweepTrials, limit: int) -> set[int]:
     """Numbers of the best finished trials by the first objective, and of the front."""
     sign = -1 if trials.objectives[0].maximize else 1
     ranked = sorted((row for row in trials.complete if row.values), key=lambda row: sign * row.values[0])  # type: ignore[index]
-    return {row.number for row in [*trials.front, *ranked][:limit]}
+    return set(list(dict.fromkeys(row.number for row in [*trials.front, *ranked]))[:limit])
 
 
 def newest(trials: SweepTrials, limit: int) -> set[int]:
