@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from statten.display import console, duration, table
@@ -128,7 +129,7 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     metrics = list(trials[0]["values"]) if trials else [document["metric"]]
     cells = [
         [f"{t['trial']}{'*' if t['trial'] in best else ''}", describe(t["point"]), t["epochs"],
-         *[_number(t["values"][m]) for m in metrics], STATES[t["state"]], t["reason"] or ""]
+         *[_number(t["values"][m]) for m in metrics], STATES[t["state"]], escape(t["reason"] or "")]
         for t in trials
     ]  # fmt: skip
     columns = ["trial", "point", "epochs", *metrics, "state", "reason"]

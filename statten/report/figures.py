@@ -1,5 +1,6 @@
 """The plots of a report: Optuna's own where there are some, with this sweep's names and units; plotly figures by name."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from statten.report.trials import STATES, SweepTrials, TrialRow, label, shown
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 CURVES = 150
 """Learning curves, and lines of parallel coordinates, that are drawn at most: a line each is what makes a page slow."""
-BARS = 500
+BARS = 200
 """Bars of the timeline."""
 POINTS = 3000
 """Trials in any other plot."""
@@ -103,7 +104,7 @@ def slices(trials: SweepTrials, index: int) -> "Figure":
     for path in trials.differing:
         if not trials.is_categorical(path) and (ticks := trials.ticks(path)):
             figure.update_xaxes(tickvals=ticks, selector={"title": {"text": trials.names[path]}})
-    return finish(figure, 360)
+    return _decades(finish(figure, 360))
 
 
 def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
@@ -117,7 +118,14 @@ def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
     for axis, path in ((figure.update_xaxes, pair[0]), (figure.update_yaxes, pair[1])):
         if ticks := trials.ticks(path):
             axis(tickvals=ticks)
-    return finish(figure, 420)
+    return _decades(finish(figure, 420))
+
+
+def _decades(figure: "Figure") -> "Figure":
+    """Logarithmic axes with powers of ten alone: 10⁻³, not 0.001 beside 2 and 5."""
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(dtick=1, exponentformat="power", selector={"type": "log"})
+    return figure
 
 
 def pairs(trials: SweepTrials) -> list[tuple[int, int]]:
@@ -161,7 +169,7 @@ def curves(trials: SweepTrials) -> "Figure":
 
     drawn = curve_numbers(trials)
     rows = {row.number: row for row in trials.rows if row.number in drawn}
-    figure = plot_intermediate_values(trials.study(0, only=drawn))
+    figure = plot_intermediate_values(trials.study(0, drawn, curves=True))
     for row in rows.values():
         if row.state == "fail":  # which Optuna leaves out
             figure.add_scatter(x=list(row.intermediate), y=list(row.intermediate.values()), name=f"Trial{row.number}")
@@ -263,10 +271,10 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
 
     names = rate_layers(measured)
     widths = [len(r["layers"][0]["by_timestep"]) for r in measured]
-    titles = [f"trial {r['number']}<br>{r['point']}" for r in measured]
+    titles = rate_titles(measured)
     figure = make_subplots(
-        1, len(measured), shared_yaxes=True, subplot_titles=titles, column_widths=[w + 1 for w in widths],
-        horizontal_spacing=0.02,
+        1, len(measured), shared_yaxes=True, subplot_titles=[title.replace("\n", "<br>") for title in titles],
+        column_widths=[max(w, max(widths) / 3) for w in widths], horizontal_spacing=0.02,
     )  # fmt: skip
     for column, r in enumerate(measured, 1):
         by_layer = {layer["layer"]: layer["by_timestep"] for layer in r["layers"]}
@@ -284,8 +292,15 @@ def rates(measured: list[dict[str, Any]]) -> "Figure":
         figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ", row=1, col=column)
     figure.update_annotations(font_size=11)
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "colorbar": {"title": "rate"}})
-    finish(figure, 160 + 20 * len(names))
-    return figure.update_layout(margin={"l": 110, "t": 60})
+    top = 44 + 14 * max(title.count("\n") + 1 for title in titles)
+    finish(figure, 100 + top + 20 * len(names))
+    return figure.update_layout(margin={"l": 110, "t": top})
+
+
+def rate_titles(measured: list[dict[str, Any]]) -> list[str]:
+    """What stands over each panel, in lines that do not reach the next one."""
+    width = 26 if len(measured) < 4 else 20
+    return ["\n".join([f"trial {r['number']}", *textwrap.wrap(r["point"], width)]) for r in measured]
 
 
 def rate_layers(measured: list[dict[str, Any]]) -> list[str]:
@@ -299,7 +314,7 @@ def best_numbers(trials: SweepTrials, limit: int) -> set[int]:
     """Numbers of the best finished trials by the first objective, and of the front."""
     sign = -1 if trials.objectives[0].maximize else 1
     ranked = sorted((row for row in trials.complete if row.values), key=lambda row: sign * row.values[0])  # type: ignore[index]
-    return {row.number for row in [*trials.front, *ranked][:limit]}
+    return set(list(dict.fromkeys(row.number for row in [*trials.front, *ranked]))[:limit])
 
 
 def newest(trials: SweepTrials, limit: int) -> set[int]:

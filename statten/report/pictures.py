@@ -1,6 +1,7 @@
 """The plots of a report as PNG for slides and papers, drawn with matplotlib: no browser is asked for."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 from statten.evaluation.show import figure as empty
 from statten.report.figures import (
     COLOURS,
+    CURVES,
     STATES,
     best_cells_of,
+    best_numbers,
     curve_numbers,
     importances,
     pairs,
     rate_layers,
+    rate_titles,
 )
 from statten.report.trials import SweepTrials, TrialRow, label, shown
 
@@ -24,6 +28,7 @@ def draw(trials: SweepTrials, measured: list[dict[str, Any]], pair: tuple[str, s
         "front": _front(trials.against_energy()),
         "history": _history(trials),
         "importance": _importance(trials),
+        "parallel": _parallel(trials),
         "slices": _slices(trials),
         "timesteps_block_size": _cells(trials, pair) if pair else None,
         "curves": _curves(trials),
@@ -100,6 +105,61 @@ def _importance(trials: SweepTrials) -> Any:
     return figure
 
 
+def _parallel(trials: SweepTrials) -> Any:
+    if len(trials.complete) < 2 or not trials.differing:
+        return None
+    best = best_numbers(trials, CURVES)
+    rows = sorted((r for r in trials.complete if r.number in best and r.values), key=lambda r: _goodness(trials, r))
+    axes_of: list[tuple[str, list[Any], bool]] = [
+        (label(o.name), [r.values[i] for r in rows if r.values], False) for i, o in enumerate(trials.objectives)
+    ]
+    axes_of += [(trials.names[p], [r.point.get(p) for r in rows], trials.is_log(p)) for p in trials.differing]
+    figure = empty(1.5 * len(axes_of) + 1, 4)
+    axes = figure.add_subplot()
+    heights = []
+    for x, (_, values, log) in enumerate(axes_of):
+        height, ticks = _scale(values, log)
+        heights.append([height(value) for value in values])
+        axes.axvline(x, color="#888", linewidth=0.8, zorder=1)
+        for tick in ticks:
+            style = {"ha": "right", "va": "center", "fontsize": 7, "zorder": 4}
+            axes.text(
+                x - 0.03, height(tick), shown(tick), bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "lw": 0}, **style
+            )
+    for i in range(len(rows)):
+        # From light to dark: the best by the first objective lies on top.
+        colour = _blues()(0.25 + 0.75 * i / max(1, len(rows) - 1))
+        axes.plot([line[i] for line in heights], color=colour, linewidth=1.2, alpha=0.8, zorder=2)
+    axes.set_xticks(range(len(axes_of)), [name.replace(" (", "\n(") for name, _, _ in axes_of], fontsize=8)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"{len(rows)} finished trials, the darker the better in {label(trials.objectives[0].name)}", fontsize=9)
+    return figure
+
+
+def _goodness(trials: SweepTrials, row: TrialRow) -> float:
+    value = row.values[0] if row.values else 0.0
+    return value if trials.objectives[0].maximize else -value
+
+
+def _blues() -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["Blues"]
+
+
+def _scale(values: Sequence[Any], log: bool) -> tuple[Callable[[Any], float], list[Any]]:
+    """Where a value stands on an axis from 0 to 1, nan where there is none, and the values that are written there."""
+    known = [value for value in values if value is not None]
+    choices = sorted(set(known), key=lambda v: (isinstance(v, str), v))
+    if len(choices) <= 6 or not all(isinstance(value, int | float) for value in choices):
+        places = {value: i / max(1, len(choices) - 1) for i, value in enumerate(choices)}
+        return lambda value: places.get(value, math.nan), choices
+    of: Callable[[Any], float] = math.log if log else float
+    low, high = of(choices[0]), of(choices[-1])
+    return lambda value: math.nan if value is None else (of(value) - low) / (high - low), [choices[0], choices[-1]]
+
+
 def _slices(trials: SweepTrials) -> Any:
     paths, objectives = trials.differing, trials.objectives
     if len(trials.complete) < 2 or not paths:
@@ -168,15 +228,15 @@ def _rates(measured: list[dict[str, Any]]) -> Any:
         return None
     names = rate_layers(measured)
     widths = [len(r["layers"][0]["by_timestep"]) for r in measured]
-    figure = empty(2.4 + sum(max(1.3, 0.45 * w) for w in widths), 1.4 + 0.2 * len(names))
+    figure = empty(2.4 + sum(max(1.4, 0.45 * w) for w in widths), 1.4 + 0.2 * len(names))
     panels = figure.subplots(1, len(measured), sharey=True, squeeze=False, width_ratios=[max(3, w) for w in widths])[0]
     top = max(v for r in measured for layer in r["layers"] for v in layer["by_timestep"])
-    for axes, r, width in zip(panels, measured, widths, strict=True):
+    for axes, r, width, title in zip(panels, measured, widths, rate_titles(measured), strict=True):
         by_layer = {layer["layer"]: layer["by_timestep"] for layer in r["layers"]}
         cells = [by_layer.get(name, [float("nan")] * width) for name in names]
         image = axes.imshow(cells, aspect="auto", cmap="viridis", vmin=0, vmax=top or 1)
         axes.set_xticks(range(width), [str(t + 1) for t in range(width)], fontsize=8)
-        axes.set_title(f"trial {r['number']}\n" + r["point"].replace(" depth", "\ndepth"), fontsize=8)
+        axes.set_title(title, fontsize=7)
         axes.set_xlabel("timestep", fontsize=8)
     panels[0].set_yticks(range(len(names)), names, fontsize=7)
     figure.colorbar(image, ax=list(panels), label="spikes per neuron and timestep")

@@ -59,21 +59,21 @@ def _next(trials: SweepTrials) -> list[list[str]]:
 
 def sentences(summary: dict[str, Any]) -> list[str]:
     """The cost in words."""
-    states = ", ".join(f"{summary['states'][state]} {name}" for state, name in STATES.items() if state in summary["states"])
+    states = ", ".join(f"{summary['states'][state]:,} {name}" for state, name in STATES.items() if state in summary["states"])
     number = sum(summary["states"].values())
-    lines = [f"{number} {'trial' if number == 1 else 'trials'}" + (f": {states}." if states else ".")]
+    lines = [f"{number:,} {'trial' if number == 1 else 'trials'}" + (f": {states}." if states else ".")]
     for why, count in summary["not_run"].items():
         lines.append(f"{count} more {_WAS[count > 1]} not run: {NOT_RUN[why]}.")
     if summary["taken_over"]:
         lines.append(f"{summary['taken_over']} of them were taken over from another sweep, and cost nothing here.")
     spent = duration(3600 * summary["hours"])
     lines.append(
-        f"{summary['epochs']} epochs trained in {spent} of trial time, {_span(summary)} from the first start to the last end."
+        f"{summary['epochs']:,} epochs trained in {spent} of trial time, {_span(summary)} from the first start to the last end."
     )
     if summary["epochs_saved"]:
         whole = summary["epochs"] + summary["epochs_saved"]
         share = 100 * summary["epochs_saved"] / whole
-        lines.append(f"Stopping early saved {summary['epochs_saved']} epochs, {share:.0f} % of what these trials would take.")
+        lines.append(f"Stopping early saved {summary['epochs_saved']:,} epochs, {share:.0f} % of what these trials would take.")
     if summary["certainty"]:
         lines.append(summary["certainty"])
     return lines

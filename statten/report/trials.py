@@ -170,7 +170,7 @@ class SweepTrials:
         """A point in short: T=4 b=2 depth=2 dim=64."""
         return " ".join(f"{self.names[path]}={shown(value)}" for path, value in row.point.items())
 
-    def study(self, objective: int | None = None, only: Collection[int] | None = None) -> "optuna.Study":
+    def study(self, objective: int | None = None, only: Collection[int] | None = None, curves: bool = False) -> "optuna.Study":
         """An Optuna study in memory whose parameters have short names, for Optuna's own plots.
 
         In the sweep's study a conditional field has a name for each case (`model.block_size|model.timesteps=4`), which would
@@ -179,6 +179,7 @@ class SweepTrials:
         Args:
             objective: index of the only objective; all of them without it.
             only: numbers of the trials to take. The others leave empty places, so that the numbers stay.
+            curves: with the values after each epoch, which only one plot needs: Optuna copies them with every look at a trial.
         """
         from optuna.trial import TrialState, create_trial
 
@@ -198,7 +199,7 @@ class SweepTrials:
                 params=params,
                 distributions={name: self._distributions[name] for name in params},
                 user_attrs={"reason": row.reason} if row.reason else {},
-                intermediate_values=row.intermediate,
+                intermediate_values=row.intermediate if curves else None,
                 constraints=row.constraints or None,
             )
             trial.datetime_start, trial.datetime_complete = row.began, row.ended

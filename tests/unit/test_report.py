@@ -134,7 +134,7 @@ def test_the_page_has_every_section_and_loads_nothing(report):
     assert "the loss is &lt;not&gt; finite" in body and "stopped at epoch 1: poor" in body
     for name in report["files"]["pictures"]:
         assert Path(name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert len(report["files"]["pictures"]) == 8
+    assert len(report["files"]["pictures"]) == 9
 
 
 def test_the_summary_tells_states_front_and_cost(report):
@@ -236,6 +236,15 @@ def test_few_trials_make_a_page_too(tmp_path, objectives, trials):
         assert report["files"]["pictures"] == [] and "No trial has started yet." in page and "plotly.js" not in page
     shown = details(made.path)
     assert len(shown["trials"]) == len(trials) and details_table(shown, 2).row_count == min(2, len(trials))
+
+
+def test_one_objective_is_drawn_against_energy(tmp_path):
+    trials = SweepTrials(make_sweep(tmp_path / "s", ["val/top1"]))
+    assert [row.number for row in trials.front] == [4]
+    both = trials.against_energy()
+    assert {row.number for row in both.front} == {0, 1, 4}
+    drawn = {trace.name: set(zip(trace.x, trace.y, strict=True)) for trace in figures.front(both, 1, 0).data}
+    assert drawn["Pareto front"] == {(1.0, 80.0), (2.0, 90.0), (6.0, 95.0)}
 
 
 def test_what_is_not_drawn_is_said(sweep, monkeypatch):
