@@ -188,9 +188,12 @@ def tune(
         if value is not None:
             overrides = [*overrides, f"search.{field}={value}"]
     config = load_config(recipe, overrides)
+    from statten.config import with_overrides
+    from statten.search.samplers import trials_of
     from statten.search.space import load_space
 
     loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
+    config = with_overrides(config, {"search.trials": trials_of(config.search, loaded)})
     path = _place(folder, name, f"{_stem(recipe)}-sweep")
     if again and begun(path, config, loaded):
         return _go_on(path, folder, as_json)

@@ -324,7 +324,7 @@ def from_file(
         line += ["--set", override]
     files, root = [("job file", path)], {**job.overrides, **more}.get("data.root")
     if config is not None and job.recipe is not None:
-        files, root = files + _files(job.recipe, [job.space] if job.space else [], config), config.data.root
+        files, root = files + _files(job.recipe, job.space or [], config), config.data.root
     where = _absolute(storage or job.storage or os.environ.get("STATTEN_STORAGE"))
     line += ["--storage", where] if where else []
     line += _absolute_root(root)
