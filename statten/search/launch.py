@@ -256,6 +256,7 @@ class _Trial:
         except Superseded:
             raise  # a newer driver has this trial: nothing of it is ours to write
         except Exception as error:
-            # The same trial would fail the same way again; only a lost process is worth another try, and Ray sees to that.
             fault = classify(error)
+            if fault.retry:
+                raise  # Ray starts the trial again, and it goes on from its newest checkpoint
             run.fail(fault.reason, cause=fault.kind)

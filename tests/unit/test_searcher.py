@@ -24,7 +24,7 @@ TINY = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 1, "model.ti
 TIMES = {"model.timesteps": {"choices": [1, 2, 4]}, "model.block_size": {"divisors_of": "model.timesteps"}}
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """What Ray's SystemExit is in an actor."""
 
 
