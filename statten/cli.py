@@ -755,7 +755,8 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         return _print({**document, "placement": where, "config": config.model_dump(mode="json")})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
-    console.print(f"workers          {plan.world_size} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
+    workers = f"{plan.min_workers} to {plan.world_size}" if plan.min_workers < plan.world_size else plan.world_size
+    console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
     if space is not None:
         of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"

@@ -80,9 +80,10 @@ def place(nodes: Sequence[Node], groups: int, plan: Preflight, scale: ScaleConfi
     Raises:
         UserError: a worker finds no room although the machines have enough in sum.
     """
-    workers, cpus = plan.world_size, plan.cpus_per_worker
+    cpus = plan.cpus_per_worker
     gpus = scale.gpus_per_worker if plan.device == "cuda" else 0.0
     room = [int(min(node.cpus // cpus, node.gpus / gpus + 1e-9 if gpus else node.cpus)) for node in nodes]
+    workers = max(plan.min_workers, min(plan.world_size, sum(room) // groups))
     held = [0] * len(nodes)
     for _ in range(groups):
         mine = [0] * len(nodes)

@@ -399,7 +399,7 @@ class Preflight:
     """CPU cores of each worker."""
     memory_bytes: int
     """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
-    min_workers: int = 1
+    min_workers: int
     """The fewest workers that train, where `scale.workers` is [min, max]; else the same as `world_size`."""
 
     def resources(self, workers: int = 1) -> dict[str, float]:

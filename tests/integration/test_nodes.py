@@ -22,7 +22,7 @@ SMALL = {"model.depth": 1, "model.embed_dim": 32, "train.epochs": 2, "train.warm
 
 
 def plan(workers: int, cpus: int, device: str = "cpu") -> Preflight:
-    return Preflight(1, 1, workers, device, cpus, 1)
+    return Preflight(1, 1, workers, device, cpus, 1, workers)
 
 
 def workers_of(found) -> dict[str, int]:
