@@ -10,7 +10,10 @@ import pytest
 
 from statten.remote import Store
 
-SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=4 --set train.warmup_epochs=0"
+SMALL = (
+    "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=4 --set train.warmup_epochs=0 "
+    "--set scale.neuron_backend=torch"  # nothing to compile
+)
 
 
 @pytest.fixture(scope="module")
