@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import uuid
 from pathlib import Path
 
 import object_store
@@ -10,27 +10,31 @@ import pytest
 
 from statten.remote import Store
 
-SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=4 --set train.warmup_epochs=0"
+SMALL = (
+    "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=4 --set train.warmup_epochs=0 "
+    "--set scale.neuron_backend=torch"  # nothing to compile
+)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where this machine's working copies are."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def server(cache):
+def server():
     with object_store.serving() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**object_store.ENVIRONMENT, "STATTEN_CACHE": str(cache)}.items():
+        for name, value in object_store.ENVIRONMENT.items():
             patch.setenv(name, value)
         yield server
 
 
-def forget(cache: Path) -> None:
-    """Become a machine that has never seen the storage."""
-    for copy in cache.glob("*/.storage.json"):
-        shutil.rmtree(copy.parent)
+@pytest.fixture
+def another_machine(tmp_path, monkeypatch):
+    """Become a machine that has never seen the storage; returns where its working copies will be."""
+
+    def become() -> Path:
+        cache = tmp_path / uuid.uuid4().hex
+        monkeypatch.setenv("STATTEN_CACHE", str(cache))
+        return cache
+
+    become()
+    return become
 
 
 def document(text: str) -> dict:
@@ -38,22 +42,21 @@ def document(text: str) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_store_alone(statten, server, cache):
+def test_a_killed_run_goes_on_from_the_store_alone(statten, server, another_machine):
     uri = server.uri()
     store = Store(uri)
     killed = statten("train", "digits", *SMALL.split(), "--name", "a", "--storage", uri)
     killed.wait_until(lambda: "checkpoints/epoch-0002/state.json" in store.listing("a"))
     killed.kill()
-    assert killed.gone()
-    forget(cache)
+    another_machine()
     text = statten("resume", "a", "--storage", uri).finish()
     assert "epoch 4/4" in text and "epoch 1/4" not in text and "epoch 2/4" not in text
     assert f"statten evaluate {uri.replace('?', '/a?')}" in text
 
-    forget(cache)
+    another_machine()
     report = document(statten("evaluate", "a", "--storage", uri, "--json").finish())
     assert report["top1"] > 20
-    forget(cache)
+    cache = another_machine()
     shown = document(statten("show", uri.replace("?", "/a?"), "--json").finish())
     assert [row["epoch"] for row in shown["epochs"]] == [1, 2, 3, 4] and shown["state"] == "finished" and shown["evaluation"]
     assert not list(cache.rglob("*.safetensors")), "nobody asked for weights"
@@ -65,7 +68,8 @@ def test_a_killed_run_goes_on_from_the_store_alone(statten, server, cache):
     assert secret not in killed.text + text
 
 
-def test_mistakes_are_one_sentence_and_nothing_is_written(statten, server, cache):
+def test_mistakes_are_one_sentence_and_nothing_is_written(statten, server, another_machine):
+    cache = another_machine()
     nope = statten("train", "digits", "--storage", server.uri(bucket="nope"))
     keys = statten("train", "digits", "--storage", "s3://me:hidden@bucket/runs")
     for command, sentence in ((nope, "there is no bucket nope"), (keys, "credentials have no place in a URI")):
