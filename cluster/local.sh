@@ -19,6 +19,7 @@ if ! [[ $NODES =~ ^[1-9][0-9]?$ ]]; then
   exit 2
 fi
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # nodes that end together have nobody to hand their work to
 PYTHON=$(command -v "$PYTHON")
 export PATH="${PYTHON%/*}:$PATH"  # jobs start as `python`
 "$PYTHON" -m statten.cli doctor --make-token

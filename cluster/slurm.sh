@@ -25,6 +25,7 @@ JOB=${1:?which job file? sbatch cluster/slurm.sh jobs/FILE.yaml}
 . "$ENVIRONMENT/bin/activate"
 python -m statten.cli doctor --make-token
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # machines that end together have nobody to hand their work to
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 one=(--overlap --nodes=1 --ntasks=1)        # of a step

@@ -100,6 +100,7 @@ class LocalCluster:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A home with a token that only its owner reads, and no address from outside."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background, and inherited
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
