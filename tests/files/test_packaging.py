@@ -61,7 +61,7 @@ def test_lock_is_closed():
 
 def test_every_import_is_declared():
     """Packages that statten imports are its own dependencies, not somebody else's."""
-    declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *EXTRAS["cuda"]]}
+    declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *EXTRAS["cuda"], *EXTRAS["onnx"]]}
     # pydantic pins its core; CuPy need not be installed here.
     bringing = {**metadata.packages_distributions(), "pydantic_core": ["pydantic"], "cupy": ["cupy-cuda13x"]}
     for path in (ROOT / "statten").rglob("*.py"):
