@@ -137,6 +137,7 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     if most is not None:  # a line for each trial, or they would not fit the screen
         for column in made.columns:
             column.no_wrap, column.overflow = True, "ellipsis"
+        made.expand, made.columns[-1].ratio = True, 1  # reasons take what the others leave
     return made
 
 

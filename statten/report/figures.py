@@ -35,7 +35,9 @@ def history(trials: SweepTrials, index: int) -> "Figure":
 
     objective, name = trials.objectives[index], label(trials.objectives[index].name)
     figure = plot_optimization_history(trials.study(index), target_name=name)
-    stopped = [(row, value) for row in trials.rows if row.state != "complete" and (value := row.value(index, objective))]
+    stopped = [
+        (row, value) for row in trials.rows if row.state != "complete" and (value := row.value(index, objective)) is not None
+    ]
     figure.update_traces(marker={"color": COLOURS["complete"], "size": 7}, selector={"mode": "markers", "name": name})
     figure.update_traces(name="finished", selector={"name": name})
     figure.update_traces(name="best so far", line={"color": "#d0525f", "shape": "hv"}, selector={"name": "Best Value"})
@@ -151,11 +153,12 @@ def front(trials: SweepTrials, x: int, y: int) -> "Figure":
         trace.update(showlegend=bool(trace.x), name="Pareto front" if best else "other trials")
         trace.marker.update(color="#cc2a36" if best else "#2a6fbb", size=10 if best else 7, opacity=1 if best else 0.55)
     steps = sorted((row.values[x], row.values[y]) for row in trials.front if row.values)
-    if len(trials.objectives) == 2:
+    if len(trials.objectives) == 2:  # what is reached for sure between two trials of the front is a step, no slope
+        shape = "vh" if trials.objectives[x].maximize else "hv"
         figure.add_scatter(
-        x=[p[0] for p in steps], y=[p[1] for p in steps], mode="lines", line={"color": "#cc2a36", "width": 1, "dash": "dot"},
-        showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
+            x=[p[0] for p in steps], y=[p[1] for p in steps], mode="lines", showlegend=False, hoverinfo="skip",
+            line={"color": "#cc2a36", "width": 1, "dash": "dot", "shape": shape},
+        )  # fmt: skip
     if trials.base and trials.base.state == "complete" and trials.base.values:
         figure.add_scatter(
             x=[trials.base.values[x]], y=[trials.base.values[y]], mode="markers", marker=BASE, name=trials.base_name,

@@ -60,7 +60,8 @@ def _front(trials: SweepTrials | None) -> Any:
             axes.scatter([p[x] for p in points], [p[y] for p in points], label=name, linewidths=0, **style)
         steps = sorted((row.values[x], row.values[y]) for row in trials.front if row.values)
         if len(trials.objectives) == 2:
-            axes.plot(*_columns(steps), color=COLOURS["fail"], linewidth=1, linestyle=":")
+            where = "pre" if trials.objectives[x].maximize else "post"
+            axes.step(*_columns(steps), where=where, color=COLOURS["fail"], linewidth=1, linestyle=":")
         base = trials.base
         if base and base.state == "complete" and base.values:
             star = {"marker": "*", "s": 170, "color": "#f2c400", "edgecolors": "#444", "zorder": 4}
@@ -77,7 +78,9 @@ def _history(trials: SweepTrials) -> Any:
     for index, axes in enumerate(_rows(figure, len(trials.objectives))):
         objective = trials.objectives[index]
         done = [(row.number, row.values[index]) for row in trials.complete if row.values]
-        other = [(row.number, v) for row in trials.rows if row.state != "complete" and (v := row.value(index, objective))]
+        other = [
+            (row.number, v) for row in trials.rows if row.state != "complete" and (v := row.value(index, objective)) is not None
+        ]
         axes.scatter(*_columns(done), color=COLOURS["complete"], s=22, label="finished")
         axes.scatter(*_columns(other), color=COLOURS["pruned"], s=22, marker="x", label="not finished")
         so_far = list(accumulate((value for _, value in done), max if objective.maximize else min))
