@@ -10,6 +10,7 @@ nsga2    genetic, for several objectives; conditional dimensions are mixed only 
 nsga3    the same, spread along reference directions: for three objectives and more
 """
 
+import copy
 import random
 import warnings
 from typing import Any
@@ -20,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from statten.config import SearchConfig, UserError
 from statten.search.domains import Domain, Interval, Listed, Steps
@@ -49,7 +50,8 @@ def make_sampler(search: SearchConfig, space: Space, completed: int = 0, objecti
         warnings.simplefilter("ignore", ExperimentalWarning)  # TPE's `group` and others, wanted all the same
         match search.sampler:
             case "tpe":
-                return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup)
+                kind = TPESampler if objectives == 1 else FrontTPESampler
+                return kind(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup)
             case "random":
                 return RandomSampler(seed=seed)
             case "grid":
@@ -106,6 +108,36 @@ def _refuse(sampler: str, space: Space, objectives: int) -> None:
             )
         if count > LARGEST_GRID:
             raise UserError(f"search.sampler: grid must have at most {LARGEST_GRID} configurations, but got {count}; use qmc")
+
+
+class FrontTPESampler(TPESampler):
+    """TPE for several objectives, which may meet stopped trials with values by epoch.
+
+    Optuna's ranks stopped trials by their last value and the study's only direction, which ends in an error where there are
+    several. Without their curves it takes them for the worst, as it should: none of them could have been on the front.
+    """
+
+    def _sample(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return super()._sample(_WithoutCurves(study), trial, search_space)  # type: ignore[arg-type]
+
+
+class _WithoutCurves:
+    """A view of a study whose stopped trials have no values by epoch."""
+
+    def __init__(self, study: Study):
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *arguments: Any, **named: Any) -> list[FrozenTrial]:
+        trials = []
+        for trial in self._study._get_trials(*arguments, **named):
+            if trial.state == TrialState.PRUNED and trial.intermediate_values:
+                trial = copy.copy(trial)
+                trial.intermediate_values = {}
+            trials.append(trial)
+        return trials
 
 
 class GridSampler(BaseSampler):

@@ -11,6 +11,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from statten.config import ConfigError, UserError, load_config
+from statten.files import write_json
 from statten.runs import Run
 from statten.search.launch import check_objectives, extend_sweep, plan_sweep
 from statten.search.repeats import planned, read_repeats, sentence
@@ -85,6 +86,24 @@ def test_several_objectives_are_told_under_their_names(tmp_path):
     )
     document = sweep.best()
     assert document["trial"] == document["front"][0]["trial"] and set(document["values"]) == set(study.metric_names)
+
+
+def test_tpe_goes_on_after_trials_that_the_front_stopped(tmp_path):
+    space = {**TIMES, "train.lr": {"float": [1e-4, 1e-2], "log": True}}
+    sweep = new(tmp_path / "s", space, trials=4, objectives=["val/top1", "energy_uj"], startup_trials=1)
+    with sweep.writing() as attempt:
+        searcher = OptunaSearcher(sweep, attempt)
+        for number in range(4):
+            started = searcher.suggest("id")
+            run = Run(Path(started["run"]))
+            rows = [{"epoch": e, "val/top1": 50.0 + number, "val/loss": 1.0, "energy_uj": 1.0 + number} for e in (1, 2)]
+            (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[: 1 + number % 2]))
+            if number % 2:
+                write_json(run.path / "result.json", {"state": "finished", "best": rows[1]})
+            else:
+                run.stop("not on the front")
+            searcher.on_trial_complete("id")
+    assert states(sweep) == ["PRUNED", "COMPLETE"] * 2
 
 
 def test_more_timesteps_cost_more_energy(tmp_path):
