@@ -24,6 +24,8 @@ LESS_MEMORY = (
     "use a smaller train.batch_size, or scale.activation_checkpointing=true or scale.packed_spikes=true, "
     "and see the estimate with --dry-run"
 )
+# Where Ray's errors keep the one that they wrap.
+_WRAPPED = ("controller_failure", "health_check_failure", "cause", "_base_exc")
 _ORDER: tuple[Kind, ...] = ("memory", "input", "diverged", "error", "lost")
 # Of torch on a GPU, of torch on a CPU, of Ray when it ends a worker before the machine runs full.
 _MEMORY = ("out of memory", "can't allocate memory", "running low on memory")
@@ -61,7 +63,7 @@ def classify(error: BaseException) -> Fault:
     Where several ranks failed, and one of them for a reason of its own, that one counts: the others fail for want of it.
     """
     ranks = list(getattr(error, "worker_failures", {}).values())
-    wrapped = ranks or [getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause")]
+    wrapped = ranks or [getattr(error, name, None) for name in _WRAPPED]
     faults = [classify(inner) for inner in wrapped if isinstance(inner, BaseException)]
     if faults:
         return min(faults, key=lambda fault: _ORDER.index(fault.kind))

@@ -87,8 +87,13 @@ class Resizing(WorkerGroupCallback, ControllerCallback):
         deadline = time.monotonic() + self.SECONDS
         with contextlib.suppress(ray.exceptions.RayError):  # lost in this moment: the newest checkpoint it is
             ray.get([actor.mark_preempt.remote(PreemptionInfo(None, {})) for actor in actors], timeout=self.SECONDS)
-            while any(status.running for status in ray.get([actor.poll_status.remote() for actor in actors], timeout=30)):
-                if time.monotonic() > deadline:
+            while time.monotonic() < deadline:
+                ended = [
+                    status for status in ray.get([a.poll_status.remote() for a in actors], timeout=30) if not status.running
+                ]
+                if len(ended) == len(actors):
+                    for error in {classify(status.error).reason for status in ended if status.error}:
+                        Run(self.run).note(error)
                     return
                 time.sleep(0.1)
 
