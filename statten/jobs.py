@@ -43,6 +43,7 @@ from statten.config import (
     nearest,
     read_yaml,
     validate_part,
+    with_overrides,
 )
 from statten.runs import Run, RunFolder
 
@@ -238,6 +239,10 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
         return False
     folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
     there, asked = folder.config, absolute_root(config)
+    if space is not None:
+        from statten.search.samplers import trials_of
+
+        asked = with_overrides(asked, {"search.trials": trials_of(asked.search, space)})  # as `tune` writes it down
     differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
     if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
         differ.append("the search space")

@@ -27,10 +27,8 @@ from statten.submission import Cluster
 
 ROOT = Path(__file__).parents[2]
 SPACE = """\
-model.timesteps:  {choices: [1]}
-model.block_size: {divisors_of: model.timesteps}
 model.depth:      {choices: [1]}
-model.embed_dim:  {choices: [16, 32]}
+model.embed_dim:  {choices: [16, 32, 48, 64]}
 """
 SWEEP = """\
 command: tune
@@ -39,7 +37,8 @@ space: space.yaml
 name: sweep
 storage: STORAGE
 trials: 3
-overrides: {train.epochs: 4, train.warmup_epochs: 0, data.fraction: 0.5, search.scheduler: none, search.max_concurrent: 1}
+overrides:
+  {train.epochs: 3, train.warmup_epochs: 0, search.scheduler: none, search.firing_range: null, search.max_concurrent: 1}
 resources: {device: cpu, neuron_backend: torch}
 runtime: {environment: {OMP_NUM_THREADS: "1"}}
 """

@@ -12,9 +12,10 @@ import time
 import pytest
 
 from statten import cli, jobs, submission
-from statten.config import UserError, load_config
+from statten.config import UserError, load_config, with_overrides
 from statten.jobs import JobFile, begun, check_submitted_storage, ended, run_with_retries
 from statten.runs import Run
+from statten.search.samplers import trials_of
 from statten.search.space import make_space
 from statten.search.sweep import Sweep
 from statten.submission import dashboard_url, from_file, rehearse
@@ -208,9 +209,10 @@ def test_a_run_goes_on_under_its_name(work, monkeypatch, capsys):
 
 
 def test_a_sweep_goes_on_under_its_name(tmp_path):
-    config = load_config("digits", {"search.trials": 1})
+    config = load_config("digits")
     space = make_space({"model.depth": {"int": [1, 2]}}, config)
-    sweep = Sweep.create(tmp_path / "s", config, space)
+    counted = with_overrides(config, {"search.trials": trials_of(config.search, space)})  # as `tune` does
+    sweep = Sweep.create(tmp_path / "s", counted, space)
     assert begun(sweep.path, config, space) and not ended(sweep.path)
     with pytest.raises(UserError, match="s is another sweep, for it differs in the search space"):
         begun(sweep.path, config, make_space({"model.depth": {"int": [1, 3]}}, config))
