@@ -25,7 +25,7 @@ from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, preflight, run_fit
-from statten.trainer import fit_on_workers
+from statten.trainer import check_nodes, fit_on_workers
 
 if TYPE_CHECKING:
     from statten.search.live import LiveTable
@@ -129,6 +129,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
+        check_nodes(config, path, plan.trial, plan.concurrent)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
         if source is not None:
@@ -147,7 +148,9 @@ def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
-        return _execute(sweep, plan_sweep(config, sweep.space, capacity))
+        plan = plan_sweep(config, sweep.space, capacity)
+        check_nodes(config, sweep.path, plan.trial, plan.concurrent)
+        return _execute(sweep, plan)
 
 
 def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
@@ -241,7 +244,7 @@ class _Trial:
     def __call__(self, config: dict[str, Any]) -> None:
         import ray.tune
 
-        run = Run(Path(config["run"]))
+        run = Run.at(config["address"], config["attempt"], writes=self.plan.world_size == 1)
         if run.state == "failed":
             return
         try:

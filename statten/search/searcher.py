@@ -33,6 +33,12 @@ FREE = ("model.timesteps", "model.block_size", "data.frames")
 """Fields that own no weights."""
 
 
+def _work(number: int | str, run: Run, attempt: str) -> dict[str, Any]:
+    """What a trial's workers need to know; `run` is the driver's own path, `address` means the same on any machine."""
+    address = run.hand_over(attempt)
+    return {"number": number, "run": str(run.path.resolve()), "address": address, "attempt": attempt}
+
+
 class OptunaSearcher(Searcher):
     """Proposes trials: first those that a killed driver left unfinished, then new ones, until there are enough."""
 
@@ -179,9 +185,8 @@ class OptunaSearcher(Searcher):
         return weights_file(run.best_checkpoint()), number
 
     def _start(self, trial_id: str, trial: Trial, run: Run) -> dict[str, Any]:
-        (run.path / "attempt").write_text(self.attempt)
         self.active[trial_id] = trial
-        return {"number": trial.number, "run": str(run.path.resolve()), "attempt": self.attempt}
+        return _work(trial.number, run, self.attempt)
 
     # What came of it.
 
@@ -194,6 +199,7 @@ class OptunaSearcher(Searcher):
         if trial is None:
             return True
         run = self.sweep.trial(trial.number)
+        run.refresh()
         rows = run.metrics()
         new = self._mirror(trial, rows)
         missing = [metric for metric in self.search.directions if metric not in rows[-1]]
@@ -239,6 +245,7 @@ class OptunaSearcher(Searcher):
         if trial is None:
             return  # pruned, and told
         run = self.sweep.trial(trial.number)
+        run.refresh()
         if run.state == "unfinished":
             run.fail("its worker ended without a result" if error else "ended without a result")
         self._tell(trial, run)
@@ -263,6 +270,8 @@ class OptunaSearcher(Searcher):
                 trial.set_constraint(text, _violation(text, result["best"]))
         self.study.set_user_attr("seconds", self._seconds())
         self._learn(self.study.tell(trial, values, state=state))
+        run.publish(self.attempt)
+        self.sweep.publish(self.attempt)
 
     def _learn(self, trial: FrozenTrial) -> None:
         """Draw on a trial that has ended."""
@@ -349,8 +358,7 @@ class RepeatSearcher(Searcher):
         if not self.waiting:
             return Searcher.FINISHED
         run = self.active[trial_id] = self.waiting.pop(0)
-        (run.path / "attempt").write_text(self.attempt)
-        return {"number": run.name, "run": str(run.path.resolve()), "attempt": self.attempt}
+        return _work(run.name, run, self.attempt)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing to do: the run folder has it."""
@@ -358,6 +366,7 @@ class RepeatSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Say why a repeat ended without a result."""
         run = self.active.pop(trial_id)
+        run.refresh()
         if run.state == "unfinished":
             run.fail("its worker ended without a result" if error else "ended without a result")
 
