@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -121,7 +120,7 @@ class Relay:
     """A port that leads to another, until it is cut; what a network does to a follower."""
 
     def __init__(self, url: str):
-        self.target, self.open, self.cut_at = int(url.rpartition(":")[2]), True, 0
+        self.target, self.open = int(url.rpartition(":")[2]), True
         self.server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
         self.pairs: list[socket.socket] = []
@@ -131,10 +130,11 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = self.server.accept()
-                if not self.open:
+                try:
+                    there = socket.create_connection(("127.0.0.1", self.target if self.open else 0))
+                except OSError:
                     here.close()
                     continue
-                there = socket.create_connection(("127.0.0.1", self.target))
                 self.pairs += [here, there]
                 for source, sink in ((here, there), (there, here)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
@@ -201,31 +201,28 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     code, again = typed("submit", "sweep.yaml")
     assert code == 2 and "already, as sweep-1" in again and "statten logs sweep-1 -f" in again
 
-    # Whoever stops looking, or cannot look, stops nothing.
-    until(lambda: "Running entrypoint" in follower.text and "Running entrypoint" in second.text)
+    until(lambda: "trial 0" in follower.text and "trial 0" in second.text)
     relay.cut()
     second.process.send_signal(signal.SIGINT)
     assert f"detached; sweep-1 goes on. Come back with: statten logs sweep-1 --address {cluster.url} -f" in second.finish()
     until(lambda: "lost, trying again" in follower.text)
-    assert here.job("sweep-1").live
+    assert here.job("sweep-1").live, "whoever stops looking stops nothing"
+    assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
     relay.open = True
-    until(lambda: "connected again" in follower.text and "trial 0" in follower.text)
+    seen = follower.finish()
+    assert seen.count("lost, trying again") == seen.count("connected again") == 1 and "sweep-1 has ended: STOPPED" in seen
+    lines = [line for line in seen.splitlines(keepends=True) if not line.startswith("statten: ")]
+    assert "".join(lines) == here.logs("sweep-1"), "every character once"
+    assert typed("wait", "sweep") == (1, "sweep-1  STOPPED\n")
 
-    # All machines lose their power; the same file, sent to a new cluster, goes on.
-    seen = re.sub(r"statten: connect[^\n]*\n", "", follower.text)
-    assert here.logs("sweep-1").startswith(seen), "every character once"
-    cluster.kill()
-    cluster.start()
-    assert "knows this job no longer, for its head was started anew" in follower.finish(code=1)
     ended = {t.number for t, _ in Sweep.open(runs / "sweep").rows() if t.state.is_finished()}
     before = {n: (runs / f"sweep/trials/{n:04d}/result.json").read_text() for n in ended}
     assert 0 in ended and len(ended) < 3
     assert typed("submit", "sweep.yaml")[0] == 0
-    assert typed("wait", "sweep") == (0, "sweep-1  SUCCEEDED\n")
+    assert typed("wait", "sweep") == (0, "sweep-2  SUCCEEDED\n")
     assert [t.state.name for t, _ in Sweep.open(runs / "sweep").rows()] == ["COMPLETE"] * 3
     assert all((runs / f"sweep/trials/{n:04d}/result.json").read_text() == text for n, text in before.items())
 
-    # One job ends well, one by a mistake, one is stopped.
     assert typed("submit", "promote.yaml")[0] == 0
     assert typed("submit", "--", "evaluate", "nothing", "--storage", runs)[0] == 0
     mistaken = here.jobs()[-1].id
@@ -234,16 +231,11 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
     assert Run.open(runs / "promoted").state == "finished"
     assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
-    long = "--set train.epochs=900 --set model.depth=1 --set model.embed_dim=16 --set scale.neuron_backend=torch --name long"
-    assert typed("submit", "--", "train", "digits", *long.split(), "--storage", runs)[0] == 0
-    assert typed("wait", here.jobs()[-2].id)[0] == 0
+    assert typed("wait", here.jobs()[-1].id)[0] == 0
     assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
-    until(lambda: "Running entrypoint" in here.logs("long-1"))
-    assert typed("stop", "long") == (0, "long-1  STOPPED\n")
-    assert typed("wait", "long") == (1, "long-1  STOPPED\n")
 
     listed = json.loads(typed("jobs", "--json")[1])
-    assert [job["status"] for job in listed] == ["SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED", "STOPPED"]
+    assert [job["status"] for job in listed] == ["STOPPED", "SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
     token = (Path(os.environ["HOME"]) / ".ray" / "auth_token").read_text()
     assert token not in json.dumps(listed) and all(token not in here.logs(job["id"]) for job in listed)
     code, text = typed("status", "no-such-job")
