@@ -11,6 +11,7 @@ The study is written before Ray hears of anything, so that it alone tells what h
 
 import json
 import math
+import random
 import time
 from typing import Any
 
@@ -27,8 +28,10 @@ from statten.search.samplers import make_sampler, trials_of
 from statten.search.sweep import Sweep, is_run
 from statten.train import memory_bytes
 
-REDRAWS = 20
-"""Draws of configurations that are known already, after which one is taken from those that are left."""
+REDRAWS = 3
+"""Draws of configurations that are known already, after which the nearest of those that are left is taken."""
+ENUMERABLE = 100_000
+"""Configurations up to which a space is searched for what is left; a larger one has always something left to draw."""
 FREE = ("model.timesteps", "model.block_size", "data.frames")
 """Fields that own no weights."""
 
@@ -86,20 +89,25 @@ class OptunaSearcher(Searcher):
 
     def _ask(self) -> Trial | None:
         """A trial whose configuration is new, or None when all have been tried."""
-        for _ in range(REDRAWS):
-            if self.space.count() == len(self.seen):
+        count = self.space.count()
+        small = count is not None and count <= ENUMERABLE
+        for _ in range(REDRAWS if small else 100):
+            if count == len(self.seen):
                 return None
-            trial = self._draw()
-            if trial is not None:
+            if (trial := self._draw()) is not None:
                 return trial
-        known = set(self.seen)
-        for point in self.space.points() if self.space.count() is not None else ():
-            if _key(point) not in known:
-                self.study.enqueue_trial(self.space.params(point))
-                trial = self._draw()
-                if trial is not None:
-                    return trial
+        while small and (point := self._nearest_left()) is not None:
+            self.study.enqueue_trial(self.space.params(point))
+            if (trial := self._draw()) is not None:
+                return trial
         return None
+
+    def _nearest_left(self) -> dict[str, Any] | None:
+        """The configuration nearest to the sampler's last proposal among those that are not known, by fields that differ."""
+        wanted = self._trials()[-1].user_attrs.get("point", {})
+        left = [point for point in self.space.points() if _key(point) not in self.seen]
+        random.Random(f"{self.search.seed} {len(self._trials())}").shuffle(left)  # among equals none is preferred
+        return min(left, key=lambda point: sum(wanted.get(f) != value for f, value in point.items()), default=None)
 
     def _draw(self) -> Trial | None:
         """Ask the sampler once; None, and the trial told as not run, when its configuration is not to be trained."""

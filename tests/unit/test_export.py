@@ -20,11 +20,11 @@ from statten.evaluation.export import FORMATS, example, export, nir_lacks
 from statten.metrics import evaluating
 
 NEURONS = {"mlp": "plif", "head": "plif"}
+ONE = {"model__depth": 1}  # tracing takes its time for every block
 CASES = {
-    "digits": ("digits", {}),
     "digits_events": ("digits_events", {}),
-    "sdsa_plif": ("digits", {"model__attention": "sdsa", "model__neuron": NEURONS}),
-    "odd_blocks": ("digits", {"model__timesteps": 3, "model__block_size": 2}),
+    "sdsa_plif": ("digits", {"model__attention": "sdsa", "model__neuron": NEURONS, **ONE}),
+    "odd_blocks": ("digits", {"model__timesteps": 3, "model__block_size": 2, **ONE}),
 }
 
 
