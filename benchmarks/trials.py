@@ -8,6 +8,7 @@ starts the actor, is overhead. Plain Ray Tune has random search and no study, no
 """
 
 import argparse
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -88,14 +89,22 @@ def main() -> None:
     use_stderr()
     alone = training()
     with ray_cluster(None):
-        found = {"statten": ours(options.trials), "Ray Tune alone": plain(options.trials)}
+        found = {"statten": ours(options.trials)}
+        driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        found["Ray Tune alone"] = plain(options.trials)
     for name, seconds in found.items():
         console.print(f"{name:15} {seconds:.3f} s per trial, {seconds - alone:.3f} s more than its training of {alone:.3f} s")
+    console.print(
+        f"ratio {found['statten'] / found['Ray Tune alone']:.2f}; memory of the driver after our trials {driver} MiB at most"
+    )
     if options.output:
         case = {"case": f"{options.trials} one-epoch trials", "metric": "s per trial, peer Ray Tune alone"}
         row = {**case, "ours": found["statten"], "peer": found["Ray Tune alone"]}
         rows = [{**row, "ratio": row["peer"] / row["ours"]}]
-        write_json(options.output, {"benchmark": "trials", "training_s": alone, "hardware": environment(), "results": rows})
+        write_json(
+            options.output,
+            {"benchmark": "trials", "training_s": alone, "driver_mib": driver, "hardware": environment(), "results": rows},
+        )
 
 
 if __name__ == "__main__":
