@@ -68,19 +68,25 @@ class LocalCluster:
                 env={**os.environ, **settings, MARK: self.mark, "PYTHON": sys.executable},
             )  # fmt: skip
         deadline = time.monotonic() + 120
-        while "submit to " not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+        try:
+            while "submit to " not in self.log.read_text():
+                assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+        except BaseException:  # an interrupted test leaves nothing either
+            self.kill()
+            raise
         self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
         self.port = int(self.url.rpartition(":")[2])
         self.address = self.log.read_text().partition("join at ")[2].partition(";")[0]
 
     def kill(self) -> list[int]:
         """Take the power away; returns what was still there."""
-        left = marked(self.mark)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = there = marked(self.mark)
+        while there:  # some may have started others meanwhile
+            for pid in there:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            there = marked(self.mark)
         self.process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
         return left
@@ -205,9 +211,9 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     relay.cut()
     second.process.send_signal(signal.SIGINT)
     assert f"detached; sweep-1 goes on. Come back with: statten logs sweep-1 --address {cluster.url} -f" in second.finish()
-    until(lambda: "lost, trying again" in follower.text)
     assert here.job("sweep-1").live, "whoever stops looking stops nothing"
     assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
+    until(lambda: "lost, trying again" in follower.text)
     relay.open = True
     seen = follower.finish()
     assert seen.count("lost, trying again") == seen.count("connected again") == 1 and "sweep-1 has ended: STOPPED" in seen
@@ -230,7 +236,7 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert "nothing: no such run or sweep" in here.logs(mistaken)
     assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
     assert Run.open(runs / "promoted").state == "finished"
-    assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
+    assert typed("submit", "--", "evaluate", "promoted", "--no-rates", "--storage", runs)[0] == 0
     assert typed("wait", here.jobs()[-1].id)[0] == 0
     assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
 
