@@ -29,6 +29,7 @@ free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0
 [[ $DASHBOARD_PORT != 0 ]] || DASHBOARD_PORT=$(free_port)
 made=
 [[ -n $RAY_FOLDER ]] || { RAY_FOLDER=$(mktemp -d /tmp/ray-XXXXXX) && made=1; }
+: >"$RAY_FOLDER/nodes.log"
 
 nodes=()
 # shellcheck disable=SC2329 # the trap calls it
@@ -52,17 +53,18 @@ start() {
 }
 start --head --port="$PORT" --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" \
   --ray-client-server-port="$(free_port)" --dashboard-agent-listen-port="$(free_port)"
-await() {  # a port of the head
-  until (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do
-    kill -0 "${nodes[0]}" 2>/dev/null || { cat "$RAY_FOLDER/nodes.log" >&2; exit 1; }
-    sleep 0.2
-  done
+alive() {  # or the end, with what the nodes said
+  local node
+  for node in "${nodes[@]}"; do kill -0 "$node" 2>/dev/null || { cat "$RAY_FOLDER/nodes.log" >&2; exit 1; }; done
+  sleep 0.2
 }
+await() { until (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do alive; done; }  # a port of the head
 await "$PORT"
 for ((node = 1; node < NODES; node++)); do
   start --address="127.0.0.1:$PORT" --dashboard-agent-listen-port="$(free_port)"
 done
 await "$DASHBOARD_PORT"
+until (($(grep -c "Ray runtime started" "$RAY_FOLDER/nodes.log") == NODES)); do alive; done  # each says so once it has joined
 echo "$NODES nodes with $CPUS cores each; submit to http://127.0.0.1:$DASHBOARD_PORT, join at 127.0.0.1:$PORT; Ctrl-C stops them"
 wait -n
 echo "local.sh: a node ended, see $RAY_FOLDER/nodes.log" >&2

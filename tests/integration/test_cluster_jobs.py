@@ -37,7 +37,8 @@ name: sweep
 storage: STORAGE
 trials: 3
 overrides:
-  {train.epochs: 3, train.warmup_epochs: 0, search.scheduler: none, search.firing_range: null, search.max_concurrent: 1}
+  {data.fraction: 0.5, train.epochs: 2, train.warmup_epochs: 0, search.scheduler: none, search.firing_range: null,
+   search.max_concurrent: 1}
 resources: {device: cpu, neuron_backend: torch}
 runtime: {environment: {OMP_NUM_THREADS: "1"}}
 """
@@ -61,26 +62,32 @@ class LocalCluster:
     def start(self) -> None:
         """Start it; the second time at the same port."""
         self.mark, self.folder = uuid.uuid4().hex, tempfile.mkdtemp(prefix="ray")
-        settings = {"CPUS": "1", "PORT": "0", "DASHBOARD_PORT": str(self.port), "RAY_FOLDER": self.folder}
+        settings = {"CPUS": "2", "PORT": "0", "DASHBOARD_PORT": str(self.port), "RAY_FOLDER": self.folder}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["bash", str(ROOT / "cluster" / "local.sh"), "2"], stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **settings, MARK: self.mark, "PYTHON": sys.executable},
             )  # fmt: skip
         deadline = time.monotonic() + 120
-        while "submit to " not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+        try:
+            while "submit to " not in self.log.read_text():
+                assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+        except BaseException:  # an interrupted test leaves nothing either
+            self.kill()
+            raise
         self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
         self.port = int(self.url.rpartition(":")[2])
         self.address = self.log.read_text().partition("join at ")[2].partition(";")[0]
 
     def kill(self) -> list[int]:
         """Take the power away; returns what was still there."""
-        left = marked(self.mark)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = there = marked(self.mark)
+        while there:  # some may have started others meanwhile
+            for pid in there:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            there = marked(self.mark)
         self.process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
         return left
@@ -201,14 +208,16 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     code, again = typed("submit", "sweep.yaml")
     assert code == 2 and "already, as sweep-1" in again and "statten logs sweep-1 -f" in again
 
-    until(lambda: "trial 0" in follower.text and "trial 0" in second.text)
+    until(lambda: "Running entrypoint" in follower.text and "Running entrypoint" in second.text)
     relay.cut()
     second.process.send_signal(signal.SIGINT)
     assert f"detached; sweep-1 goes on. Come back with: statten logs sweep-1 --address {cluster.url} -f" in second.finish()
     until(lambda: "lost, trying again" in follower.text)
-    assert here.job("sweep-1").live, "whoever stops looking stops nothing"
-    assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
     relay.open = True
+    until(lambda: "connected again" in follower.text)
+    assert here.job("sweep-1").live, "whoever stops looking stops nothing"
+    until(lambda: "trial 0" in here.logs("sweep-1"))
+    assert typed("stop", "sweep") == (0, "sweep-1  STOPPED\n")
     seen = follower.finish()
     assert seen.count("lost, trying again") == seen.count("connected again") == 1 and "sweep-1 has ended: STOPPED" in seen
     lines = [line for line in seen.splitlines(keepends=True) if not line.startswith("statten: ")]
@@ -218,8 +227,13 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     ended = {t.number for t, _ in Sweep.open(runs / "sweep").rows() if t.state.is_finished()}
     before = {n: (runs / f"sweep/trials/{n:04d}/result.json").read_text() for n in ended}
     assert 0 in ended and len(ended) < 3
+    attempt = (runs / "sweep" / "attempt").read_text()
     assert typed("submit", "sweep.yaml")[0] == 0
-    assert typed("wait", "sweep") == (0, "sweep-2  SUCCEEDED\n")
+    until(lambda: (runs / "sweep" / "attempt").read_text() != attempt)
+    cluster.kill()  # all machines lose their power while it goes on; the same file, sent to a new head, goes on again
+    cluster.start()
+    assert typed("submit", "sweep.yaml")[0] == 0
+    assert typed("wait", "sweep") == (0, "sweep-1  SUCCEEDED\n")
     assert [t.state.name for t, _ in Sweep.open(runs / "sweep").rows()] == ["COMPLETE"] * 3
     assert all((runs / f"sweep/trials/{n:04d}/result.json").read_text() == text for n, text in before.items())
 
@@ -230,12 +244,12 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
     assert "nothing: no such run or sweep" in here.logs(mistaken)
     assert typed("wait", "promoted") == (0, "promoted-1  SUCCEEDED\n")
     assert Run.open(runs / "promoted").state == "finished"
-    assert typed("submit", "--", "evaluate", "promoted", "--storage", runs)[0] == 0
+    assert typed("submit", "--", "evaluate", "promoted", "--no-rates", "--storage", runs)[0] == 0
     assert typed("wait", here.jobs()[-1].id)[0] == 0
     assert json.loads((runs / "promoted" / "evaluation.json").read_text())["samples"] == 359
 
     listed = json.loads(typed("jobs", "--json")[1])
-    assert [job["status"] for job in listed] == ["STOPPED", "SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert [job["status"] for job in listed] == ["SUCCEEDED", "SUCCEEDED", "FAILED", "SUCCEEDED"]
     token = (Path(os.environ["HOME"]) / ".ray" / "auth_token").read_text()
     assert token not in json.dumps(listed) and all(token not in here.logs(job["id"]) for job in listed)
     code, text = typed("status", "no-such-job")
@@ -248,7 +262,7 @@ def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
     probe = doctor.ClusterProbe(cluster.url, tmp_path)
     checks = {name: doctor.run_check(name, check, required) for name, required, check in doctor.cluster_checks(probe)}
     assert {name for name, check in checks.items() if check.state != "ok"} == {"cluster's gpus"}, checks
-    assert "2 nodes on" in checks["cluster"].detail and "2 CPUs, 0 GPUs" in checks["cluster"].detail
+    assert "2 nodes on" in checks["cluster"].detail and "4 CPUs, 0 GPUs" in checks["cluster"].detail
     assert checks["cluster's storage"].detail == f"{tmp_path}: 2 nodes see each other's files"
     assert "gloo, 4 MiB over 2 nodes" in checks["all-reduce"].detail
     assert not list(tmp_path.iterdir()), "nothing stays"
@@ -317,12 +331,12 @@ def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (work / "job.yaml").write_text(
-        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 1, neuron_backend: torch}\n"
+        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 2, neuron_backend: torch}\n"
         "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
     )
     mark = uuid.uuid4().hex
     slurm = {
-        "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "0",
+        "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "2", "SLURM_GPUS_ON_NODE": "0",
     }  # fmt: skip
     done = subprocess.run(
         ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", "--storage", str(tmp_path / "runs")],
@@ -332,6 +346,6 @@ def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 machines at " in done.stdout and "running job.yaml" in done.stdout
     run = Run.open(tmp_path / "runs" / "job")
-    assert run.state == "finished" and run.config.scale.workers == 2, "each machine has one core: both were needed"
+    assert run.state == "finished" and run.config.scale.workers == 2, "no machine has cores for both"
     until(lambda: not marked(mark), 30)
     assert not Path(f"/tmp/ray-{mark[:8]}").exists()
