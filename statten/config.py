@@ -575,6 +575,11 @@ class SearchConfig(Part):
             problems.append(
                 f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but got {self.storage!r}"
             )
+        if self.storage and re.search(r"://[^/@]*:[^@/]*@", self.storage):
+            problems.append(
+                "`storage` must not hold a password, for config.yaml goes into every trial's folder; the database's own "
+                "client finds it in $PGPASSWORD, ~/.pgpass or ~/.my.cnf"
+            )
         if problems:
             raise ConfigError(problems)
         return self

@@ -12,7 +12,6 @@
     repeats/          run folders of the best trials under other seeds
 """
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +108,7 @@ class Sweep(RunFolder):
                 return RDBStorage(url)
             except Exception as error:  # SQLAlchemy's drivers raise what they like
                 what = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise UserError(f"search.storage: {hidden(url)} cannot be opened: {what}") from None
+                raise UserError(f"search.storage: {url} cannot be opened: {what}") from None
         path = str(self.path / "study.journal")
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
@@ -214,11 +213,6 @@ def is_run(trial: "optuna.trial.FrozenTrial") -> bool:
 def feasible(trial: "optuna.trial.FrozenTrial") -> bool:
     """Whether a trial keeps the constraints."""
     return all(violation <= 0 for violation in trial.constraints.values())
-
-
-def hidden(url: str) -> str:
-    """A database's address without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def describe(point: dict[str, Any], config: Config | None = None) -> str:

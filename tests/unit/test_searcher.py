@@ -275,9 +275,11 @@ def test_a_study_may_live_in_a_database(tmp_path):
     sweep = new(tmp_path / "s", trials=2, scheduler="none", storage=f"sqlite:///{tmp_path}/studies.db")
     drive(sweep)
     assert len(optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/studies.db").trials) == 2
-    lost = new(tmp_path / "lost", storage="postgresql://me:secret@127.0.0.1:1/none")
-    with pytest.raises(UserError, match=r"postgresql://me:\*\*\*@") as caught:
+    lost = new(tmp_path / "lost", storage="postgresql://me@127.0.0.1:1/none")
+    with pytest.raises(UserError, match=r"search.storage: postgresql://me@127.0.0.1:1/none cannot be opened"):
         lost.study()
+    with pytest.raises(ConfigError, match="must not hold a password") as caught:
+        load_config("digits", {"search.storage": "postgresql://me:secret@127.0.0.1/none"})
     assert "secret" not in str(caught.value)
 
 
