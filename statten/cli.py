@@ -761,7 +761,7 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
     if space is not None:
         of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"
         console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
-        console.print(f"largest trial    about {planned.largest.memory_bytes / 2**20:,.0f} MiB per worker")
+        console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
         console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
     for share in shares:
         console.print(f"on {share}")

@@ -24,7 +24,7 @@ from statten.runs import Run, Superseded, environment
 from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
-from statten.train import Preflight, preflight, run_fit
+from statten.train import Preflight, memory_bytes, preflight, run_fit
 from statten.trainer import check_nodes, fit_on_workers
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class SweepPlan:
 
     trial: Preflight
     """One trial, at the base config."""
-    largest: Preflight
-    """The trial of the space that needs the most memory."""
+    largest_bytes: int
+    """Memory of one worker of the trial that needs the most; an estimate, see Preflight."""
     trials: int
     """Trials in all."""
     concurrent: int
@@ -68,7 +68,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     count, trials = space.count(), trials_of(search, space)
     trials = trials if count is None else min(trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
-    largest = preflight(largest_config(space), capacity)
+    largest = memory_bytes(largest_config(space))
     _check_memory(largest, trial.device, config.scale.gpus_per_worker)
     epochs = config.train.total_epochs * (trials + (search.repeats - 1) * min(search.finalists, trials))
     return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus)
@@ -100,13 +100,13 @@ def check_objectives(config: Config, device: str) -> None:
         raise UserError(problems)
 
 
-def _check_memory(largest: Preflight, device: str, share: float) -> None:
+def _check_memory(largest: int, device: str, share: float) -> None:
     if device != "cuda" or not torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
         return
     there = torch.cuda.get_device_properties(0).total_memory * share
-    if largest.memory_bytes > there:
+    if largest > there:
         raise UserError(
-            f"search: the largest trial needs about {largest.memory_bytes / 2**30:.1f} GiB, and its share of a GPU has "
+            f"search: the largest trial needs about {largest / 2**30:.1f} GiB, and its share of a GPU has "
             f"{there / 2**30:.1f}; make the space or train.batch_size smaller, or set scale.activation_checkpointing=true"
         )
 

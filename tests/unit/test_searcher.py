@@ -307,7 +307,7 @@ def test_the_plan_counts_configurations_epochs_and_shares_of_gpus():
     config = load_config("digits", {"search.trials": 100, "train.epochs": 10, "search.repeats": 3})
     plan = plan_sweep(config, make_space(TIMES, config), {"CPU": 8.0, "GPU": 0.0})
     assert (plan.trials, plan.configurations, plan.concurrent) == (6, 6, 6)
-    assert plan.epochs == 10 * (6 + 2 * 3) and plan.largest.memory_bytes >= plan.trial.memory_bytes
+    assert plan.epochs == 10 * (6 + 2 * 3) and plan.largest_bytes >= plan.trial.memory_bytes
 
 
 def test_extending_raises_the_number_of_trials_first(tmp_path, monkeypatch):
