@@ -222,8 +222,8 @@ class OptunaSearcher(Searcher):
         return True
 
     def _verdict(self, trial: Trial, rows: list[dict[str, float]]) -> str | None:
-        search, row = self.search, rows[-1]
-        if reason := stopping.sick(search, row, self.config.model.num_classes):
+        search = self.search
+        if reason := stopping.sick(search, rows, self.config.model.num_classes):
             return reason
         if spent := self._spent():
             return f"stopped at epoch {len(rows)}: {spent}"

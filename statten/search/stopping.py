@@ -95,16 +95,19 @@ def hopeless(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) ->
     return None
 
 
-def sick(search: SearchConfig, row: Row, classes: int) -> str | None:
-    """Why a trial's network cannot recover: a dead or saturated layer, or a loss far above guessing."""
-    epoch = int(row["epoch"])
-    if epoch < search.grace_epochs:
+def sick(search: SearchConfig, rows: Sequence[Row], classes: int) -> str | None:
+    """Why a trial's network cannot recover: in two epochs running a layer is dead or saturated, or the loss far above guessing.
+
+    One epoch is no proof: BatchNorm's running statistics, by which validation runs, take some steps to settle.
+    """
+    epoch, last = len(rows), rows[-2:]
+    if epoch <= search.grace_epochs or len(last) < 2:
         return None
-    if row["val/loss"] > 10 * math.log(max(classes, 2)):
-        return f"stopped at epoch {epoch}: it diverges, val/loss {row['val/loss']:.4g} is ten times that of guessing"
+    if all(row["val/loss"] > 10 * math.log(max(classes, 2)) for row in last):
+        return f"stopped at epoch {epoch}: it diverges, val/loss {last[1]['val/loss']:.4g} is ten times that of guessing"
     low, high = search.firing_range or (-1.0, 2.0)
-    for name, rate in row.items():
-        if name.startswith("firing_rate/") and not low <= rate <= high:
+    for name, rate in last[1].items():
+        if name.startswith("firing_rate/") and all(not low <= row[name] <= high for row in last):
             layer, what = name.removeprefix("firing_rate/"), "dead" if rate < low else "saturated"
             return f"stopped at epoch {epoch}: layer {layer} is {what}, its firing rate is {rate:.2g}"
     return None
