@@ -72,6 +72,18 @@ class Command:
         return True
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_token(tmp_path_factory):
+    """A home without a token of Ray's: a process that began without one cannot take one up for another cluster."""
+    cache = Path(os.environ.get("STATTEN_CACHE") or Path.home() / ".cache" / "statten")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STATTEN_CACHE", str(cache))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def statten(tmp_path_factory):
     """Start `statten` commands; at the end nothing that they started may be alive."""
