@@ -185,6 +185,7 @@ def test_rays_variables_do_not_win_over_an_address(monkeypatch):
 
 
 def test_a_run_goes_on_under_its_name(work, monkeypatch, capsys):
+    monkeypatch.setattr("statten.display.console.stderr", False)
     config = load_config("digits", {**SMALL, "train.epochs": 1})
     assert not begun(work / "r", config)
     run = Run.create(work / "r", config)
