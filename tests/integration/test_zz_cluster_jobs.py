@@ -1,4 +1,7 @@
-"""Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate."""
+"""Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate.
+
+Its name makes it run last: its client takes up Ray's token mode, which a process cannot give up again.
+"""
 
 import contextlib
 import json
