@@ -177,13 +177,14 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)
             rows = list(sweep.rows(searcher.study))
-            searcher.study.set_user_attr("ended", searcher.trials)
             if not any(trial.state.name == "COMPLETE" for trial, _ in rows):
+                searcher.study.set_user_attr("ended", searcher.trials)
                 reasons = {trial.user_attrs.get("reason", "unknown") for trial, _ in rows}
                 raise Failed(f"{sweep.path}: no trial reached its end: {'; '.join(sorted(reasons))}")
             repeats = _repeats(sweep, attempt)
             if repeats.remaining:
                 _run(sweep, plan, attempt, repeats, None, live)
+            searcher.study.set_user_attr("ended", searcher.trials)  # not before: `resume` finishes repeats too
         shutil.rmtree(sweep.path.resolve() / "ray", ignore_errors=True)
     return sweep
 
