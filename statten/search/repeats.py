@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from statten.config import with_overrides
 from statten.runs import Run
-from statten.search.sweep import Sweep, feasible
+from statten.search.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,8 @@ def planned(sweep: Sweep) -> list[Run]:
     search = sweep.config.search
     if search.repeats == 1:
         return []
-    study = sweep.study()
-    if len(search.objectives) > 1:
-        finalists = sweep.front()[: search.finalists]
-    else:
-        done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
-        finalists = sorted(done, key=lambda t: t.values[0], reverse=search.directions[search.metric] == "max")[
-            : search.finalists
-        ]
+    ranked = sweep.front() if len(search.objectives) > 1 else sweep.ranked(sweep.study())
+    finalists = ranked[: search.finalists]
     runs = []
     for trial in finalists:
         base = sweep.trial(trial.number).config

@@ -142,7 +142,7 @@ class Sweep(RunFolder):
         if len(study.directions) > 1:
             found = sorted(study.best_trials, key=lambda t: t.values[0], reverse=first == "MAXIMIZE")
         else:
-            done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
+            done = self.ranked(study)
             means = {number: repeats.mean for number, repeats in self.repeats().items()}
             means = means or {t.number: t.values[0] for t in done}  # the winner is sought among those that were repeated
             pick = max if first == "MAXIMIZE" else min
@@ -155,6 +155,11 @@ class Sweep(RunFolder):
                 + (f"extend {self.name} --trials 8" if ended else f"resume {self.name}")
             )
         return found
+
+    def ranked(self, study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
+        """Finished trials that keep the constraints, the best in the first objective first."""
+        done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and feasible(t)]
+        return sorted(done, key=lambda t: t.values[0], reverse=study.directions[0].name == "MAXIMIZE")
 
     def best_trial(self) -> "optuna.trial.FrozenTrial":
         """The best finished trial, on a front the one that is best in the first objective; raises like `front`."""
