@@ -739,11 +739,13 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
 
     machines, scale = nodes.survey(config.scale.address), config.scale
     if space is not None:
-        from statten.search import plan_sweep
+        from statten.search.launch import measure_sweep, plan_sweep
 
         planned = plan_sweep(config, space, nodes.capacity(machines))
         plan, found = planned.trial, dataclasses.asdict(planned)
-        document = {**found.pop("trial"), **found}
+        with nodes.joined(scale.address):
+            cost = measure_sweep(planned, config, space)
+        document = {**found.pop("trial"), **found, "cost": cost and dataclasses.asdict(cost)}
     else:
         from statten.train import preflight
 
@@ -763,6 +765,8 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
         console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
         console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
+        if cost:
+            console.print(f"measured         {cost}")
     for share in shares:
         console.print(f"on {share}")
     if config.data.workers:

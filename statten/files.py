@@ -21,6 +21,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, a quota or a file size limit that is used up: waiting does not help."""
 
 
+def cache_folder() -> Path:
+    """Where things lie that can be made again: $STATTEN_CACHE, else statten in the user's cache folder."""
+    named = os.environ.get("STATTEN_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "statten"
+
+
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Replace a file's content; a reader, or (if `durable`) a machine that loses power, sees the old or the new."""
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")

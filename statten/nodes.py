@@ -3,7 +3,8 @@
 import os
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,16 @@ class Share:
 
 def survey(address: str | None) -> list[Node]:
     """The machines of the cluster at an address (or $RAY_ADDRESS), where nothing is started; without one, this machine."""
-    if not (address or os.environ.get("RAY_ADDRESS")):
-        return [Node(socket.gethostname(), os.cpu_count() or 1, torch.cuda.device_count())]
-    with ray_cluster(address):
-        return living()
+    with joined(address) as there:
+        return living() if there else [Node(socket.gethostname(), os.cpu_count() or 1, torch.cuda.device_count())]
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[bool]:
+    """Be in the cluster at an address (or $RAY_ADDRESS), where nothing is started; whether there is one."""
+    there = bool(address or os.environ.get("RAY_ADDRESS"))
+    with ray_cluster(address) if there else nullcontext():
+        yield there
 
 
 def living() -> list[Node]:

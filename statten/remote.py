@@ -41,7 +41,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from statten.config import Failed, UserError
-from statten.files import alive, read_json, repeating, sha256, taken, write_json, write_text, writer
+from statten.files import alive, cache_folder, read_json, repeating, sha256, taken, write_json, write_text, writer
 
 log = logging.getLogger("statten")
 
@@ -110,8 +110,7 @@ def working_copy(text: str) -> Path:
     files, base = _open(uri)
     if files.type_name == "local":
         return Path(base)
-    cache = Path(os.environ.get("STATTEN_CACHE") or Path.home() / ".cache" / "statten")
-    folder = cache.absolute() / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    folder = cache_folder().absolute() / hashlib.sha256(uri.encode()).hexdigest()[:16]
     if not (folder / STORAGE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STORAGE, {"uri": uri})

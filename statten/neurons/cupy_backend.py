@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statten.files import cache_folder
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable, frames
-from statten.neurons.native import cache_folder
 
 BLOCK = 256
 # Threads that fill a large GPU twice: beyond them, a kernel that sums lets each thread take several groups.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statten.files import cache_folder
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable
 
@@ -33,12 +34,6 @@ _NAMES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $STATTEN_CACHE, else statten in the user's cache folder."""
-    named = os.environ.get("STATTEN_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "statten"
 
 
 class _Problem(ctypes.Structure):

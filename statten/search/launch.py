@@ -15,8 +15,9 @@ import torch
 
 from statten.cluster import ray_cluster
 from statten.config import METRICS, Config, Failed, UserError, constraint, dump_config, nearest, with_overrides
-from statten.data import absolute_root, split_document
-from statten.display import console
+from statten.costs import Cost, costs
+from statten.data import absolute_root, make_loaders, split_document
+from statten.display import console, duration
 from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model
@@ -30,6 +31,23 @@ from statten.trainer import check_nodes, fit_on_workers
 if TYPE_CHECKING:
     from statten.search.live import LiveTable
     from statten.search.searcher import RepeatSearcher
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """What a sweep may cost, by a few steps of its smallest and its largest trial; see costs.py."""
+
+    smallest: Cost
+    largest: Cost
+    hours: tuple[float, float]
+    """If all trials were as the smallest, or as the largest, and none is stopped early; reading data comes on top."""
+
+    def __str__(self) -> str:
+        least, most = (duration(3600 * hours) for hours in self.hours)
+        return (
+            f"the largest trial needs {self.largest.memory_bytes / 2**20:,.0f} MiB and {1000 * self.largest.step_seconds:,.0f} "
+            f"ms a step; {least} to {most} in all, if no trial is stopped early"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,20 +86,47 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     count, trials = space.count(), trials_of(search, space)
     trials = trials if count is None else min(trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
-    largest = memory_bytes(largest_config(space))
-    _check_memory(largest, trial.device, config.scale.gpus_per_worker)
+    largest = memory_bytes(extreme_configs(space)[1])
+    if trial.device == "cuda" and torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
+        there = torch.cuda.get_device_properties(0).total_memory
+        _check_memory(largest, there, trial.device, config.scale.gpus_per_worker)
     epochs = config.train.total_epochs * (trials + (search.repeats - 1) * min(search.finalists, trials))
     return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus)
 
 
-def largest_config(space: Space) -> Config:
-    """The corner of a space whose activations are most, by T x D x depth."""
+def extreme_configs(space: Space) -> tuple[Config, Config]:
+    """The corners of a space whose activations are fewest and most, by B x T x D x depth."""
 
     def activations(config: Config) -> int:
-        model = config.model
-        return model.timesteps * model.embed_dim * (model.depth + 2)  # the embedding is worth about two blocks
+        model, batch = config.model, config.train.batch_size
+        return batch * model.timesteps * model.embed_dim * (model.depth + 2)  # the embedding is worth about two blocks
 
-    return max((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
+    corners = sorted((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
+    return corners[0], corners[-1]
+
+
+def measure_sweep(plan: SweepPlan, config: Config, space: Space) -> SweepCost | None:
+    """Measure the smallest and the largest trial, where a sweep's trials would run; None, and a line why, where that fails.
+
+    Raises:
+        UserError: the largest does not fit into memory, or into its share of a GPU.
+    """
+    device, extremes = plan.trial.device, extreme_configs(space)
+    try:
+        smallest, largest = costs(extremes, device, plan.trial.cpus_per_worker, plan.gpus_per_trial / plan.trial.world_size)
+    except Failed as error:
+        console.print(f"cost: not measured: {error}")
+        return None
+    _check_memory(largest.memory_bytes, largest.there_bytes, device, config.scale.gpus_per_worker)
+
+    def hours(config: Config, cost: Cost) -> float:
+        loaders = make_loaders(config, 0, plan.trial.world_size)
+        steps, batches = loaders.train.steps_per_epoch, len(loaders.validation)
+        epoch = steps * cost.step_seconds + batches * cost.validation_seconds
+        return epoch * plan.epochs / plan.concurrent / 3600
+
+    least, most = (hours(c, cost) for c, cost in zip(extremes, (smallest, largest), strict=True))
+    return SweepCost(smallest, largest, (min(least, most), max(least, most)))
 
 
 def check_objectives(config: Config, device: str) -> None:
@@ -100,14 +145,13 @@ def check_objectives(config: Config, device: str) -> None:
         raise UserError(problems)
 
 
-def _check_memory(largest: int, device: str, share: float) -> None:
-    if device != "cuda" or not torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
-        return
-    there = torch.cuda.get_device_properties(0).total_memory * share
-    if largest > there:
+def _check_memory(largest: int, there: int, device: str, share: float) -> None:
+    share = share if device == "cuda" else 1.0
+    if largest > there * share:
+        where = f"its share of a GPU has {there * share / 2**30:.1f}" if device == "cuda" else f"there are {there / 2**30:.1f}"
         raise UserError(
-            f"search: the largest trial needs about {largest / 2**30:.1f} GiB, and its share of a GPU has "
-            f"{there / 2**30:.1f}; make the space or train.batch_size smaller, or set scale.activation_checkpointing=true"
+            f"search: the largest trial needs about {largest / 2**30:.1f} GiB, and {where}; make the space or "
+            "train.batch_size smaller, or set scale.activation_checkpointing=true"
         )
 
 
@@ -130,6 +174,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         check_nodes(config, path, plan.trial, plan.concurrent)
+        say(plan, config, space)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
         if source is not None:
@@ -142,6 +187,14 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
                 raise
             console.print(f"{taken} finished trials of {source.name} are known to this sweep; {left} differ and are left out")
         return _execute(sweep, plan)
+
+
+def say(plan: SweepPlan, config: Config, space: Space) -> None:
+    """Print what a sweep will be, and may cost."""
+    of = "" if plan.configurations is None else f" of {plan.configurations:,} configurations"
+    console.print(f"{plan.trials} trials{of}, {plan.concurrent} at a time, at most {plan.epochs:,} epochs")
+    if cost := measure_sweep(plan, config, space):
+        console.print(f"cost: {cost}")
 
 
 def resume_sweep(sweep: Sweep) -> Sweep:
