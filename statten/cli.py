@@ -252,12 +252,16 @@ def promote(
     folder = _begin(as_json, storage)
     path, began = locate(target, folder), time.monotonic()
     if front:
-        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run)
+        if use_grid:
+            raise UserError("--front: takes its trials as they are, and --grid changes (timesteps, block size); leave one out")
+        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run, again)
     source, recorded = _promotable(path, trial)
     from statten.config import with_overrides
 
     config = with_overrides(source.config, overrides)
     new = _place(folder, name, f"{path.name}-promoted")
+    if again and use_grid and new.exists():  # the pair was chosen when it was begun
+        config = with_overrides(config, ((Run.open(new).info["origin"] or {}).get("grid") or {}).get("fields", {}))
     if dry_run and use_grid:
         raise UserError("--dry-run: starts nothing, but --grid evaluates the weights; leave one of them out")
     if dry_run:
@@ -273,7 +277,13 @@ def promote(
         chosen, why, report = best_pair(source, overrides)
         console.print(why)
         fields = {**parse_overrides(overrides), **chosen}
-        recorded["grid"] = {**report["best"], "part": report["part"], "samples": report["samples"], "why": why}
+        recorded["grid"] = {
+            **report["best"],
+            "fields": chosen,
+            "part": report["part"],
+            "samples": report["samples"],
+            "why": why,
+        }
     from statten import search
 
     return _finish_run(search.promote(source, fields, new, recorded), began, as_json)
@@ -709,22 +719,37 @@ def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
 
 
 def _promote_front(
-    path: Path, overrides: list[str], trial: int | None, name: str | None, folder: Path, as_json: bool, dry_run: bool
+    path: Path,
+    overrides: list[str],
+    trial: int | None,
+    name: str | None,
+    folder: Path,
+    as_json: bool,
+    dry_run: bool,
+    again: bool,
 ) -> None:
-    from statten import search
+    from statten import search, trainer
+    from statten.config import with_overrides
     from statten.display import console
 
     if trial is not None:
         raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
     sweep = search.Sweep.open(path)
     places = {t.number: _place(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
-    if taken := [place for place in places.values() if place.exists()]:
-        raise UserError(f"--name: {taken[0]} exists already; choose another --name")
+    known = [
+        number for number, place in places.items()
+        if again and begun(place, with_overrides(sweep.trial(number).config, overrides))
+    ]  # fmt: skip
+    if taken := [place for number, place in places.items() if place.exists() and number not in known]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
     if dry_run:
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
     done = []
     for number, place in places.items():
-        run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        if number not in known:
+            run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        else:
+            run = Run.open(place) if ended(place) else trainer.resume(Run.open(place))
         best = (run.result or {})["best"]
         done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
         console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")

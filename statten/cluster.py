@@ -42,14 +42,17 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None and ("RAY_AUTH_TOKEN" in os.environ or token_file().is_file()):
-        # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():  # a notebook's, or a test's
         yield ray.cluster_resources()
         return
+    if address is None:
+        _own_token()
+    elif "RAY_AUTH_TOKEN" in os.environ or token_file().is_file():
+        # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ray._raylet.Config.initialize("")  # it read the variable when it was imported
     for name in ("ray", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -152,6 +155,22 @@ def make_token() -> Path:
     elif "RAY_AUTH_TOKEN" not in os.environ:
         read_token()
     return path
+
+
+def _own_token() -> None:
+    """Have a token for a Ray that is started here, before Ray makes one in a file that everyone can read."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    path = token_file()
+    try:
+        if path.is_file():
+            path.chmod(0o600)  # Ray's own commands leave it open
+        else:
+            make_token()
+    except FileExistsError:
+        pass  # another command made it in this moment
+    except OSError:  # no home to write to: a token that ends with this process will do
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _check_private(path: Path) -> None:

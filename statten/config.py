@@ -714,7 +714,7 @@ def read_yaml(path: Path, part: type[Part] = Config) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping of {', '.join(part.model_fields)}, but holds {_shown(tree)}")
+        raise ConfigError(f"{path}: must hold a mapping of {', '.join(_keys(part))}, but holds {_shown(tree)}")
     return tree
 
 
@@ -887,6 +887,11 @@ def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tup
     return None, list(dict.fromkeys(problems)), keys
 
 
+def _keys(part: type[Part]) -> list[str]:
+    """What fields are called in a file."""
+    return [field.alias or name for name, field in part.model_fields.items()]
+
+
 def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
@@ -899,7 +904,7 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         owner = part
         for key in loc[:-1]:
             owner = _part_of(owner.model_fields[key].annotation) or owner
-        return [f"{path}: no such field; {nearest(loc[-1], owner.model_fields)}"]
+        return [f"{path}: no such field; {nearest(loc[-1], _keys(owner))}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
     rules = {

@@ -4,6 +4,9 @@
     recipe: cifar10_2_512               # train, tune: a recipe's name or a YAML file
     target: my-sweep                    # promote, evaluate: a run or sweep
     space: search_spaces/statten.yaml   # tune; a list is merged
+    from: other-sweep                   # tune: whose trials are taken over
+    grid: true                          # promote: with the best (timesteps, block size); or front: true, or trial: 3
+    large: true                         # evaluate: images at 288 pixels
     name: first-try                     # of the new folder; default: numbered
     storage: /shared/runs               # folder of all runs
     overrides: {data.root: /data, train.epochs: 100}
@@ -52,6 +55,13 @@ if TYPE_CHECKING:
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
 RESUMABLE = ("train", "tune", "promote")
+FIELDS = {
+    "train": (("recipe",), ("name",)),
+    "tune": (("recipe", "space"), ("source", "trials", "name")),
+    "promote": (("target",), ("trial", "front", "grid", "name")),
+    "evaluate": (("target",), ("large",)),
+}
+"""What a job of each command must say, and may."""
 
 
 class Runtime(Part):
@@ -93,6 +103,16 @@ class JobFile(Part):
     """Search-space file of `tune`, or several that are merged."""
     trials: Int | None = Field(None, ge=1)
     """Number of trials of `tune`; empty means `search.trials`."""
+    source: str | None = Field(None, alias="from")
+    """Sweep whose trials `tune` takes over, where they fit."""
+    trial: Int | None = Field(None, ge=0)
+    """Trial that `promote` trains on; empty means the best."""
+    front: bool = False
+    """Whether `promote` trains on every trial of the Pareto front."""
+    grid: bool = False
+    """Whether `promote` goes on with the (timesteps, block size) that is best for the weights."""
+    large: bool = False
+    """Whether `evaluate` takes images at 288 pixels, the centre of 320."""
     name: str | None = None
     """Name of the new folder; empty means the recipe's name and a number."""
     storage: str | None = None
@@ -113,14 +133,15 @@ class JobFile(Part):
         return self
 
     def _problems(self) -> Iterator[str]:
-        needed = {"train": ["recipe"], "tune": ["recipe", "space"]}.get(self.command, ["target"])
-        allowed = [*needed, *{"tune": ["trials", "name"], "evaluate": []}.get(self.command, ["name"])]
-        for field in ("recipe", "target", "space", "trials", "name"):
-            value = getattr(self, field)
+        needed, optional = FIELDS[self.command]
+        for field in dict.fromkeys(field for fields in FIELDS.values() for part in fields for field in part):
+            value, name = getattr(self, field), JobFile.model_fields[field].alias or field
             if field in needed and value is None:
-                yield f"`{field}` must be given for command {self.command}"
-            elif field not in allowed and value is not None:
-                yield f"`{field}` has no place in a job with command {self.command}, but got {value}; leave it out"
+                yield f"`{name}` must be given for command {self.command}"
+            elif field not in (*needed, *optional) and value is not None and value is not False:
+                yield f"`{name}` has no place in a job with command {self.command}, but got {value}; leave it out"
+        if self.front and (self.grid or self.trial is not None):
+            yield "`front` takes every trial of the front as it is, so `trial` and `grid` have no place beside it"
         for field in self.resources:
             if field not in ScaleConfig.model_fields:
                 yield f"resources.{field}: no such field of the config's part scale; {nearest(field, ScaleConfig.model_fields)}"
@@ -140,10 +161,13 @@ class JobFile(Part):
         line = [self.command, str(subject)]
         for path, value in self.all_overrides.items():
             line += ["--set", f"{path}={json.dumps(value)}"]
-        for field in ("space", "trials", "name", "storage"):
-            if (value := getattr(self, field)) is not None:
+        for field in (*FIELDS[self.command][1], "space", "storage"):
+            value, option = getattr(self, field), f"--{JobFile.model_fields[field].alias or field}"
+            if value is True:
+                line.append(option)
+            elif value is not None and value is not False:
                 for one in value if isinstance(value, list) else [value]:
-                    line += [f"--{field}", str(one)]
+                    line += [option, str(one)]
         return line
 
 

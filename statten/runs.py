@@ -32,6 +32,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,9 @@ class RunFolder:
         """The folder's name."""
         return self.path.name
 
-    @property
+    @cached_property
     def config(self) -> Config:
-        """The config that it was started with."""
+        """The config that it was started with; read once."""
         return load_config(self.path / "config.yaml")
 
     @property

@@ -23,6 +23,7 @@ from statten.evaluation.show import figure, heat_map, md_table
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.models import STAttenTransformer
+from statten.remote import publish
 from statten.runs import Run
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -141,6 +142,7 @@ def _write_anytime(report: dict[str, Any], folder: Path) -> None:
         axes.grid(alpha=0.3)
     left.legend()
     made.savefig(folder / "anytime.png", dpi=120)
+    publish(folder)
 
 
 def steps_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -316,6 +318,7 @@ def _write_grid(report: dict[str, Any], stem: Path) -> None:
     title = f"Top-1 (%), {report['part']} part{how}"
     made = heat_map(values, [f"T={t}" for t in steps], [f"b={b}" for b in blocks], title, "{:.2f}")
     made.savefig(stem.with_suffix(".png"), dpi=120)
+    publish(stem.parent)
 
 
 def grid_summary(report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from statten.config import UserError
 from statten.files import write_json, write_text
+from statten.remote import publish
 
 if TYPE_CHECKING:
     from statten.search.sweep import Sweep
@@ -49,6 +50,7 @@ def report(sweep: "Sweep", output: Path | None = None, rates: bool = True) -> di
     measured = best_rates(trials, folder) if rates else []
     write_text(folder / "index.html", build(trials, summary, measured))
     pictures = draw(trials, measured, contour_pair(trials), folder)
+    publish(folder)
     files = {"page": str(folder / "index.html"), "csv": str(folder / "trials.csv"), "json": str(folder / "trials.json")}
     return {**summary, "rates": measured, "trials": rows, "files": {**files, "pictures": [str(path) for path in pictures]}}
 

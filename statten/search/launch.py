@@ -213,7 +213,7 @@ def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
     trials_of(more.search, sweep.space)  # raises where a grid has not as many
     with sweep.writing():
         write_text(sweep.path / "config.yaml", dump_config(more))
-    return resume_sweep(sweep)
+    return resume_sweep(Sweep(sweep.path))
 
 
 def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:

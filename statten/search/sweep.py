@@ -15,6 +15,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,9 @@ class Sweep(RunFolder):
             raise exists(path) from None
         return cls(path)
 
-    @property
+    @cached_property
     def space(self) -> Space:
-        """What is searched."""
+        """What is searched; read once."""
         return load_space(self.path / "space.yaml", self.config)
 
     @property

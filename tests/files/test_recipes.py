@@ -217,6 +217,10 @@ def test_a_job_evaluates_a_run(tmp_path, monkeypatch, capsys):
         ("command: tune\nrecipe: digits\n", ["`space` must be given for command tune"]),
         ("command: evaluate\ntarget: x\ntrials: 3\n", ["`trials` has no place in a job with command evaluate, but got 3; "
                                                        "leave it out"]),
+        ("command: promote\ntarget: x\nfrom: y\n", ["`from` has no place in a job with command promote, but got y; leave it"]),
+        ("command: promote\ntarget: x\nfrnt: true\n", ["frnt: no such field; did you mean front?"]),
+        ("command: promote\ntarget: x\nfront: true\ntrial: 0\n", ["`front` takes every trial of the front as it is"]),
+        ("command: train\nrecipe: digits\ntrial: 0\n", ["`trial` has no place in a job with command train, but got 0"]),
         ("command: train\nrecipe: digitz\n", ["no recipe or file is called 'digitz'; did you mean digits?"]),
         ("command: train\nrecipes: digits\nrecipe: digits\n", ["recipes: no such field; did you mean recipe?"]),
         ("command: train\nrecipe: digits\noverrides: {model.dept: 1, train.lr: -1}\n",
@@ -231,7 +235,8 @@ def test_a_job_evaluates_a_run(tmp_path, monkeypatch, capsys):
         ("command: train\nrecipe: digits\nruntime: {environment: {A: 1}}\n",
          ["runtime.environment.A: must be text, but got 1"]),
         ("command: train\nrecipe: digits\nruntime: {packages: ['!!']}\n", ["`packages` must be requirements such as numpy>=2"]),
-        ("- 1\n", ["must hold a mapping of command, recipe, target, space, trials, name, storage, overrides, resources"]),
+        ("- 1\n", ["must hold a mapping of command, recipe, target, space, trials, from, trial, front, grid, large, "
+         "name, storage, overrides, resources"]),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_job_is_a_sentence(text, sentences, tmp_path):
@@ -242,6 +247,23 @@ def test_a_mistake_in_a_job_is_a_sentence(text, sentences, tmp_path):
     assert len(caught.value.problems) == len(sentences)
     for problem, sentence in zip(caught.value.problems, sentences, strict=True):
         assert problem.startswith(f"{path}: ") and sentence in problem and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("command: tune\nrecipe: digits\nspace: [a, b]\nfrom: old\ntrials: 3\n",
+         "tune digits --from old --trials 3 --space a --space b"),
+        ("command: promote\ntarget: s\ntrial: 0\ngrid: true\nname: n\n", "promote s --trial 0 --grid --name n"),
+        ("command: promote\ntarget: s\nfront: true\n", "promote s --front"),
+        ("command: evaluate\ntarget: s\nlarge: true\nstorage: r\n", "evaluate s --large --storage r"),
+        ("command: evaluate\ntarget: s\nlarge: false\n", "evaluate s"),
+    ],
+)  # fmt: skip
+def test_a_job_is_a_command_line(text, line, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    assert " ".join(load_job(path).arguments()) == line
 
 
 def test_a_package_that_is_missing_or_too_old_is_named():

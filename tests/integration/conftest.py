@@ -74,7 +74,7 @@ class Command:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_token(tmp_path_factory):
-    """A home without a token of Ray's: a process that began without one cannot take one up for another cluster."""
+    """A home without a token of Ray's, which every Ray that is started here makes and keeps there."""
     cache = Path(os.environ.get("STATTEN_CACHE") or Path.home() / ".cache" / "statten")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STATTEN_CACHE", str(cache))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from statten import display, nodes, remote, trainer
-from statten.cluster import ray_cluster
+from statten import display, nodes, remote, search, trainer
+from statten.cluster import make_token, ray_cluster
 from statten.config import ScaleConfig, UserError, load_config
 from statten.nodes import Node
+from statten.report import report
 from statten.runs import Run, locate
+from statten.search.space import load_space
 from statten.train import Preflight
 
 SMALL = {
@@ -60,9 +63,11 @@ def server():
 def cluster(tmp_path_factory):
     """The driver's machine has no cores, so that all work is done on the other one, which has folders of its own."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
-        for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}.items():
+        for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "token"}.items():
             patch.setenv(name, value)
         patch.setattr(remote, "SETTLE", 0.1)
+        make_token()
+        ray._raylet.Config.initialize("")  # this process may have read another mode
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         other = {"STATTEN_CACHE": str(tmp_path_factory.mktemp("other"))}
         made.add_node(num_cpus=2, env_vars=other)
@@ -106,3 +111,25 @@ def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_dri
     assert best.is_relative_to(storage) and (best / "model.safetensors").is_file()
     left = {path.name for path in run.path.iterdir()}
     assert "ray" not in left and ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_trials_of_a_sweep_in_a_store_train_there_too(cluster, server, tmp_path):
+    (tmp_path / "space.yaml").write_text("train.lr: {choices: [0.001, 0.002]}\n")
+    config = load_config("digits", {**SMALL, "search.trials": 2})
+    storage = remote.working_copy(server.uri("sweeps"))
+    sweep = search.tune(config, load_space(tmp_path / "space.yaml", config), storage / "s")
+    assert not list(sweep.path.rglob("*.safetensors")) and list(Path(cluster).glob("*/s/trials/000[01]/checkpoints/epoch-0002"))
+    shutil.rmtree(storage)
+    seen = search.Sweep.open(locate("s", remote.working_copy(server.uri("sweeps"))))
+    assert [trial.state.name for trial, _ in seen.rows()] == ["COMPLETE", "COMPLETE"]
+    written = report(seen, rates=False)["files"]["page"]
+    assert (
+        Path(written).is_file() and f"s/{Path(written).relative_to(seen.path)}" in remote.Store(server.uri("sweeps")).listing()
+    )
+    best = seen.best()
+    assert best["value"] == sweep_value(seen) and (Path(best["checkpoint"]) / "model.safetensors").is_file()
+
+
+def sweep_value(sweep) -> float:
+    return max(row["val/top1"] for number in (0, 1) for row in sweep.trial(number).metrics())

@@ -56,6 +56,9 @@ def test_a_killed_run_goes_on_from_the_store_alone(statten, server, another_mach
     another_machine()
     report = document(statten("evaluate", "a", "--storage", uri, "--json").finish())
     assert report["top1"] > 20
+    for command, file in (("anytime", "anytime.json"), ("grid", "grid-validation.png")):
+        folder = Path(document(statten(command, "a", "--storage", uri, "--json").finish())["folder"]).name
+        assert f"a/evaluations/{folder}/{file}" in store.listing()
     cache = another_machine()
     shown = document(statten("show", uri.replace("?", "/a?"), "--json").finish())
     assert [row["epoch"] for row in shown["epochs"]] == [1, 2, 3, 4] and shown["state"] == "finished" and shown["evaluation"]

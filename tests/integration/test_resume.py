@@ -97,6 +97,8 @@ def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_pa
     third, chosen = Run(tmp_path / "third"), json.loads((tmp_path / "third" / "run.json").read_text())["origin"]["grid"]
     assert (third.config.model.timesteps, third.config.model.block_size) == (chosen["timesteps"], chosen["block_size"])
     assert chosen["part"] == "validation" and chosen["why"] in said and "of 10 pairs it has the highest top-1" in said
+    going = statten("promote", "first", *again.split(), "--name", "third", "--storage", tmp_path, "--resume").finish()
+    assert "third: is finished" in going, "the pair that was chosen is not another config"
     shown = statten("evaluate", "second", "--storage", tmp_path, "--json").finish()
     report = json.loads(shown[shown.index("{") :])
     assert (

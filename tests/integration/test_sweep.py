@@ -1,6 +1,10 @@
 """A sweep whose driver is killed with -9 is finished by `resume`: nothing twice, nothing lost, finished trials untouched."""
 
 import json
+import socket
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import optuna
@@ -79,6 +83,49 @@ def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
     read = {trial.number: trial.values for trial in optuna.load_study(study_name="s", storage=storage).trials}
     assert all(read[trial.number] == trial.values for trial, _ in sweep.rows()), "Optuna's own tools read the study"
+
+
+def studies(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:
+            return json.load(answer)["study_summaries"]
+    except OSError:
+        return []
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(statten, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("model.embed_dim: {int: [32, 64], step: 32}\n")
+    options = f"{BASE} --set model.depth=1 --set search.scheduler=none --set search.repeats=3 --set search.finalists=2"
+    first = statten("tune", "digits", "--space", space, *options.split(), "--trials", 2, "--name", "r", "--storage", tmp_path)
+    folder = tmp_path / "r"
+    first.wait_until(lambda: (folder / "study.journal").exists() and len(list(folder.glob("trials/*"))) > 0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    dashboard = Path(sys.executable).with_name("optuna-dashboard")
+    command = [dashboard, "study.journal", "--port", str(port), "--server", "wsgiref", "--quiet"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:
+        try:
+            first.wait_until(lambda: studies(port))
+            assert [study["study_name"] for study in studies(port)] == ["r"]
+        finally:
+            watching.terminate()
+    first.wait_until(lambda: len(list(folder.glob("repeats/*/metrics.jsonl"))) >= 1)
+    first.kill()
+
+    before = {n: untouched(Sweep.open(folder).trial(n).path) for n in (0, 1)}
+    done = {path.parent: untouched(path.parent) for path in folder.glob("repeats/*/result.json")}
+    assert len(done) < 4 and set(states(Sweep.open(folder)).values()) == {"COMPLETE"}
+    text = statten("resume", "r", "--storage", tmp_path).finish()
+    assert "how sure" in text and {n: untouched(Sweep.open(folder).trial(n).path) for n in (0, 1)} == before
+    assert {path: untouched(path) for path in done} == done, "finished repeats are not touched"
+    repeats = Sweep.open(folder).repeats()
+    assert sorted(repeats) == [0, 1] and all(len(r.values) == 3 and len({*r.seeds}) == 3 for r in repeats.values())
+    for path in folder.glob("repeats/*"):
+        assert [row["epoch"] for row in Run(path).metrics()] == list(range(1, EPOCHS + 1))
+    assert "nothing to resume" in statten("resume", "r", "--storage", tmp_path).finish(code=2)
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_study_reopens_for_its_own_objectives_only(tmp_path):
     text = (sweep.path / "config.yaml").read_text()
     (sweep.path / "config.yaml").write_text(text.replace("  - val/top1\n", "  - val/top1\n  - energy_uj\n"))
     with pytest.raises(UserError, match=r"made for other objectives \(val/top1 maximize\)"):
-        sweep.study()
+        Sweep.open(sweep.path).study()
 
 
 def test_two_drivers_cannot_open_one_study(tmp_path):
