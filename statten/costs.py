@@ -8,7 +8,6 @@ batch but reading it. Shapes that this user has measured before on the same hard
 import concurrent.futures
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import platform
@@ -89,7 +88,6 @@ def measure(document: dict[str, Any], device: str, threads: int) -> dict[str, An
     """Take a few steps of a config in this process, which is new and ends after it; returns a Cost's fields."""
     from statten.train import fit, make_state
 
-    logging.getLogger("timm").setLevel(logging.ERROR)  # its schedule says that one epoch is short
     torch.set_num_threads(threads)
     config, place = build_config(document), torch.device(device)
     train, size = config.train, config.train.eval_batch_size or config.train.batch_size

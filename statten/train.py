@@ -1,6 +1,7 @@
 """Training: `fit` is the loop, and it knows nothing of Ray. `preflight` finds what would fail before a machine is spent."""
 
 import dataclasses
+import logging
 import math
 import os
 import time
@@ -31,6 +32,8 @@ from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, Superseded, best_row, logging_to
 from statten.watchdog import Watchdog
+
+logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch it says that a cosine has no effect there
 
 
 class Report(Protocol):
