@@ -666,7 +666,7 @@ class Config(Part):
 # YAML as its 1.2 core schema reads it: 3e-4 is a number, 0011 and yes are text, a key given twice is an error.
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -840,7 +840,8 @@ def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any])
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False, width=120)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
 
 
 def _validate(tree: Mapping[str, Any]) -> list[str]:

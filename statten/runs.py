@@ -127,7 +127,7 @@ class RunFolder:
 
     def publish(self, attempt: str) -> None:
         """Show workers elsewhere what was written here; nothing in a plain folder."""
-        if mirror := mirror_of(self.path, self.config.scale.storage_seconds):
+        if mirror_of(self.path) and (mirror := mirror_of(self.path, self.config.scale.storage_seconds)):
             mirror.claim(attempt)
             mirror.push(attempt)
 
