@@ -418,6 +418,8 @@ class RunReport:
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         if self._events is None:  # made with the first row, so that no event file is empty
             from torch.utils.tensorboard import SummaryWriter
 
@@ -426,9 +428,9 @@ class RunReport:
                 self._events.file_writer.add_summary(summary)
         try:
             # HParams shows a tag's last value: the best so far needs a tag of its own.
-            for tag, value in {**state.metrics, "best/top1": state.best["val/top1"]}.items():
-                if tag != "epoch":
-                    self._events.add_scalar(tag, value, state.epoch)
+            values = {**state.metrics, "best/top1": state.best["val/top1"]}
+            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if tag != "epoch"]
+            self._events.file_writer.add_summary(Summary(value=scalars), state.epoch)
             self._events.flush()
         except OSError:
             self._events, self._purge = None, state.epoch  # the writer's thread ended with it

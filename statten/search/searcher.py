@@ -165,8 +165,9 @@ class OptunaSearcher(Searcher):
         """The run folder of a trial, made if it is new."""
         run = self.sweep.trial(trial.number)
         if not run.path.exists():
-            point = trial.user_attrs.get("point") or self.space.suggest(trial)
-            trial.set_user_attr("point", point)
+            if (point := trial.user_attrs.get("point")) is None:  # its driver was killed in between
+                point = self.space.suggest(trial)
+                trial.set_user_attr("point", point)
             self.seen.setdefault(_key(point), trial.number)
             origin = {"sweep": self.sweep.name, "trial": trial.number, "point": point}
             weights, parent = self._inherited(point)
@@ -276,7 +277,8 @@ class OptunaSearcher(Searcher):
         if values is not None:
             for text in self.search.constraints:
                 trial.set_constraint(text, _violation(text, result["best"]))
-        self.study.set_user_attr("seconds", self._seconds())
+        if self.search.max_hours:
+            self.study.set_user_attr("seconds", self._seconds())
         self._learn(self.study.tell(trial, values, state=state))
         run.publish(self.attempt)
         self.sweep.publish(self.attempt)
