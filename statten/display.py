@@ -121,7 +121,7 @@ def _print_log(path: Path, start: int) -> int:
         with path.open(encoding="utf-8") as file:
             file.seek(start)
             for line in file.read().splitlines():
-                console.print(line, style="dim")
+                console.print(line, style="dim", markup=False)
             return file.tell()
     return start
 

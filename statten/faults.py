@@ -10,6 +10,7 @@ Randomness is a function of (seed, epoch, step, rank), so what failed for a reas
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,12 +74,30 @@ def classify(error: BaseException) -> Fault:
 
 
 def killed_for_memory() -> int:
-    """How many processes the kernel of this machine has ended for want of memory since it started."""
-    try:
-        counted = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
-    except OSError:  # not Linux
-        return 0
-    return int(counted[1]) if counted else 0
+    """How many processes the kernel has ended for want of memory: in this process's control group, else on this machine.
+
+    Others' jobs on the same machine run out of memory in groups of their own.
+    """
+    groups = Path("/sys/fs/cgroup")
+    with suppress(OSError):  # not Linux
+        for number, controllers, path in (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()):
+            if number == "0":
+                files = [groups / path[1:] / "memory.events"]
+            elif "memory" in controllers.split(","):  # version 1; in a container its group is the root of what is mounted
+                files = [groups / "memory" / p / "memory.oom_control" for p in (path[1:], "")]
+            else:
+                continue
+            for file in files:
+                if (counted := _oom_kills(file)) is not None:
+                    return counted
+    return _oom_kills(Path("/proc/vmstat")) or 0
+
+
+def _oom_kills(file: Path) -> int | None:
+    with suppress(OSError):
+        counted = re.search(r"^oom_kill (\d+)$", file.read_text(), re.M)
+        return int(counted[1]) if counted else None
+    return None
 
 
 def _known(error: BaseException) -> Fault | None:

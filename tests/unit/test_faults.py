@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +100,27 @@ def test_an_older_attempt_leaves_the_newer_ones_result_alone(tmp_path):
     assert run.result is None
 
 
+IN_A_GROUP = """
+import os, signal, subprocess, sys
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text("0")
+from statten.config import Failed
+from statten.faults import killed_for_memory
+from statten.recovery import Recovery
+from statten.runs import Run
+from ray.exceptions import RayActorError
+run, counted = Run(Path(sys.argv[2])), killed_for_memory()
+with run.writing() as attempt:
+    recovery = Recovery(run.path, attempt, 3, {})
+    ended = subprocess.run([sys.executable, "-c", "bytearray(3_000_000_000)"])
+    assert ended.returncode == -signal.SIGKILL and killed_for_memory() == counted + 1
+    try:
+        recovery.after_exception(None, {0: RayActorError()})
+    except Failed as error:
+        print(error)
+"""
+
+
 def test_a_worker_that_the_kernel_ended_for_want_of_memory_is_not_replaced(tmp_path):
     """The real thing: a process in a memory cgroup that is too small for it."""
     new, old = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
@@ -114,14 +134,13 @@ def test_a_worker_that_the_kernel_ended_for_want_of_memory_is_not_replaced(tmp_p
     try:
         if not (cgroup / limit).exists():
             pytest.skip("memory cgroups are not delegated here")
-        (cgroup / limit).write_text("60000000")
-        with run.writing() as attempt:
-            recovery, counted = Recovery(run.path, attempt, 3, {}), killed_for_memory()
-            greedy = "import sys; open(sys.argv[1], 'w').write('0'); bytearray(200_000_000)"
-            ended = subprocess.run([sys.executable, "-c", greedy, str(cgroup / "cgroup.procs")])
-            assert ended.returncode == -signal.SIGKILL and killed_for_memory() == counted + 1
-            with pytest.raises(Failed, match="out of memory: the system ended a process for want of it; use a smaller"):
-                recovery.after_exception(None, {0: LOST})
+        (cgroup / limit).write_text("2000000000")
+        counted = killed_for_memory()
+        done = subprocess.run([sys.executable, "-c", IN_A_GROUP, str(cgroup), str(run.path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "out of memory: the system ended a process for want of it; use a smaller" in done.stdout
         assert run.result["cause"] == "memory"
+        if cgroup.parent == old and "memory:/\n" not in Path("/proc/self/cgroup").read_text():
+            assert killed_for_memory() == counted, "another group's want of memory is not ours"
     finally:
         cgroup.rmdir()

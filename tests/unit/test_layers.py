@@ -13,12 +13,12 @@ PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Modules of one line may import each other.
 ORDER = [
     {"config"}, {"files"}, {"remote", "page"}, {"neurons"}, {"models"}, {"data"}, {"losses"}, {"metrics"}, {"energy"},
-    {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "recovery"}, {"nodes"},
+    {"checkpoint"}, {"runs"}, {"faults", "watchdog"}, {"train"}, {"display"}, {"cluster", "recovery", "costs"}, {"nodes"},
     {"trainer"}, {"search"}, {"evaluation"}, {"report"}, {"overview"}, {"bench"}, {"demo"}, {"jobs"}, {"parcel"},
     {"submission"}, {"probe"}, {"doctor"}, {"cli_jobs"}, {"cli"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-RAY = {"cluster", "nodes", "trainer", "search", "submission", "probe", "recovery"}
+RAY = {"cluster", "nodes", "trainer", "search", "submission", "probe", "recovery", "costs"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
