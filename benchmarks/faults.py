@@ -236,7 +236,7 @@ class Faults:
             fired = FiredRun(command, run, times)
             while fired.command.process.poll() is None and sum(map(len, times.values())) < kills:
                 self.strike(fired)
-            fired.command.finish()
+            fired.finish()
             self.judge(run.name, run, fired.seen, [], kills=0)
             rows.append(self.rows.pop())
         self.summarise("training", "worker", times, rows)
@@ -254,7 +254,7 @@ class Faults:
             fired = FiredSweep(command, self.storage / name, times)
             while fired.command.process.poll() is None and sum(map(len, times.values())) < kills:
                 self.strike(fired)
-            fired.command.finish()
+            fired.finish()
             rows.append(fired.judged(self.trials))
         self.summarise("sweep", "trial actor", times, rows)
 
@@ -436,6 +436,11 @@ class Fired:
 
     def __init__(self, command: Command, path: Path, times: dict[str, list[float]]):
         self.command, self.path, self.name, self.times, self.known, self.struck = command, path, path.name, times, 0, 0.0
+
+    def finish(self) -> None:
+        """Wait for the end; a driver that was killed after the last result leaves nothing to resume, and `resume` says so."""
+        ended = self.command.process.wait(900) == 2 and "there is nothing to resume" in self.command.text
+        self.command.finish(code=2 if ended else 0)
 
     def written(self) -> int:
         """A number that grows with every checkpoint."""

@@ -154,7 +154,7 @@ def test_a_journal_whose_last_line_is_cut_off_goes_on(tmp_path, cut):
     journal.write_bytes(content + content.splitlines()[-1][:cut])
     config = (sweep.path / "config.yaml").read_text()
     (sweep.path / "config.yaml").write_text(config.replace("  trials: 2\n", "  trials: 3\n"))
-    drive(sweep)
+    drive(Sweep.open(sweep.path))
     assert states(sweep) == ["COMPLETE"] * 3 and journal.read_bytes().startswith(content)
 
 
