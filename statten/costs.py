@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from statten.config import Config, Failed, UserError, build_config
 from statten.data import Loaders
 from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
-from statten.faults import Diverged, classify
+from statten.faults import LESS_MEMORY, Diverged, classify, killed_for_memory
 from statten.files import cache_folder, read_json, write_json
 
 STEPS = 4
@@ -143,15 +143,18 @@ def _document(config: Config) -> dict[str, Any]:
 
 
 def _key(document: dict[str, Any], device: str, threads: int) -> str:
-    hardware = [platform.node(), platform.machine(), torch.__version__, device, threads]
-    if device == "cuda" and torch.cuda.is_available():
-        hardware.append(torch.cuda.get_device_name())
-    return hashlib.sha256(json.dumps([document, hardware], sort_keys=True).encode()).hexdigest()[:24]
+    """What a measurement is found by: the config, the machines that it may have run on, and what a Cost holds."""
+    import ray
+
+    machines = {node["NodeManagerHostname"] for node in ray.nodes()} if ray.is_initialized() else {platform.node()}
+    surroundings = [sorted(machines), torch.__version__, device, threads, [field.name for field in fields(Cost)]]
+    return hashlib.sha256(json.dumps([document, surroundings], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _run(documents: list[dict[str, Any]], device: str, threads: int, gpus: float) -> list[dict[str, Any]]:
     import ray
 
+    killed = killed_for_memory()
     try:
         if ray.is_initialized():
             # A worker that ends with its task, or its peak would be that of a trial before.
@@ -164,10 +167,12 @@ def _run(documents: list[dict[str, Any]], device: str, threads: int, gpus: float
                     ray.cancel(reference, force=True)
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
             return [pool.submit(measure, document, device, threads).result(SECONDS) for document in documents]
-    except (Exception, concurrent.futures.process.BrokenProcessPool) as error:
-        if isinstance(error, TimeoutError):
-            raise Failed(f"no machine was free for {SECONDS} s to measure a step on") from None
+    except TimeoutError:
+        raise Failed(f"no machine was free for {SECONDS} s to measure a step on") from None
+    except Exception as error:
         fault = classify(error)
         if fault.kind == "memory":
             raise UserError(f"search: one step of the largest trial runs {fault.reason}") from None
+        if killed_for_memory() > killed:
+            raise UserError(f"search: one step of the largest trial runs out of memory; {LESS_MEMORY}") from None
         raise Failed(fault.reason) from None
