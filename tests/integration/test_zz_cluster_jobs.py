@@ -1,6 +1,6 @@
 """Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate.
 
-Its name makes it run last: its client takes up Ray's token mode, which a process cannot give up again.
+Its name makes it run last: its client takes up a token of its own cluster, which Ray keeps for the rest of the process.
 """
 
 import contextlib
