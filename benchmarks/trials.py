@@ -6,12 +6,11 @@ All run the same number of one-epoch trials of a tiny model, one at a time, in r
 first trial, which starts the actor, to the end of the last is divided by their number.
 
     statten             `statten tune` as it comes: TPE, the study, run folders, checkpoints, TensorBoard
-    Ray Tune            random search; each trial keeps a checkpoint of model and optimizer, Tune's own loggers are on
-    Ray Tune, keepless  random search, no checkpoint and no logger: what is not in the metrics is lost
+    Ray Tune            the same trainable, each trial in a run folder of its own; random search, and none of the rest
+    Ray Tune, keepless  random search, and training alone: no folder, no checkpoint, and lost is what is not in the metrics
 """
 
 import argparse
-import os
 import resource
 import tempfile
 import time
@@ -44,30 +43,27 @@ def ours(trials: int) -> float:
 
 
 def plain(trials: int, keeps: bool) -> float:
-    """The same with Ray Tune alone: the function trains the same model with `fit` and reports its metrics.
+    """The same with Ray Tune alone.
 
     Args:
-        keeps: whether a trial keeps a checkpoint, and Tune its logs.
+        keeps: whether the trainable is that of `statten tune`, in a run folder that it makes, or else trains and reports.
     """
 
     def trainable(values: dict[str, Any]) -> None:
         import torch
 
         from statten.data import make_loaders
-        from statten.train import fit, make_state
+        from statten.runs import Run
+        from statten.train import fit, make_state, run_fit
 
-        torch.set_num_threads(1)
         config = load_config("digits", {**FIELDS, "train.lr": values["lr"]})
-        state = make_state(config)
-        metrics = fit(state, make_loaders(config), config)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if keeps:
-                torch.save({"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, f"{folder}/state.pt")
-                checkpoint = ray.tune.Checkpoint.from_directory(folder)
-            ray.tune.report({**metrics, "ended": time.time()}, checkpoint=checkpoint)
-
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = str(int(not keeps))
+        if keeps:
+            run = Run.create(Path(ray.tune.get_context().get_trial_dir()) / "run", config)
+            run.hand_over("benchmark")
+            run_fit(run, "benchmark", threads=1, then=lambda metrics: ray.tune.report({**metrics, "ended": time.time()}))
+        else:
+            torch.set_num_threads(1)
+            ray.tune.report({**fit(make_state(config), make_loaders(config), config), "ended": time.time()})
 
     with tempfile.TemporaryDirectory() as folder:
         results = ray.tune.Tuner(

@@ -31,7 +31,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from statten.config import UserError
-from statten.files import new_folder, read_json, sha256, write_json
+from statten.files import new_folder, read_json, sha256, write_text
 from statten.models.published import from_published, load_published, to_published
 
 __all__ = [
@@ -98,7 +98,7 @@ def save(state: TrainState, folder: Path) -> Path:
             "scaler": state.scaler.state_dict(),
             "sha256": {name: sha256(aside / name) for name in files},
         }
-        write_json(aside / STATE, {**document, "digest": _digest(document)})
+        write_text(aside / STATE, json.dumps({**document, "digest": _digest(document)}))
     return path
 
 
