@@ -767,10 +767,11 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         from statten.search.launch import measure_sweep, plan_sweep
 
         planned = plan_sweep(config, space, nodes.capacity(machines))
-        plan, found = planned.trial, dataclasses.asdict(planned)
+        plan, found = planned.trial, {**vars(planned)}
         with nodes.joined(scale.address):
-            cost = measure_sweep(planned, config, space)
-        document = {**found.pop("trial"), **found, "cost": cost and dataclasses.asdict(cost)}
+            cost = measure_sweep(planned)
+        del found["trial"], found["extremes"]
+        document = {**vars(plan), **found, "cost": cost and dataclasses.asdict(cost)}
     else:
         from statten.train import preflight
 
@@ -786,12 +787,10 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
     console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
     if space is not None:
-        of = "" if planned.configurations is None else f" of {planned.configurations:,} configurations"
-        console.print(f"trials           {planned.trials}{of}, {planned.concurrent} at a time")
+        console.print(f"sweep            {planned}")
         console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
-        console.print(f"epochs           at most {planned.epochs:,}, if no trial is stopped early")
         if cost:
-            console.print(f"measured         {cost}")
+            console.print(f"cost             {cost}")
     for share in shares:
         console.print(f"on {share}")
     if config.data.workers:

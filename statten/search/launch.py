@@ -68,6 +68,12 @@ class SweepPlan:
     """Epochs of training at most: no trial is stopped early, repeats included."""
     gpus_per_trial: float
     """Share of GPUs that a trial holds."""
+    extremes: tuple[Config, Config]
+    """Those trials that are likely to need the least and the most; see `extreme_configs`."""
+
+    def __str__(self) -> str:
+        of = "" if self.configurations is None else f" of {self.configurations:,} configurations"
+        return f"{self.trials} trials{of}, {self.concurrent} at a time, at most {self.epochs:,} epochs"
 
 
 def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None = None) -> SweepPlan:
@@ -86,12 +92,13 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     count, trials = space.count(), trials_of(search, space)
     trials = trials if count is None else min(trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
-    largest = memory_bytes(extreme_configs(space)[1])
+    extremes = extreme_configs(space)
+    largest = memory_bytes(extremes[1])
     if trial.device == "cuda" and torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
         there = torch.cuda.get_device_properties(0).total_memory
         _check_memory(largest, there, trial.device, config.scale.gpus_per_worker)
     epochs = config.train.total_epochs * (trials + (search.repeats - 1) * min(search.finalists, trials))
-    return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus)
+    return SweepPlan(trial, largest, trials, concurrent, count, min(epochs, search.max_epochs or epochs), gpus, extremes)
 
 
 def extreme_configs(space: Space) -> tuple[Config, Config]:
@@ -105,19 +112,19 @@ def extreme_configs(space: Space) -> tuple[Config, Config]:
     return corners[0], corners[-1]
 
 
-def measure_sweep(plan: SweepPlan, config: Config, space: Space) -> SweepCost | None:
+def measure_sweep(plan: SweepPlan) -> SweepCost | None:
     """Measure the smallest and the largest trial, where a sweep's trials would run; None, and a line why, where that fails.
 
     Raises:
         UserError: the largest does not fit into memory, or into its share of a GPU.
     """
-    device, extremes = plan.trial.device, extreme_configs(space)
+    device, share = plan.trial.device, plan.gpus_per_trial / plan.trial.world_size
     try:
-        smallest, largest = costs(extremes, device, plan.trial.cpus_per_worker, plan.gpus_per_trial / plan.trial.world_size)
+        smallest, largest = costs(plan.extremes, device, plan.trial.cpus_per_worker, share)
     except Failed as error:
         console.print(f"cost: not measured: {error}")
         return None
-    _check_memory(largest.memory_bytes, largest.there_bytes, device, config.scale.gpus_per_worker)
+    _check_memory(largest.memory_bytes, largest.there_bytes, device, share)
 
     def hours(config: Config, cost: Cost) -> float:
         loaders = make_loaders(config, 0, plan.trial.world_size)
@@ -125,7 +132,7 @@ def measure_sweep(plan: SweepPlan, config: Config, space: Space) -> SweepCost | 
         epoch = steps * cost.step_seconds + batches * cost.validation_seconds
         return epoch * plan.epochs / plan.concurrent / 3600
 
-    least, most = (hours(c, cost) for c, cost in zip(extremes, (smallest, largest), strict=True))
+    least, most = (hours(c, cost) for c, cost in zip(plan.extremes, (smallest, largest), strict=True))
     return SweepCost(smallest, largest, (min(least, most), max(least, most)))
 
 
@@ -174,7 +181,9 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         check_nodes(config, path, plan.trial, plan.concurrent)
-        say(plan, config, space)
+        console.print(plan)
+        if cost := measure_sweep(plan):
+            console.print(f"cost: {cost}")
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         sweep = Sweep.create(path, config, space, extra)
         if source is not None:
@@ -187,14 +196,6 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
                 raise
             console.print(f"{taken} finished trials of {source.name} are known to this sweep; {left} differ and are left out")
         return _execute(sweep, plan)
-
-
-def say(plan: SweepPlan, config: Config, space: Space) -> None:
-    """Print what a sweep will be, and may cost."""
-    of = "" if plan.configurations is None else f" of {plan.configurations:,} configurations"
-    console.print(f"{plan.trials} trials{of}, {plan.concurrent} at a time, at most {plan.epochs:,} epochs")
-    if cost := measure_sweep(plan, config, space):
-        console.print(f"cost: {cost}")
 
 
 def resume_sweep(sweep: Sweep) -> Sweep:

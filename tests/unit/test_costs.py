@@ -30,18 +30,18 @@ def cache(tmp_path, monkeypatch):
 def planned():
     config = load_config("digits", {**FIELDS, "search.trials": 4})
     space = make_space(SPACE, config)
-    return plan_sweep(config, space, {"CPU": 2.0}), config, space
+    return plan_sweep(config, space, {"CPU": 2.0})
 
 
 def test_the_extremes_of_a_space_are_measured_once(cache, planned, monkeypatch, capfd):
-    found = measure_sweep(*planned)
+    found = measure_sweep(planned)
     assert 1.3 * found.smallest.step_seconds < found.largest.step_seconds, "eight timesteps against one"
     assert 50e6 < found.largest.memory_bytes < found.largest.there_bytes
     assert 0 < found.hours[0] < found.hours[1]
     assert "MiB and" in str(found) and "if no trial is stopped early" in str(found)
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(costs, "_run", lambda *_: pytest.fail("measured again"))
-    assert measure_sweep(*planned) == found and len(json.loads(cache.read_text())) == 2
+    assert measure_sweep(planned) == found and len(json.loads(cache.read_text())) == 2
 
 
 def test_what_only_a_sweep_decides_is_not_measured_anew(cache):
@@ -54,14 +54,13 @@ def test_what_only_a_sweep_decides_is_not_measured_anew(cache):
 
 
 def test_a_trial_that_does_not_fit_is_refused(cache, planned, monkeypatch):
-    plan, config, space = planned
     found = costs.Cost(2**40, 0.1, 0.1, 2**30)
     monkeypatch.setattr("statten.search.launch.costs", lambda *_: [found, found])
     with pytest.raises(UserError, match=r"the largest trial needs about 1024.0 GiB, and there are 1.0; make the space or"):
-        measure_sweep(plan, config, space)
-    on_gpu = replace(plan, trial=replace(plan.trial, device="cuda"), gpus_per_trial=0.25)
-    with pytest.raises(UserError, match=r"1024.0 GiB, and its share of a GPU has 1.0"):
-        measure_sweep(on_gpu, config, space)
+        measure_sweep(planned)
+    on_gpu = replace(planned, trial=replace(planned.trial, device="cuda"), gpus_per_trial=0.25)
+    with pytest.raises(UserError, match=r"1024.0 GiB, and its share of a GPU has 0.2"):
+        measure_sweep(on_gpu)
 
 
 def test_running_out_of_memory_is_told_from_what_cannot_be_measured(cache, monkeypatch):
