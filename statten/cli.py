@@ -481,7 +481,7 @@ def best(target: Target, storage: Storage = None, as_json: Json = False) -> None
         console.print(table("the Pareto front", ["trial", "point", *columns], cells, right=(0, *range(2, 2 + len(columns)))))
     if certain := Sweep(path).certainty():
         console.print(f"  {certain}")
-    return console.print(f"  train on    statten promote {Sweep(path).where} --set train.epochs=20")
+    return console.print(f"  train on    statten promote {Sweep(path).typed} --set train.epochs=20")
 
 
 @app.command()

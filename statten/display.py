@@ -178,5 +178,5 @@ def run_summary(run: Run, began: float) -> None:
         f"in {duration(time.monotonic() - began)}"
     )
     console.print(f"  folder    {run.where}")
-    console.print(f"  test it   statten evaluate {run.where}")
+    console.print(f"  test it   statten evaluate {run.typed}")
     console.print(f"  watch it  tensorboard --logdir {run.path}")

@@ -175,13 +175,13 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     )
     if len(best["values"]) > 1:
         console.print(
-            f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.where}"
+            f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.typed}"
         )
     if certain := sweep.certainty():
         console.print(f"  how sure    {certain}")
     console.print(f"  folder      {sweep.where}")
-    console.print(f"  train on    statten promote {sweep.where} --set train.epochs=20")
-    console.print(f"  see it all  statten report {sweep.where}")
+    console.print(f"  train on    statten promote {sweep.typed} --set train.epochs=20")
+    console.print(f"  see it all  statten report {sweep.typed}")
     console.print(f"  compare     tensorboard --logdir {sweep.path}")
 
 

@@ -19,7 +19,8 @@ Files that speak of a checkpoint (metrics.jsonl, then result.json) follow it. So
 finds a run as it was after some epoch, and the next sender overwrites what was left lying.
 
 An endpoint other than AWS's own is named in the URI, `s3://bucket/runs?endpoint_override=http://127.0.0.1:9000`, or by
-$AWS_ENDPOINT_URL. Credentials never are: they come from where the store's own tools look for them.
+$AWS_ENDPOINT_URL; other than Google's by `gs://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9000`. Credentials never are:
+they come from where the store's own tools look for them.
 """
 
 import fcntl
@@ -60,6 +61,8 @@ RUNS = ("trials", "repeats")
 REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION", re.I)
 PATIENCE = 300.0
 """Seconds for which a worker that begins waits for a store that does not answer; later scale.storage_seconds counts."""
+GOOGLE_SECONDS = 10
+"""For which Google's own client asks again before it says that it gets no answer."""
 SETTLE = 1.0
 """Seconds after which a writer that put its name into the store looks whether it is still there."""
 CHUNK = 8 << 20
@@ -132,8 +135,12 @@ def _join(uri: str, name: str) -> str:
 def _open(uri: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
+    asked = uri
+    if uri.startswith(("gs:", "gcs:")) and "retry_limit_seconds=" not in uri:
+        # Left to itself, Google's client asks again for a quarter of an hour, and says nothing; `_patiently` does.
+        asked += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
     try:
-        files, base = FileSystem.from_uri(uri)
+        files, base = FileSystem.from_uri(asked)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"--storage: {uri} cannot be opened: {_reason(error)}") from None
     return files, base.rstrip("/")
@@ -152,7 +159,13 @@ class Store:
 
         bucket = self.base.partition("/")[0]
         with self.speaking():
-            if self.files.get_file_info(bucket).type == FileType.NotFound:
+            try:
+                missing = self.files.get_file_info(bucket).type == FileType.NotFound
+            except OSError as error:
+                if not _refused(error):
+                    raise
+                missing = False  # who may use what is in a bucket need not be allowed to look at the bucket itself
+            if missing:
                 raise UserError(f"--storage: {self.uri}: there is no bucket {bucket}; make it first, or name another")
             self.names()
 
@@ -175,8 +188,12 @@ class Store:
         """Of the runs and sweeps."""
         from pyarrow.fs import FileSelector
 
-        found = self._patiently(lambda: self.files.get_file_info(FileSelector(self.base, allow_not_found=True)))
-        return [info.base_name for info in found if not info.base_name.startswith(".")]
+        if self.files.type_name == "gcs":  # whose folders are in no listing, for there are none
+            found = sorted({file.partition("/")[0] for file in self.listing()})
+        else:
+            selector = FileSelector(self.base, allow_not_found=True)
+            found = [info.base_name for info in self._patiently(lambda: self.files.get_file_info(selector))]
+        return [name for name in found if not name.startswith(".")]
 
     def listing(self, name: str = "") -> dict[str, Stamp]:
         """The objects below a name, by their names relative to it."""
@@ -241,11 +258,6 @@ class Store:
         with suppress(FileNotFoundError):
             self._patiently(lambda: self.files.delete_file(self._path(name)))
 
-    def delete_folder(self, name: str) -> None:
-        """Delete all objects below a name."""
-        with suppress(FileNotFoundError):
-            self._patiently(lambda: self.files.delete_dir(self._path(name)))
-
     def seconds_since(self, name: str) -> float:
         """Age of an object."""
         info = self._patiently(lambda: self.files.get_file_info(self._path(name)))
@@ -277,8 +289,15 @@ def _refused(error: OSError) -> bool:
 
 def _reason(error: BaseException) -> str:
     """What a store says, without the numbers of its request."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = re.sub(r" \(Request ID: [^)]*\)|; Details:.*", "", lines[0]).rstrip(". ")
+    text = str(error).strip() or type(error).__name__
+    if google := re.search(r"google::cloud::Status\((.*)", text, re.S):
+        said = re.sub(r" error_info=.*|\)\. Detail:.*", "", google[1], flags=re.S).rpartition("with a last message of ")[2]
+        if "OAuth2 access token" in said:
+            said = "no credentials of Google Cloud are found"
+        if re.search(r"no credentials|PERMISSION_DENIED|UNAUTHENTICATED|code: 40[13]", f"{google[1]} {said}"):
+            said += "; make some with: gcloud auth application-default login"
+        return said.rstrip(". ")
+    reason = re.sub(r" \(Request ID: [^)]*\)|; Details:.*", "", text.splitlines()[0]).rstrip(". ")
     if re.search(r"ACCESS_KEY|ACCESS_DENIED|SIGNATURE|credentials", reason, re.I):
         reason += "; look at the credentials in the environment or in ~/.aws/credentials"
     return reason
@@ -424,10 +443,12 @@ class Mirror:
             for file in [f for f in agreed if f not in here and only(f) and not CHECKPOINT.fullmatch(f)]:
                 self._delete(file, attempt)
                 del agreed[file]
-            for folder in sorted(_checkpoints({*agreed, *there}).keys() - _checkpoints(here).keys()) if whole else ():
-                self._delete(f"{folder}/{MARKER}", attempt)
-                self.store.delete_folder(f"{self.name}/{folder}")
-                agreed = {file: stamps for file, stamps in agreed.items() if not file.startswith(f"{folder}/")}
+            kept = _checkpoints(here)
+            for folder, files in _checkpoints({*agreed, *there}).items() if whole else ():
+                if folder not in kept:
+                    for file in sorted(files, key=lambda f: not f.endswith(MARKER)):
+                        self._delete(file, attempt)
+                        agreed.pop(file, None)
             now = self.store.listing(self.name)
             for file, stamps in agreed.items():
                 if not stamps[0] and file in now:

@@ -24,6 +24,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,11 @@ class RunFolder:
         """What a person calls it: its URI or its path."""
         mirror = mirror_of(self.path)
         return mirror.uri if mirror else str(self.path)
+
+    @property
+    def typed(self) -> str:
+        """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
+        return shlex.quote(self.where)
 
     def refresh(self, wait: bool = True) -> None:
         """See what workers elsewhere have written; nothing in a plain folder. Without `wait`, not while a worker here sends."""

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and what writes to it in a process of its own, so that it can be killed."""
+"""Real servers of S3 and of Google's storage on loopback, and what writes to them in a process that can be killed."""
 
 import hashlib
 import json
@@ -19,8 +19,8 @@ ENVIRONMENT = {
 }
 
 
-class Server:
-    """Moto's S3 server; what is stored outlives `stop` and `start`."""
+class S3:
+    """Moto's server; what is stored outlives `stop` and `start`."""
 
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer
@@ -45,16 +45,52 @@ class Server:
         return f"s3://{bucket}/{prefix}?endpoint_override={self.endpoint}"
 
 
+class Google:
+    """The emulator of Google's storage; what is stored outlives `stop` and `start`."""
+
+    def __init__(self) -> None:
+        from gcp_storage_emulator.handlers.buckets import create_bucket
+        from gcp_storage_emulator.server import APIThread
+        from gcp_storage_emulator.storage import Storage
+
+        self._make, self._storage, self.port = APIThread, Storage(use_memory_fs=True), 0
+        create_bucket(BUCKET, self._storage)
+        self.start()
+
+    def start(self) -> None:
+        self._server = self._make("127.0.0.1", self.port, self._storage, daemon=True)
+        self._server.start()
+        self._server.is_running.wait()
+        self.port = self._server._httpd.server_address[1]
+
+    def stop(self) -> None:
+        self._server.join()
+
+    def uri(self, prefix: str = "runs", bucket: str = BUCKET) -> str:
+        query = f"scheme=http&endpoint_override=127.0.0.1:{self.port}&retry_limit_seconds=1"
+        return f"gs://anonymous@{bucket}/{prefix}?{query}"
+
+
 @contextmanager
-def serving() -> Iterator[Server]:
-    """A server with an empty bucket."""
+def serving() -> Iterator[S3]:
+    """An S3 server with an empty bucket."""
     import boto3
 
-    server = Server()
+    server = S3()
     client = boto3.client(
         "s3", endpoint_url=server.endpoint, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
     )
     client.create_bucket(Bucket=BUCKET)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def serving_google() -> Iterator[Google]:
+    """A server of Google's storage with an empty bucket."""
+    server = Google()
     try:
         yield server
     finally:
@@ -83,7 +119,7 @@ def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
     from statten import remote
 
     store, count = remote.mirror_of(Path(folder)).store, 0
-    send, delete, delete_folder = remote.Store._send, remote.Store.delete, remote.Store.delete_folder
+    send, delete = remote.Store._send, remote.Store.delete
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,18 +133,15 @@ def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
                 die()
         send(self, path, name)
 
-    def counted(action):
-        def then(self, name: str) -> None:
-            nonlocal count
-            count += 1
-            if count == moment + 1:
-                die()
-            action(self, name)
-
-        return then
+    def counted_delete(self, name: str) -> None:
+        nonlocal count
+        count += 1
+        if count == moment + 1:
+            die()
+        delete(self, name)
 
     remote.Store._send = counted_send
-    remote.Store.delete, remote.Store.delete_folder = counted(delete), counted(delete_folder)
+    remote.Store.delete = counted_delete
     remote.mirror_of(Path(folder)).push(attempt, whole=True)
     print(count)
 

@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_from_the_store_alone(statten, server, another_mach
     another_machine()
     text = statten("resume", "a", "--storage", uri).finish()
     assert "epoch 4/4" in text and "epoch 1/4" not in text and "epoch 2/4" not in text
-    assert f"statten evaluate {uri.replace('?', '/a?')}" in text
+    assert f"statten evaluate '{uri.replace('?', '/a?')}'" in text
 
     another_machine()
     report = document(statten("evaluate", "a", "--storage", uri, "--json").finish())
