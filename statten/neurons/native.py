@@ -208,7 +208,7 @@ def _processor() -> str:
 
 
 def _build(compiler: str, target: Path) -> None:
-    log.info("compiling the neurons for this CPU, once, about 15 s")
+    log.warning("compiling the neurons for this CPU, once, about 15 s")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         out, words = Path(folder) / target.name, ""
