@@ -19,8 +19,8 @@ Files that speak of a checkpoint (metrics.jsonl, then result.json) follow it. So
 finds a run as it was after some epoch, and the next sender overwrites what was left lying.
 
 An endpoint other than AWS's own is named in the URI, `s3://bucket/runs?endpoint_override=http://127.0.0.1:9000`, or by
-$AWS_ENDPOINT_URL; other than Google's by `gs://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9000`. Credentials never are:
-they come from where the store's own tools look for them.
+$AWS_ENDPOINT_URL; one other than Google's in `gs://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9000`. Credentials
+never are: they come from where the store's own tools look for them.
 """
 
 import fcntl

@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import object_store
@@ -69,13 +73,13 @@ def cluster(tmp_path_factory):
         make_token()
         ray._raylet.Config.initialize("")  # this process may have read another mode
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        other = {"STATTEN_CACHE": str(tmp_path_factory.mktemp("other"))}
-        made.add_node(num_cpus=2, env_vars=other)
+        made.cache = tmp_path_factory.mktemp("other")
+        made.other = made.add_node(num_cpus=2, env_vars={"STATTEN_CACHE": str(made.cache)})
         patch.setenv("STATTEN_CACHE", str(tmp_path_factory.mktemp("driver")))
         try:
             with ray_cluster(made.address):
                 made.wait_for_nodes()
-                yield other["STATTEN_CACHE"]
+                yield made
         finally:
             made.shutdown()
 
@@ -104,7 +108,7 @@ def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_dri
     shown = "".join(capsys.readouterr())  # where commands print depends on the last one in this process
     assert "2 workers, CPU cores 2" in shown and "epoch 2/2" in shown, "followed through the store"
     assert run.state == "finished" and not list(run.checkpoint_folder.glob("*")), "trained elsewhere"
-    (copy,) = Path(cluster).glob("*/far")
+    (copy,) = cluster.cache.glob("*/far")
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
     assert json.loads((copy / "result.json").read_text()) == run.result
     best = Run.open(locate("far", storage)).best_checkpoint()
@@ -119,7 +123,7 @@ def test_trials_of_a_sweep_in_a_store_train_there_too(cluster, server, tmp_path)
     config = load_config("digits", {**SMALL, "search.trials": 2})
     storage = remote.working_copy(server.uri("sweeps"))
     sweep = search.tune(config, load_space(tmp_path / "space.yaml", config), storage / "s")
-    assert not list(sweep.path.rglob("*.safetensors")) and list(Path(cluster).glob("*/s/trials/000[01]/checkpoints/epoch-0002"))
+    assert not list(sweep.path.rglob("*.safetensors")) and list(cluster.cache.glob("*/s/trials/000[01]/checkpoints/epoch-0002"))
     shutil.rmtree(storage)
     seen = search.Sweep.open(locate("s", remote.working_copy(server.uri("sweeps"))))
     assert [trial.state.name for trial, _ in seen.rows()] == ["COMPLETE", "COMPLETE"]
@@ -129,6 +133,35 @@ def test_trials_of_a_sweep_in_a_store_train_there_too(cluster, server, tmp_path)
     )
     best = seen.best()
     assert best["value"] == sweep_value(seen) and (Path(best["checkpoint"]) / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_machine_that_is_to_be_taken_away_writes_a_checkpoint_and_goes_on_elsewhere(cluster, tmp_path):
+    """What an autoscaler does when a spot machine is about to be preempted: it drains the node, with a deadline."""
+    config = load_config("digits", {**SMALL, "train.epochs": 16, "scale.workers": 2})
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(trainer.train, config, tmp_path / "r")
+        run = Run(tmp_path / "r")
+        wait_for(lambda: training.done() or run.metrics(), 120)
+        cluster.add_node(num_cpus=2, env_vars={"STATTEN_CACHE": str(cluster.cache)})
+        drain(cluster, cluster.other)
+        training.result(180)
+    log = (run.path / "train.log").read_text()
+    assert re.search(r"asked to go after step \d+ of epoch \d+, and a checkpoint is written; going on from the newest", log)
+    assert run.state == "finished" and [row["epoch"] for row in run.metrics()] == [*range(1, 17)]
+
+
+def wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def drain(cluster, node) -> None:
+    ray_drain = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", cluster.address]
+    reason = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 60"
+    subprocess.run([*ray_drain, "--node-id", node.node_id, *reason.split()], check=True, capture_output=True, timeout=60)
 
 
 def sweep_value(sweep) -> float:

@@ -1,4 +1,4 @@
-"""Working copies and their mirror in real servers of S3 and Google's storage: what is sent, brought, left out, and who may write."""
+"""Working copies and their mirror in servers of S3 and of Google's storage: what is sent and brought, and who may write."""
 
 import json
 import os
@@ -335,7 +335,7 @@ def test_uris_that_cannot_be(text, sentence):
 
 
 def test_wrong_bucket_and_wrong_keys(uri, server, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"--storage: (s3|gs)://.*nope/.*: there is no bucket nope; make it first, or name another"):
+    with pytest.raises(UserError, match=r"--storage: (s3|gs)://.*nope/.*: there is no bucket nope; make it first"):
         remote.check_store(working_copy(server.uri(bucket="nope")))
     if isinstance(server, object_store.Google):
         return  # asks for no keys
