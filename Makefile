@@ -21,14 +21,15 @@ setup: ## Make .venv as requirements.lock says; does nothing when it is up to da
 demo: setup ## Sweep on bundled data, promote the best trial, evaluate it
 	@$(BIN)/statten demo
 
-# All three always run, so that one look shows everything; pytest comes last and has the last line.
+# All three always run, so that one look shows everything; pytest comes last and has the last line. Two processes share the files,
+# for those that start clusters mostly wait.
 test: setup ## Lint, types and tests
 	@failed=; \
 	$(BIN)/ruff check . || failed="lint"; \
 	$(BIN)/ruff format --check . || failed="$${failed:+$$failed, }format"; \
 	$(BIN)/mypy || failed="$${failed:+$$failed, }types"; \
 	[ -z "$$failed" ] || echo "FAILED before the tests, see above: $$failed"; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) && [ -z "$$failed" ]
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) && [ -z "$$failed" ]
 
 check: test ## The same as test
 

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import ray
 
 MARK = "STATTEN_TEST"
 
@@ -82,6 +83,12 @@ def no_token(tmp_path_factory):
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
         yield
+
+
+def forget_token() -> None:
+    """Have Ray read token and mode anew; a process keeps those that it met first."""
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import object_store
 import pytest
 import ray
+from conftest import forget_token
 from ray.cluster_utils import Cluster
 
 from statten import display, nodes, remote, search, trainer
@@ -71,7 +72,7 @@ def cluster(tmp_path_factory):
             patch.setenv(name, value)
         patch.setattr(remote, "SETTLE", 0.1)
         make_token()
-        ray._raylet.Config.initialize("")  # this process may have read another mode
+        forget_token()
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         made.cache = tmp_path_factory.mktemp("other")
         made.other = made.add_node(num_cpus=2, env_vars={"STATTEN_CACHE": str(made.cache)})
@@ -82,6 +83,7 @@ def cluster(tmp_path_factory):
                 yield made
         finally:
             made.shutdown()
+    forget_token()
 
 
 @pytest.mark.slow

@@ -1,7 +1,4 @@
-"""Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate.
-
-Its name makes it run last: its client takes up a token of its own cluster, which Ray keeps for the rest of the process.
-"""
+"""Jobs on two Ray nodes of this machine with a token: submit, follow, lose the connection, stop, go on, promote, evaluate."""
 
 import contextlib
 import json
@@ -18,7 +15,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from conftest import MARK, marked
+from conftest import MARK, forget_token, marked
 
 from statten import cli, doctor
 from statten.cluster import make_token
@@ -116,6 +113,7 @@ def home(tmp_path_factory):
             patch.delenv(name, raising=False)
         make_token()
         yield folder
+    forget_token()
 
 
 @pytest.fixture(scope="module")
