@@ -58,7 +58,7 @@ KINDS = ("run.json", "sweep.json")
 """Sent last when a folder is new: without one of them it is not there yet."""
 RUNS = ("trials", "repeats")
 """Folders of a sweep that hold runs."""
-REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION", re.I)
+REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION|UNAUTHENTICATED", re.I)
 PATIENCE = 300.0
 """Seconds for which a worker that begins waits for a store that does not answer; later scale.storage_seconds counts."""
 GOOGLE_SECONDS = 10
