@@ -24,7 +24,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.checkpoint import checkpoints
+from statten.cluster import free_port
 from statten.display import console, table, use_stderr
 from statten.files import read_json, write_json
 from statten.runs import Run, environment
@@ -83,9 +83,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # short, for the paths of sockets
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
         self.marks: list[str] = [""] * (nodes + 1)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         for node in range(nodes + 1):
             self.start(node)
 

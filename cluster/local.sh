@@ -24,7 +24,7 @@ PYTHON=$(command -v "$PYTHON")
 export PATH="${PYTHON%/*}:$PATH"  # jobs start as `python`
 "$PYTHON" -m statten.cli doctor --make-token
 
-free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+free_port() { "$PYTHON" -c 'from statten.cluster import free_port; print(free_port())'; }
 [[ $PORT != 0 ]] || PORT=$(free_port)
 [[ $DASHBOARD_PORT != 0 ]] || DASHBOARD_PORT=$(free_port)
 made=

@@ -27,7 +27,7 @@ python -m statten.cli doctor --make-token
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # machines that end together have nobody to hand their work to
 
-free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+free_port() { python -c 'from statten.cluster import free_port; print(free_port(""))'; }
 one=(--overlap --nodes=1 --ntasks=1)        # of a step
 mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${machines[0]}                        # this script runs there

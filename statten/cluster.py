@@ -6,7 +6,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from statten.config import UserError
@@ -61,7 +61,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
                 address="local",  # without it, a cluster that crashed here some day would be waited for
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
-                dashboard_port=_free_port() if dashboard else None,
+                dashboard_port=free_port() if dashboard else None,
                 _node_ip_address="127.0.0.1",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -90,10 +90,17 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port at which nobody listens.
+
+    It lies below those that Linux gives to whoever opens a connection, one of which might have it before it is used, and
+    above those of Ray's workers.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import formats
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from statten.cluster import free_port
 from statten.config import load_config, recipe_names
 from statten.data import make_loaders
 from statten.data.prepare import prepare
@@ -22,12 +22,6 @@ SHORT = {
     "model.depth": 1, "model.embed_dim": 16, "train.epochs": 1, "train.cooldown_epochs": 0, "train.warmup_epochs": 0,
     "train.mixup_off_epoch": 0, "train.batch_size": 4, "train.eval_batch_size": 8, "data.workers": 0, "scale.workers": 2,
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def train_all(rank: int, port: int, root: Path) -> None:

@@ -1,7 +1,6 @@
 """A sweep whose driver is killed with -9 is finished by `resume`: nothing twice, nothing lost, finished trials untouched."""
 
 import json
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +10,7 @@ import optuna
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from statten.cluster import free_port
 from statten.config import Failed, load_config
 from statten.runs import Run
 from statten.search import resume_sweep
@@ -101,9 +101,7 @@ def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(
     first = statten("tune", "digits", "--space", space, *options.split(), "--trials", 2, "--name", "r", "--storage", tmp_path)
     folder = tmp_path / "r"
     first.wait_until(lambda: (folder / "study.journal").exists() and len(list(folder.glob("trials/*"))) > 0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     dashboard = Path(sys.executable).with_name("optuna-dashboard")
     command = [dashboard, "study.journal", "--port", str(port), "--server", "wsgiref", "--quiet"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:

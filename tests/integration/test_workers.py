@@ -15,7 +15,7 @@ import torch
 
 from statten import trainer
 from statten.checkpoint import load_weights
-from statten.cluster import ray_cluster
+from statten.cluster import free_port, ray_cluster
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.metrics import Accuracy
@@ -89,9 +89,7 @@ def short_path():
 
 @pytest.mark.slow
 def test_a_run_joins_a_cluster_that_ray_start_made(tmp_path, short_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray_start = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
         "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
