@@ -181,7 +181,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
         plan = plan_sweep(config, space, capacity)
         check_nodes(config, path, plan.trial, plan.concurrent)
-        console.print(plan)
+        console.print(str(plan))  # rich would spell the dataclass out
         if cost := measure_sweep(plan):
             console.print(f"cost: {cost}")
         extra = {"environment.json": environment(), "splits.json": split_document(config)}

@@ -1,6 +1,7 @@
 """A sweep whose driver is killed with -9 is finished by `resume`: nothing twice, nothing lost, finished trials untouched."""
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -46,6 +47,8 @@ def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
     folder = tmp_path / "s"
     first.wait_until(lambda: len(list(folder.glob("trials/*/result.json"))) >= 3)
     first.kill()
+    plan = rf"^{TRIALS} trials of \d+ configurations, \d+ at a time, at most {TRIALS * EPOCHS} epochs\ncost: the largest"
+    assert re.match(plan, first.text)
 
     sweep = Sweep.open(folder)
     ended = {n for n, state in states(sweep).items() if state != "RUNNING"}
