@@ -113,7 +113,8 @@ def place(nodes: Sequence[Node], groups: int, plan: Preflight, scale: ScaleConfi
 def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -> None:
     """Raise UserError where a machine of the cluster does not see a folder, that is yet to be made perhaps.
 
-    A file is made in it (or in the nearest folder above that is there), and a task on every machine looks for it.
+    A file is made in it (or in the nearest folder above that is there), and a task on every machine looks for it. A machine
+    that is lost meanwhile has no say.
 
     Args:
         folder: on this machine.
@@ -141,6 +142,8 @@ def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -
                 if not ray.get(look, timeout=SECONDS):
                     blind.append(node.name)
             except ray.exceptions.RayError as error:
+                if node not in living():
+                    continue  # lost since it was listed: nothing will run there
                 raise UserError(f"{what}: {node.name} does not answer: {str(error).splitlines()[0]}") from None
     finally:
         probe.unlink(missing_ok=True)

@@ -103,6 +103,18 @@ def test_a_folder_that_one_machine_does_not_see_is_refused(cluster, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_machine_that_is_lost_while_it_is_asked_has_no_say(cluster, tmp_path, monkeypatch):
+    lost, there = Node("lost", 1, 0, "a" * 56), nodes.living()
+    listed = iter([[lost, *there], there])
+    monkeypatch.setattr(nodes, "living", lambda: next(listed))
+    nodes.check_shared(tmp_path)
+    monkeypatch.setattr(nodes, "living", lambda: [lost, *there])
+    with pytest.raises(UserError, match=r"^--storage: lost does not answer: "):
+        nodes.check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_driver(cluster, server, monkeypatch, capsys):
     monkeypatch.setattr(display, "REFRESH", 0.5)
     storage = remote.working_copy(server.uri())
