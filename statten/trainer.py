@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from statten.cluster import ray_cluster
-from statten.config import Config, Failed, UserError
+from statten.config import Config, Failed, ScaleConfig, UserError
 from statten.data import absolute_root, check_split, split_document
 from statten.display import console, following
 from statten.faults import classify
 from statten.files import write_json
-from statten.nodes import check_shared, living, place
+from statten.nodes import Node, capacity, check_shared, living, place
 from statten.runs import Run, environment
 from statten.train import Preflight, preflight, run_fit
 
@@ -38,9 +38,10 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
     config = absolute_root(config)
-    with ray_cluster(config.scale.address) as capacity:
-        plan = preflight(config, capacity)
-        check_nodes(config, path, plan)
+    with ray_cluster(config.scale.address):
+        machines = check_nodes(config, path)
+        plan = preflight(config, capacity(machines))
+        show_places(machines, plan, config.scale)
         extra = {"environment.json": environment(), "splits.json": split_document(config)}
         run = Run.create(path, config, origin, extra, weights)
         return _execute(run, plan)
@@ -51,26 +52,37 @@ def resume(run: Run) -> Run:
     if run.state == "finished":
         raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
     config = run.config
-    with ray_cluster(config.scale.address) as capacity:
-        plan = preflight(config, capacity)
-        check_nodes(config, run.path, plan)
+    with ray_cluster(config.scale.address):
+        machines = check_nodes(config, run.path)
+        plan = preflight(config, capacity(machines))
+        show_places(machines, plan, config.scale)
         check_split(config, run.path / "splits.json")
         write_json(run.path / "environment.json", environment())
         return _execute(run, plan)
 
 
-def check_nodes(config: Config, path: Path, plan: Preflight, trials: int = 1) -> None:
-    """Raise UserError where a machine of the cluster does not see what its workers read or write; tell what runs where.
+def check_nodes(config: Config, path: Path) -> list[Node]:
+    """The machines of the cluster; raises UserError where one of them does not see what its workers read or write.
+
+    Plans are made for these, and for no others: a machine may come or go at any time.
 
     Args:
         path: folder of the run or sweep.
-        trials: runs side by side.
     """
     check_shared(path.parent)
     if config.data.root is not None:
         check_shared(Path(config.data.root), "data.root", mirrored=False)
-    if len(machines := living()) > 1:
-        console.print("\n".join(f"on {share}" for share in place(machines, trials, plan, config.scale)), style="dim")
+    return living()
+
+
+def show_places(machines: list[Node], plan: Preflight, scale: ScaleConfig, trials: int = 1) -> None:
+    """Print what will run where, on several machines; raises UserError where something finds no room.
+
+    Args:
+        trials: runs side by side.
+    """
+    if len(machines) > 1:
+        console.print("\n".join(f"on {share}" for share in place(machines, trials, plan, scale)), style="dim")
 
 
 def _execute(run: Run, plan: Preflight) -> Run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from statten import nodes
 from statten.cluster import ray_cluster
 from statten.config import METRICS, Config, Failed, UserError, constraint, dump_config, nearest, with_overrides
 from statten.costs import Cost, costs
@@ -26,7 +27,7 @@ from statten.search.samplers import make_sampler, trials_of
 from statten.search.space import Space
 from statten.search.sweep import Sweep
 from statten.train import Preflight, memory_bytes, preflight, run_fit
-from statten.trainer import check_nodes, fit_on_workers
+from statten.trainer import check_nodes, fit_on_workers, show_places
 
 if TYPE_CHECKING:
     from statten.search.live import LiveTable
@@ -178,9 +179,10 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
-    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
-        plan = plan_sweep(config, space, capacity)
-        check_nodes(config, path, plan.trial, plan.concurrent)
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
+        machines = check_nodes(config, path)
+        plan = plan_sweep(config, space, nodes.capacity(machines))
+        show_places(machines, plan.trial, config.scale, plan.concurrent)
         console.print(str(plan))  # rich would spell the dataclass out
         if cost := measure_sweep(plan):
             console.print(f"cost: {cost}")
@@ -201,9 +203,10 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1) as capacity:
-        plan = plan_sweep(config, sweep.space, capacity)
-        check_nodes(config, sweep.path, plan.trial, plan.concurrent)
+    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
+        machines = check_nodes(config, sweep.path)
+        plan = plan_sweep(config, sweep.space, nodes.capacity(machines))
+        show_places(machines, plan.trial, config.scale, plan.concurrent)
         return _execute(sweep, plan)
 
 
