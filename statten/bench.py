@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from statten.config import Config, ModelConfig, UserError, build_config, nearest
+from statten.config import Config, ModelConfig, build_config
 from statten.data import make_loaders
 from statten.data.folders import IMAGES, list_parts, unlisted
 from statten.data.shards import shard
 from statten.data.transforms import sample_transform
 from statten.display import console
+from statten.errors import UserError, nearest
 from statten.files import write_json
 from statten.models import build_model, fold_batch_norm
 from statten.models.attention import statten as counts

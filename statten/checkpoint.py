@@ -30,7 +30,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from statten.config import UserError
+from statten.errors import UserError
 from statten.files import new_folder, read_json, sha256, write_text
 from statten.models.published import from_published, load_published, to_published
 

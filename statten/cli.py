@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statten.cli_jobs import jobs_app
-from statten.config import Failed, UserError, load_config, nearest, recipe_names
+from statten.config import load_config, recipe_names
+from statten.errors import Failed, UserError, nearest
 from statten.jobs import (
     RESUMABLE,
     SUBMITTED,

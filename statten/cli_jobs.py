@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from statten.config import UserError, nearest
+from statten.errors import UserError, nearest
 
 jobs_app = typer.Typer(rich_markup_mode=None)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from statten.config import UserError
+from statten.errors import UserError
 
 # Read by Ray when it is imported or started, in this process and in its workers.
 _ENVIRONMENT = {

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from statten.config import Config, Failed, UserError, build_config
+from statten.config import Config, build_config
 from statten.data import Loaders
 from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
+from statten.errors import Failed, UserError
 from statten.faults import LESS_MEMORY, Diverged, classify, killed_for_memory
 from statten.files import cache_folder, read_json, write_json
 

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from statten.config import UserError
+from statten.errors import UserError
 from statten.files import read_json
 from statten.runs import Run, best_row
 

@@ -28,8 +28,8 @@ from typing import Any, Literal
 from rich.text import Text
 
 from statten.cluster import token_file
-from statten.config import UserError
 from statten.display import console
+from statten.errors import UserError
 from statten.probe import PACKAGES, PREFIX
 from statten.runs import default_storage
 

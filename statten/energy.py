@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from statten.config import ModelConfig, UserError
+from statten.config import ModelConfig
+from statten.errors import UserError
 from statten.files import read_json
 
 MAC_PJ, AC_PJ = 4.6, 0.9

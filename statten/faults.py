@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from statten.config import Failed, UserError
 from statten.data import CorruptSample
+from statten.errors import Failed, UserError
 from statten.files import FULL
 
 Kind = Literal["lost", "memory", "diverged", "input", "error"]

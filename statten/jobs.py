@@ -35,19 +35,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from statten.config import (
     Config,
-    ConfigError,
     Int,
     Part,
     ScaleConfig,
-    UserError,
     field_paths,
     get_field,
     load_config,
-    nearest,
     read_yaml,
     validate_part,
     with_overrides,
 )
+from statten.errors import ConfigError, UserError, nearest
 from statten.runs import Run, RunFolder
 
 if TYPE_CHECKING:

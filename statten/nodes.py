@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from statten.cluster import ray_cluster
-from statten.config import ScaleConfig, UserError
+from statten.config import ScaleConfig
+from statten.errors import UserError
 from statten.remote import mirror_of
 from statten.train import Preflight
 

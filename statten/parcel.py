@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from statten.config import UserError
+from statten.errors import UserError
 
 LIMIT = 512 * 2**20  # bytes of a message that a cluster's head takes
 

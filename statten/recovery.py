@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from statten.config import Failed
+from statten.errors import Failed
 from statten.faults import LESS_MEMORY, Fault, Preempted, classify, killed_for_memory
 from statten.runs import Run
 

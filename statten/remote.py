@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from statten.config import Failed, UserError
+from statten.errors import Failed, Superseded, UserError
 from statten.files import alive, cache_folder, read_json, repeating, sha256, taken, write_json, write_text, writer
 
 log = logging.getLogger("statten")
@@ -68,11 +68,6 @@ SETTLE = 1.0
 CHUNK = 8 << 20
 
 
-class Superseded(RuntimeError):
-    """A newer attempt writes this run."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What is brought: a file's path inside its run decides.
 
 
@@ -91,7 +86,6 @@ def everything(file: str) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The store.
 
 
@@ -303,7 +297,6 @@ def _reason(error: BaseException) -> str:
     return reason
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The mirror of one run or sweep.
 
 
@@ -626,7 +619,6 @@ class Sender:
             self._pool.shutdown()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # From paths to mirrors.
 
 

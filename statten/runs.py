@@ -38,21 +38,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from statten.config import Config, UserError, dump_config, load_config, nearest
+from statten.config import Config, dump_config, load_config
+from statten.errors import Superseded, UserError, nearest
 from statten.files import FULL, append_line, exclusive, new_folder, read_json, write_json, write_text
-from statten.remote import (
-    Mirror,
-    Sender,
-    Superseded,
-    at,
-    is_uri,
-    look,
-    mirror_of,
-    refresh,
-    split_uri,
-    taken_names,
-    working_copy,
-)
+from statten.remote import Mirror, Sender, at, is_uri, look, mirror_of, refresh, split_uri, taken_names, working_copy
 
 log = logging.getLogger("statten")
 

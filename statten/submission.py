@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from statten.cluster import read_token, token_refused
-from statten.config import Config, Failed, UserError, load_config, nearest, parse_overrides, recipe_names
+from statten.config import Config, load_config, parse_overrides, recipe_names
+from statten.errors import Failed, UserError, nearest
 from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job, space_file
 from statten.parcel import Parcel, pack, travelling
 from statten.runs import check_name

@@ -20,11 +20,12 @@ from timm.utils.distributed import distribute_bn
 from torch import nn
 
 from statten.checkpoint import TrainState, load_newest, load_weights
-from statten.config import Config, ScaleConfig, TrainConfig, UserError
+from statten.config import Config, ScaleConfig, TrainConfig
 from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
 from statten.energy import ledger
+from statten.errors import UserError
 from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
 from statten.metrics import Accuracy, SpikeTotals, evaluating, is_distributed, sum_over_ranks

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from statten.cluster import ray_cluster
-from statten.config import Config, Failed, ScaleConfig, UserError
+from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
 from statten.display import console, following
+from statten.errors import Failed, UserError
 from statten.faults import classify
 from statten.files import write_json
 from statten.nodes import Node, capacity, check_shared, living, place

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import Config, UserError, with_overrides
+from statten.config import Config, with_overrides
 from statten.data.dataset import CorruptSample, Dataset, Samples, Source
 from statten.data.digits import DIGITS
 from statten.data.digits_events import DIGITS_EVENTS
@@ -19,6 +19,7 @@ from statten.data.events import CIFAR10DVS, DVS128GESTURE, EVENT_FOLDER, NCALTEC
 from statten.data.images import CIFAR10, CIFAR100, IMAGE_FOLDER, IMAGENET
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, identity, split
+from statten.errors import UserError
 from statten.files import read_json
 
 __all__ = [

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from statten.config import Config, Failed
+from statten.config import Config
 from statten.data.counter import hashed
+from statten.errors import Failed
 
 RawSample = Image.Image | Tensor
 """An RGB image, or an event clip [T, 2, H, W] of whole numbers; of native size."""

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statten.config import Config, UserError
+from statten.config import Config
 from statten.data.dataset import Damaged, Dataset, Files
 from statten.data.folders import CLIPS, Listing, dataset_root, list_parts
+from statten.errors import UserError
 
 PUBLISHED_TRAIN = 9, 10
 """Of each class, files sorted by name, the first 9/10 are for training (Lee et al., 2025, for both datasets without a test

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from statten.config import Config, UserError
+from statten.config import Config
 from statten.data.dataset import Damaged, Dataset, Files
 from statten.data.folders import IMAGES, Listing, dataset_root, list_parts
 from statten.data.shards import Shards, has_shards, open_shards
+from statten.errors import UserError
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from statten.cluster import ray_cluster
-from statten.config import UserError, build_config
+from statten.config import build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.energy import Conventions
+from statten.errors import UserError
 from statten.evaluation.html import html
 from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
 from statten.evaluation.report import build, summary

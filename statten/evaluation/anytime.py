@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from statten.config import Config, ConfigError, UserError, parse_overrides, with_overrides
+from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
 from statten.energy import Conventions, ledger
+from statten.errors import ConfigError, UserError
 from statten.evaluation.measure import Measured, measure
 from statten.evaluation.report import accuracy
 from statten.evaluation.show import figure, heat_map, md_table

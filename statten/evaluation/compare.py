@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, ttest_ind
 
-from statten.config import UserError
 from statten.display import console, table
+from statten.errors import UserError
 from statten.evaluation.measure import Measured, load
 from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target

@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from statten.config import Config, Failed, ModelConfig, UserError, dump_config, nearest
+from statten.config import Config, ModelConfig, dump_config
+from statten.errors import Failed, UserError, nearest
 from statten.evaluation.targets import Target, open_target
 from statten.files import new_folder, write_json, write_text
 from statten.models import STAttenTransformer

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from statten.config import Config, UserError
+from statten.config import Config
 from statten.data import EvalLoader, make_test_loader
+from statten.errors import UserError
 from statten.evaluation.meter import SpikeMeter
 from statten.metrics import evaluating
 from statten.models import STAttenTransformer

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from statten.checkpoint import EMA, MODEL, load_weights
-from statten.config import Config, UserError, load_config, parse_overrides, with_overrides
+from statten.config import Config, load_config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split
+from statten.errors import UserError
 from statten.files import sha256
 from statten.models import STAttenTransformer, build_model
 from statten.models.published import fit_weights, read_published, translate

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.config import Config, ConfigError, ModelConfig, NeuronMap, UserError, build_config, get_field, with_overrides
+from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
+from statten.errors import ConfigError, UserError
 from statten.models.transformer import STAttenTransformer
 
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}

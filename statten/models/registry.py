@@ -9,7 +9,8 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
-from statten.config import ModelConfig, UserError
+from statten.config import ModelConfig
+from statten.errors import UserError
 
 __all__ = ["statten_2_256", "statten_2_512", "statten_8_512", "statten_8_768"]
 

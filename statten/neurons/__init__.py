@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from statten.config import UserError, nearest
+from statten.errors import UserError, nearest
 from statten.neurons import operator as operator  # registers torch.ops.statten
 from statten.neurons.cupy_backend import CupyBackend
 from statten.neurons.dynamics import Backend, Dynamics, Norm, Unavailable, Wanted

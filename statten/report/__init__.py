@@ -13,7 +13,7 @@ It only reads the sweep, which may be running.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import UserError
+from statten.errors import UserError
 from statten.files import write_json, write_text
 from statten.remote import publish
 

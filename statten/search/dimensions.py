@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from statten.config import ConfigError, field_at, nearest
+from statten.config import field_at
+from statten.errors import ConfigError, nearest
 from statten.search.domains import Domain, Interval, Listed, Steps, same
 from statten.search.expressions import Expression, literal, parse, parse_condition
 

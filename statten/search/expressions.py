@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from statten.config import ConfigError, field_at, nearest
+from statten.config import field_at
+from statten.errors import ConfigError, nearest
 
 Known = Mapping[str, Any]
 Reader = Callable[[Known], Any]

@@ -15,10 +15,11 @@ import torch
 
 from statten import nodes
 from statten.cluster import ray_cluster
-from statten.config import METRICS, Config, Failed, UserError, constraint, dump_config, nearest, with_overrides
+from statten.config import METRICS, Config, constraint, dump_config, with_overrides
 from statten.costs import Cost, costs
 from statten.data import absolute_root, make_loaders, split_document
 from statten.display import console, duration
+from statten.errors import Failed, UserError, nearest
 from statten.faults import classify
 from statten.files import write_text
 from statten.models import build_model

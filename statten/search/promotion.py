@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from statten.checkpoint import weights_file
-from statten.config import Config, UserError, get_field, with_overrides
+from statten.config import Config, get_field, with_overrides
+from statten.errors import UserError
 from statten.models import build_model
 from statten.runs import Run
 from statten.trainer import train

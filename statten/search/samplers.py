@@ -23,7 +23,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from statten.config import SearchConfig, UserError
+from statten.config import SearchConfig
+from statten.errors import UserError
 from statten.search.domains import Domain, Interval, Listed, Steps
 from statten.search.space import Space
 

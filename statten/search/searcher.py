@@ -20,7 +20,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from statten.checkpoint import weights_file
-from statten.config import UserError, constraint
+from statten.config import constraint
+from statten.errors import UserError
 from statten.files import write_json
 from statten.runs import Run
 from statten.search import stopping

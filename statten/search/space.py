@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from statten.config import Config, ConfigError, UserError, get_field, read_yaml, with_overrides
+from statten.config import Config, get_field, read_yaml, with_overrides
+from statten.errors import ConfigError, UserError
 from statten.search.dimensions import (
     CONSTRAINT,
     Couple,

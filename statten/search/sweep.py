@@ -19,7 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, UserError, dump_config, get_field
+from statten.config import Config, dump_config, get_field
+from statten.errors import UserError
 from statten.files import new_folder, read_json, write_json, write_text
 from statten.runs import Run, RunFolder, check_name, exists, now
 from statten.search.space import Space, load_space

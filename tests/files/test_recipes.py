@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from statten import cli
-from statten.config import RECIPES, ConfigError, UserError, dump_config, get_field, load_config, recipe_names, with_overrides
+from statten.config import RECIPES, dump_config, get_field, load_config, recipe_names, with_overrides
 from statten.data.transforms import sample_transform
+from statten.errors import ConfigError, UserError
 from statten.jobs import JobFile, enter, load_job
 from statten.models import build_model
 from statten.runs import Run

@@ -19,7 +19,7 @@ from conftest import MARK, forget_token, marked
 
 from statten import cli, doctor
 from statten.cluster import make_token
-from statten.config import UserError
+from statten.errors import UserError
 from statten.runs import Run
 from statten.search.sweep import Sweep
 from statten.submission import Cluster

@@ -19,7 +19,8 @@ from ray.cluster_utils import Cluster
 
 from statten import display, nodes, remote, search, trainer
 from statten.cluster import make_token, ray_cluster
-from statten.config import ScaleConfig, UserError, load_config
+from statten.config import ScaleConfig, load_config
+from statten.errors import UserError
 from statten.nodes import Node
 from statten.report import report
 from statten.runs import Run, locate

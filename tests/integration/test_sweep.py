@@ -12,7 +12,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from statten.cluster import free_port
-from statten.config import Failed, load_config
+from statten.config import load_config
+from statten.errors import Failed
 from statten.runs import Run
 from statten.search import resume_sweep
 from statten.search.searcher import OptunaSearcher

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from statten.checkpoint import from_published, load_published, to_published
-from statten.config import ModelConfig, UserError
+from statten.config import ModelConfig
+from statten.errors import UserError
 from statten.losses import tet_loss
 from statten.models import build_model
 from statten.models.published import published_config

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from statten import costs
-from statten.config import Failed, UserError, load_config
+from statten.config import load_config
+from statten.errors import Failed, UserError
 from statten.search import make_space, plan_sweep
 from statten.search.launch import measure_sweep
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from statten.config import UserError, load_config
+from statten.config import load_config
 from statten.data import make_loaders
+from statten.errors import UserError
 from statten.losses import make_loss
 from statten.train import fit, make_state, preflight, step_optimizer, stream
 

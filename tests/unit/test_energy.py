@@ -10,9 +10,10 @@ import torch
 from evaluated import SMALL, alive, make_run
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
 
-from statten.config import ModelConfig, UserError, load_config
+from statten.config import ModelConfig, load_config
 from statten.data import make_test_loader
 from statten.energy import Conventions, check, check_file, ledger, operations
+from statten.errors import UserError
 from statten.evaluation import evaluate
 from statten.evaluation.meter import SpikeMeter
 from statten.metrics import SpikeTotals, attention_cores, evaluating

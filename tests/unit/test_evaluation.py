@@ -15,9 +15,9 @@ from torch import nn
 from torchvision import transforms
 
 from statten import cli
-from statten.config import UserError
 from statten.data import CorruptSample, make_test_loader, split_document
 from statten.energy import Conventions, check_file
+from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
 from statten.evaluation import measure as measuring
 from statten.evaluation.anytime import anytime, grid

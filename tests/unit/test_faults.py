@@ -14,8 +14,9 @@ from ray.train import WorkerGroupError  # type: ignore[attr-defined]
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from statten.config import Failed, UserError, load_config
+from statten.config import load_config
 from statten.data import CorruptSample
+from statten.errors import Failed, UserError
 from statten.faults import Diverged, classify, killed_for_memory
 from statten.recovery import Recovery
 from statten.runs import Run

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from statten import parcel
-from statten.config import UserError
+from statten.errors import UserError
 from statten.parcel import pack, shown, survey, travelling
 
 TOKEN = "5f" * 32

@@ -16,8 +16,9 @@ import pytest
 from object_store import finish_epoch, serving, serving_google
 
 from statten import files, remote
-from statten.config import Failed, UserError, load_config
-from statten.remote import Mirror, Sender, Store, Superseded, look, mirror_of, work, working_copy
+from statten.config import load_config
+from statten.errors import Failed, Superseded, UserError
+from statten.remote import Mirror, Sender, Store, look, mirror_of, work, working_copy
 from statten.runs import Run, default_storage, free_name, locate
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")

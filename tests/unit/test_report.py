@@ -14,7 +14,8 @@ from evaluated import alive
 
 from statten import report as reporting
 from statten.checkpoint import save
-from statten.config import UserError, load_config
+from statten.config import load_config
+from statten.errors import UserError
 from statten.files import write_json
 from statten.overview import details, details_table, watch, written
 from statten.report import figures, rates

@@ -10,7 +10,8 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from statten.config import ConfigError, UserError, load_config
+from statten.config import load_config
+from statten.errors import ConfigError, UserError
 from statten.files import write_json
 from statten.runs import Run
 from statten.search.launch import check_objectives, extend_sweep, plan_sweep

@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from statten import demo
-from statten.config import ConfigError, UserError, get_field, load_config, with_overrides
+from statten.config import get_field, load_config, with_overrides
+from statten.errors import ConfigError, UserError
 from statten.search.expressions import parse, parse_condition
 from statten.search.space import load_space, make_space
 

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from statten import cli, jobs, submission
-from statten.config import UserError, load_config, with_overrides
+from statten.config import load_config, with_overrides
+from statten.errors import UserError
 from statten.jobs import JobFile, begun, check_submitted_storage, ended, run_with_retries
 from statten.runs import Run
 from statten.search.samplers import trials_of

@@ -19,7 +19,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from statten.checkpoint import OPTIMIZER, STATE, checkpoints, load_newest, load_weights, save
-from statten.config import UserError, load_config
+from statten.config import load_config
+from statten.errors import UserError
 from statten.models.published import load_published
 from statten.runs import Run
 from statten.train import Agreement, make_state, run_fit

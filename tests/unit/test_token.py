@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from statten.cluster import _own_token, make_token, read_token, token_file
-from statten.config import UserError
+from statten.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -1,23 +1,15 @@
-"""One run is one validated, frozen `Config`: a recipe or YAML file, then overrides, then every rule checked at once.
+"""Every field of a run, with its help, its bounds and the rules between fields.
 
->>> config = load_config("digits", ["model.depth=1"])
->>> config.model.depth
-1
-
-A mistake raises `ConfigError`, whose `problems` holds one sentence per mistake: dotted path, rule, value, nearest choice.
+A part collects all of its mistakes and raises them as one `ConfigError`: rule, values, nearest valid choice.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-RECIPES = Path(__file__).parent / "recipes"
+from statten.errors import ConfigError, nearest, shown
 
 AttentionMode = Literal["statten", "sdsa"]
 NeuronKind = Literal["lif", "plif"]
@@ -55,29 +47,6 @@ METRICS = {
 Scheduler = Literal["auto", "asha", "median", "hyperband", "front", "none"]
 
 
-class UserError(ValueError):
-    """The user's input is wrong. `problems` holds one plain sentence per mistake; the command line exits with 2."""
-
-    def __init__(self, problems: str | Iterable[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
-
-
-class ConfigError(UserError):
-    """A config file, an override or a combination of fields breaks a rule."""
-
-
-class Failed(RuntimeError):
-    """A job that was right to start did not reach its end; the message says why. The command line exits with 1."""
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error sentence: the closest choice, or all of them when none is close."""
-    choices = [str(c) for c in choices]
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
-
-
 def _no_bool(value: Any) -> Any:
     # YAML's `true` must not pass as the number 1.
     if isinstance(value, bool):
@@ -85,7 +54,6 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-P = TypeVar("P", bound="Part")
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 
@@ -201,9 +169,9 @@ class DataConfig(Part):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
                 rule = "two numbers with 0 < smallest <= largest" + (" <= 1" if name == "crop_scale" else "")
-                problems.append(f"`{name}` must be {rule}, but got {_shown([low, high])}")
+                problems.append(f"`{name}` must be {rule}, but got {shown([low, high])}")
         if min(self.std) <= 0:
-            problems.append(f"`std` must be above 0, but got {_shown(list(self.std))}")
+            problems.append(f"`std` must be above 0, but got {shown(list(self.std))}")
         if self.color_jitter and self.auto_augment and "3a" not in self.auto_augment:
             problems.append(
                 f"`color_jitter` has no effect beside `auto_augment`, which changes colours itself, but got "
@@ -216,7 +184,7 @@ class DataConfig(Part):
         for field, kind in self._idle():
             value = getattr(self, field)
             value = list(value) if isinstance(value, tuple) else value
-            problems.append(f"`{field}` has no effect on {self.name}, which {kind}, but got {_shown(value)}; leave it out")
+            problems.append(f"`{field}` has no effect on {self.name}, which {kind}, but got {shown(value)}; leave it out")
         if problems:
             raise ConfigError(problems)
         return self
@@ -660,295 +628,6 @@ class Config(Part):
         if problems:
             raise ConfigError(problems)
         return self
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# YAML as its 1.2 core schema reads it: 3e-4 is a number, 0011 and yes are text, a key given twice is an error.
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice (line {line})")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^([-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML text; `source` (a file or option) is named in the error."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def read_yaml(path: Path, part: type[Part] = Config) -> dict[str, Any]:
-    """Read a YAML mapping from a file; `part` is what it should hold, for the error."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold a mapping of {', '.join(_keys(part))}, but holds {_shown(tree)}")
-    return tree
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading, overriding, dumping.
-
-
-def recipe_names() -> list[str]:
-    """Names of the bundled recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
-    """Load a recipe (by name) or a YAML file, apply overrides, check every rule.
-
-    Args:
-        source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
-        overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
-
-    Raises:
-        ConfigError: with one sentence for each mistake.
-    """
-    path = RECIPES / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source)
-        if not path.exists() and path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
-    return build_config(read_yaml(path), overrides, source=str(source))
-
-
-def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
-    """Validate a nested mapping with overrides on top; raises ConfigError with all mistakes at once."""
-    tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
-    problems = []
-    for path, value in parse_overrides(overrides).items():
-        try:
-            field_at(path)
-        except ConfigError as error:
-            problems += [f"--set {problem}" for problem in error.problems]
-            continue
-        part, _, rest = path.partition(".")
-        node = tree.get(part)
-        if node is None:
-            node = tree[part] = {}
-        if isinstance(node, dict):
-            keys = rest.split(".")
-            for key in keys[:-1]:
-                child = node.get(key)
-                node[key] = dict(child) if isinstance(child, Mapping) else {}
-                node = node[key]
-            node[keys[-1]] = value
-    problems += [f"{source}: {p}" if source else p for p in _validate(tree)]
-    if problems:
-        raise ConfigError(problems)
-    return Config.model_validate(tree)
-
-
-def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """`["model.depth=4"]` to `{"model.depth": 4}`; a mapping passes through."""
-    if isinstance(overrides, Mapping):
-        return dict(overrides)
-    parsed, problems = {}, []
-    for item in overrides:
-        path, equals, text = item.partition("=")
-        if not equals or not path:
-            problems.append(f"--set takes PATH=VALUE such as model.depth=4, but got {item!r}")
-            continue
-        path, value = path.strip(), parse_yaml(text, f"--set {path}")
-        # 1111 is a number to YAML, but four digits to model.pooling.
-        parsed[path] = text.strip() if isinstance(value, int | float) and _is_text(path) else value
-    if problems:
-        raise ConfigError(problems)
-    return parsed
-
-
-def field_at(path: str) -> Any:
-    """The pydantic field at a dotted path; raises ConfigError with the nearest path when there is none."""
-    model: Any = Config
-    field: Any = None
-    for key in path.split("."):
-        owner = _part_of(model)
-        fields = owner.model_fields if owner else {}
-        if key not in fields:
-            raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
-        field = fields[key]
-        model = field.annotation
-    if isinstance(model, type) and issubclass(model, Part):
-        raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
-    return field
-
-
-def _part_of(annotation: Any) -> type[Part] | None:
-    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
-    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
-    return parts[0] if parts else None
-
-
-def _is_text(path: str) -> bool:
-    try:
-        annotation = field_at(path).annotation
-    except ConfigError:
-        return False  # said where the override is applied
-    return str in (annotation, *get_args(annotation))
-
-
-def field_paths() -> list[str]:
-    """Dotted paths of all fields, in order."""
-    return [f"{part}.{name}" for part, field in Config.model_fields.items() for name in field.annotation.model_fields]  # type: ignore[union-attr]
-
-
-def get_field(config: Config, path: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = config
-    for key in path.split("."):
-        value = getattr(value, key)
-    return value
-
-
-def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
-    """A copy with some fields replaced and every rule checked again."""
-    return build_config(config.model_dump(), overrides)
-
-
-def dump_config(config: Config) -> str:
-    """YAML text that `load_config` reads back to an equal config."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
-
-
-def _validate(tree: Mapping[str, Any]) -> list[str]:
-    """One sentence for every mistake: of single fields, between the fields of a part, between parts."""
-    parts: dict[str, Part] = {}
-    problems = [
-        f"{key}: no such part; {nearest(str(key), Config.model_fields)}" for key in tree if key not in Config.model_fields
-    ]
-    wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
-    for name, field in Config.model_fields.items():
-        value = tree.get(name)
-        if not isinstance(value, Mapping | None):
-            problems.append(f"{name}: must be a mapping of fields, but got {_shown(value)}")
-            wrong.add(name)
-            continue
-        part, sentences, keys = validate_part(field.annotation, value or {}, name)  # type: ignore[arg-type]
-        problems += sentences
-        if part is not None:
-            parts[name] = part
-        wrong |= {f"{name}.{key}" for key in keys}
-    if len(parts) == len(Config.model_fields):
-        try:
-            Config.model_validate(parts)
-        except ValidationError as error:
-            for detail in error.errors():
-                problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
-    return list(dict.fromkeys(problems))
-
-
-def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
-    """The object, if one can be made; a sentence for every mistake; the names of fields with a mistake of their own."""
-    problems: list[str] = []
-    sound, keys = dict(tree), list[str]()
-    for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
-        try:
-            return part.model_validate(sound), problems, keys
-        except ValidationError as error:
-            dropped = set(keys)  # a field that was dropped may be missed now: its own mistake is said already
-            for detail in error.errors():
-                if not dropped.intersection(map(str, detail["loc"][:1])):
-                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
-                    keys += [str(key) for key in detail["loc"][:1]]
-            sound = {k: v for k, v in sound.items() if k not in keys}
-    return None, list(dict.fromkeys(problems)), keys
-
-
-def _keys(part: type[Part]) -> list[str]:
-    """What fields are called in a file."""
-    return [field.alias or name for name, field in part.model_fields.items()]
-
-
-def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
-    cause = error.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        return [f"{prefix}: {p}" if prefix else p for p in cause.problems]
-    # A union's location also names the branch that was tried; those are not field names.
-    loc = [str(key) for key in error["loc"] if not re.search(r"[\[\]()]", str(key)) and key != "NeuronMap"]
-    path = ".".join(filter(None, [prefix, *loc]))
-    value, kind, ctx = _shown(error["input"]), error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        owner = part
-        for key in loc[:-1]:
-            owner = _part_of(owner.model_fields[key].annotation) or owner
-        return [f"{path}: no such field; {nearest(loc[-1], _keys(owner))}"]
-    if path == "model.neuron":
-        return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
-    rules = {
-        "greater_than": "must be above {gt:g}",
-        "greater_than_equal": "must be at least {ge:g}",
-        "less_than": "must be below {lt:g}",
-        "less_than_equal": "must be at most {le:g}",
-        "string_pattern_mismatch": "must match {pattern}",
-        "literal_error": "must be one of {expected}",
-        "int_from_float": "must be a whole number",
-        "int_parsing": "must be a whole number",
-        "int_type": "must be a whole number",
-        "float_parsing": "must be a number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "too_long": "must be {max_length} numbers",
-        "missing": "must be given",
-        "tuple_type": "must be a list of numbers",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "model_type": "must be a mapping",
-        "bool_parsing": "must be true or false",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "value_error": "{error}",
-    }
-    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
-    rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
-    rule = rule.replace(
-        f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"
-    )
-    sentence = f"{path}: {rule}, but got {value}"
-    if kind == "literal_error" and isinstance(error["input"], str):
-        choices = re.findall(r"'([^']*)'", ctx["expected"])
-        close = difflib.get_close_matches(error["input"], choices, n=1)
-        sentence += f"; did you mean {close[0]}?" if close else ""
-    return [sentence]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
-    text = text.removesuffix("\n").removesuffix("...").strip()
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _multiple(value: int, of: int) -> int:
