@@ -12,24 +12,15 @@ import typer
 from statten.cli_jobs import jobs_app
 from statten.config import load_config, recipe_names
 from statten.errors import Failed, UserError, nearest
-from statten.jobs import (
-    RESUMABLE,
-    SUBMITTED,
-    begun,
-    check_submitted_storage,
-    ended,
-    enter,
-    load_job,
-    run_with_retries,
-    space_file,
-)
+from statten.jobs import RESUMABLE, SUBMITTED, begun, check_submitted_storage, ended, enter, load_job, run_with_retries
 from statten.remote import check_store, refresh, working_copy
 from statten.runs import Run, check_name, default_storage, free_name, locate
+from statten.space.loading import space_file
 
 if TYPE_CHECKING:
     from statten.config import Config
     from statten.search import Sweep
-    from statten.search.space import Space
+    from statten.space.space import Space
 
 app = typer.Typer(
     name="statten",
@@ -191,7 +182,7 @@ def tune(
     config = load_config(recipe, overrides)
     from statten.config import with_overrides
     from statten.search.samplers import trials_of
-    from statten.search.space import load_space
+    from statten.space.loading import load_space
 
     loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
     config = with_overrides(config, {"search.trials": trials_of(config.search, loaded)})

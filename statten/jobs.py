@@ -49,7 +49,7 @@ from statten.errors import ConfigError, UserError, nearest
 from statten.runs import Run, RunFolder
 
 if TYPE_CHECKING:
-    from statten.search.space import Space
+    from statten.space.space import Space
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
 RESUMABLE = ("train", "tune", "promote")
@@ -182,17 +182,6 @@ def load_job(path: Path) -> JobFile:
     return job
 
 
-def space_file(space: str) -> Path:
-    """The search-space file that a path, or a name in search_spaces/, means."""
-    named = Path("search_spaces") / f"{space}.yaml"
-    if named.is_file():
-        return named
-    if not Path(space).exists():
-        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
-        raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
-    return Path(space)
-
-
 def enter(job: JobFile) -> None:
     """Make this process one that a job can run in: its packages are there, its environment is set."""
     problems = []
@@ -209,7 +198,6 @@ def enter(job: JobFile) -> None:
     os.environ.update(job.runtime.environment)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Again, after a failure.
 
 

@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 from statten.cluster import read_token, token_refused
 from statten.config import Config, load_config, parse_overrides, recipe_names
 from statten.errors import Failed, UserError, nearest
-from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job, space_file
+from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job
 from statten.parcel import Parcel, pack, travelling
 from statten.runs import check_name
+from statten.space.loading import space_file
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -381,7 +382,7 @@ def _files(recipe: str, spaces: list[str], config: Config) -> list[tuple[str, Pa
     """The files that a training or sweep reads, its search space checked."""
     files = [] if recipe in recipe_names() else [("recipe", Path(recipe))]
     if spaces:
-        from statten.search.space import load_space
+        from statten.space.loading import load_space
 
         paths = [space_file(space) for space in spaces]
         load_space(paths, config)

@@ -25,8 +25,8 @@ from statten.files import write_text
 from statten.models import build_model
 from statten.runs import Run, Superseded, environment
 from statten.search.samplers import make_sampler, trials_of
-from statten.search.space import Space
 from statten.search.sweep import Sweep
+from statten.space.space import Space
 from statten.train import Preflight, memory_bytes, preflight, run_fit
 from statten.trainer import check_nodes, fit_on_workers, show_places
 

@@ -23,7 +23,8 @@ from statten.config import Config, dump_config, get_field
 from statten.errors import UserError
 from statten.files import new_folder, read_json, write_json, write_text
 from statten.runs import Run, RunFolder, check_name, exists, now
-from statten.search.space import Space, load_space
+from statten.space.loading import load_space
+from statten.space.space import Space
 
 if TYPE_CHECKING:
     import optuna

@@ -12,8 +12,8 @@ import pytest
 from statten import cli
 from statten.config import load_config
 from statten.runs import Run
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
 
 CORES = os.cpu_count() or 1
 

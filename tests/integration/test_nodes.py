@@ -24,7 +24,7 @@ from statten.errors import UserError
 from statten.nodes import Node
 from statten.report import report
 from statten.runs import Run, locate
-from statten.search.space import load_space
+from statten.space.loading import load_space
 from statten.train import Preflight
 
 SMALL = {

@@ -17,8 +17,8 @@ from statten.errors import Failed
 from statten.runs import Run
 from statten.search import resume_sweep
 from statten.search.searcher import OptunaSearcher
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
 from statten.train import run_fit
 
 SPACE = """\

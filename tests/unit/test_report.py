@@ -23,8 +23,8 @@ from statten.report.sections import build, contour_pair
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, label
 from statten.runs import Run
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
 from statten.train import validate
 
 SPACE = {

@@ -13,7 +13,8 @@ from optuna.trial import Trial
 from statten.config import Sampler, SearchConfig, load_config
 from statten.errors import UserError
 from statten.search.samplers import make_sampler, trials_of
-from statten.search.space import Space, make_space
+from statten.space.loading import make_space
+from statten.space.space import Space
 
 SAMPLERS = get_args(Sampler)
 NUMBERS: dict[str, Any] = {

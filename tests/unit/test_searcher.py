@@ -17,8 +17,8 @@ from statten.runs import Run
 from statten.search.launch import check_objectives, extend_sweep, plan_sweep
 from statten.search.repeats import planned, read_repeats, sentence
 from statten.search.searcher import OptunaSearcher, RepeatSearcher, take_over
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
 from statten.train import memory_bytes, run_fit
 
 TINY = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 1, "model.timesteps": 1, "model.block_size": 1,

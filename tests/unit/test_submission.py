@@ -17,8 +17,8 @@ from statten.errors import UserError
 from statten.jobs import JobFile, begun, check_submitted_storage, ended, run_with_retries
 from statten.runs import Run
 from statten.search.samplers import trials_of
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
 from statten.submission import dashboard_url, from_file, rehearse
 from statten.train import run_fit
 

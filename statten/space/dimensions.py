@@ -8,8 +8,8 @@ from typing import Any
 
 from statten.config import field_at
 from statten.errors import ConfigError, nearest
-from statten.search.domains import Domain, Interval, Listed, Steps, same
-from statten.search.expressions import Expression, literal, parse, parse_condition
+from statten.space.domains import Domain, Interval, Listed, Steps, same
+from statten.space.expressions import Expression, literal, parse, parse_condition
 
 COUPLE = "couple."
 CONSTRAINT = "constraint"

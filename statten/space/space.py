@@ -18,42 +18,25 @@ its name: `model.block_size|model.timesteps=4`; `model.embed_dim|64..256` where 
 `train.min_lr|share` where it leaves a part of an interval, asked for as a share of that part.
 """
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from statten.config import Config, get_field, read_yaml, with_overrides
+from statten.config import Config, get_field, with_overrides
 from statten.errors import ConfigError, UserError
-from statten.search.dimensions import (
-    CONSTRAINT,
-    Couple,
-    Derived,
-    Dimension,
-    Divisors,
-    Plain,
-    Searched,
-    make_dimension,
-    read,
-)
-from statten.search.domains import Domain, Interval, Listed, Share, Steps, Suggests
-from statten.search.expressions import Expression, parse
+from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Divisors, Plain, Searched, read
+from statten.space.domains import Domain, Listed, Steps, Suggests
+from statten.space.expressions import Expression
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Point = dict[str, Any]
 Choose = Callable[[Dimension, str, Domain], Any]
-
-# A space with more combinations than this is checked on a sample of so many.
-CHECKED = 2000
-# A constraint is tried on every value of the dimensions that it ties together.
-MOST_VALUES = 10_000
 # Where, how long and how often a run is kept, not what it is: `from_config` does not compare them, nor the seed.
 NOT_COMPARED = (
     "data.root", "data.download", "data.workers", "data.skip_corrupt", "train.eval_batch_size", "train.seed",
@@ -81,7 +64,7 @@ class Space:
 
     def suggest(self, trial: Suggests) -> Point:
         """Draw a point: dotted path to value; a field whose condition does not hold is left out."""
-        return self._walk(lambda dimension, name, domain: domain.suggest(trial, name))
+        return self.walk(lambda dimension, name, domain: domain.suggest(trial, name))
 
     def config(self, point: Point) -> Config:
         """The base config at a point, with constants and the fields that follow."""
@@ -104,7 +87,7 @@ class Space:
                 known[key] = self._ways(i, point, ways)
             return known[key]
 
-        return ways(0, dict(self._base))
+        return ways(0, dict(self.base_values))
 
     def points(self) -> Iterator[Point]:
         """Every point, once; raises UserError where they are infinitely many."""
@@ -129,11 +112,11 @@ class Space:
                 fields = self._searched(i).fields(value)
                 yield from grow(i + 1, {**point, **fields}, {**known, **fields})
 
-        return grow(0, {}, dict(self._base))
+        return grow(0, {}, dict(self.base_values))
 
     def random_point(self, generator: random.Random) -> Point:
         """A point at random."""
-        return self._walk(lambda dimension, name, domain: domain.random(generator))
+        return self.walk(lambda dimension, name, domain: domain.random(generator))
 
     def params(self, point: Point) -> dict[str, Any]:
         """The names and values of Optuna parameters for which `suggest` returns this point.
@@ -169,7 +152,7 @@ class Space:
             return domain.settled(value)
 
         try:
-            point = self._walk(choose)
+            point = self.walk(choose)
             return point if _compared(self.config(point)) == _compared(config) else None
         except UserError:
             return None
@@ -184,7 +167,7 @@ class Space:
     @cached_property
     def steady(self) -> tuple[str, ...]:
         """Names of dimensions that are always there with the same values, more than one."""
-        return tuple(d.name for d in self.searched if d.name not in self.conditional and len(d.domain(self._base)) > 1)
+        return tuple(d.name for d in self.searched if d.name not in self.conditional and len(d.domain(self.base_values)) > 1)
 
     @cached_property
     def continuous(self) -> tuple[str, ...]:
@@ -204,13 +187,13 @@ class Space:
     def conditional(self) -> tuple[str, ...]:
         """Names of dimensions that are not always there, or whose values are not always the same."""
         fixed = {d.name for d in self.dimensions if isinstance(d, Plain | Couple) and d.condition is None}
-        tied = {self.dimensions[i].name for i in self._tied}
+        tied = {self.dimensions[i].name for i in self.tied}
         return tuple(d.name for d in self.searched if d.name not in fixed or (d.name in tied and d.name not in self.continuous))
 
     # -- one dimension after the other --------------------------------------------------------------------------------
 
     @cached_property
-    def _base(self) -> Point:
+    def base_values(self) -> Point:
         """The base's values of all fields that expressions read or dimensions set."""
         paths = {path for d in self.dimensions for path in (*d.paths, *d.reads)}
         paths |= {path for constraint in self.constraints for path in constraint.fields}
@@ -226,7 +209,7 @@ class Space:
         return tuple(map(tuple, at))
 
     @cached_property
-    def _tied(self) -> frozenset[int]:
+    def tied(self) -> frozenset[int]:
         """Dimensions that can decide, themselves or through others, whether a constraint holds."""
         needed = {path for constraint in self.constraints for path in constraint.fields}
         tied = set()
@@ -286,7 +269,7 @@ class Space:
         name, domain = dimension.name, self._searched(i).domain(known)
         if dimension.parents:
             name += "|" + ",".join(f"{path}={known[path]}" for path in dimension.parents)
-        if i not in self._tied:
+        if i not in self.tied:
             return name, domain
         domain, suffix = self._remember(
             ("left", *self._key(i, known)), lambda: domain.keep(lambda value: self._allows(i, value, known))
@@ -296,14 +279,14 @@ class Space:
     def _allows(self, i: int, value: Any, known: Point) -> bool:
         """Whether a value breaks no constraint and leaves later dimensions something that breaks none."""
         known = {**known, **self._searched(i).fields(value)}
-        return self._holds(i, known) and self._open(i + 1, known)
+        return self._holds(i, known) and self.can_complete(i + 1, known)
 
     def _holds(self, i: int, known: Point) -> bool:
         return all(read(CONSTRAINT, c.text, c, known, truth=True) for c in self._closing[i])
 
-    def _open(self, i: int, known: Point) -> bool:
+    def can_complete(self, i: int, known: Point) -> bool:
         """Whether the dimensions from `i` on can be completed."""
-        while i < len(self.dimensions) and i not in self._tied:
+        while i < len(self.dimensions) and i not in self.tied:
             i += 1
         if i == len(self.dimensions):
             return True
@@ -312,7 +295,7 @@ class Space:
     def _completes(self, i: int, known: Point) -> bool:
         if isinstance(self.dimensions[i], Derived) or not self._is_there(i, known):
             known = self._after(i, known)
-            return self._holds(i, known) and self._open(i + 1, known)
+            return self._holds(i, known) and self.can_complete(i + 1, known)
         return any(self._allows(i, value, known) for value in self._searched(i).domain(known).probes())
 
     def _ways(self, i: int, known: Point, ways: Callable[[int, Point], int | None]) -> int | None:
@@ -335,16 +318,16 @@ class Space:
             total += rest
         return total
 
-    def _walk(self, choose: Choose) -> Point:
+    def walk(self, choose: Choose) -> Point:
         """A point, with the value of each dimension as `choose` has it."""
-        known, point = dict(self._base), Point()
+        known, point = dict(self.base_values), Point()
         for i in range(len(self.dimensions)):
             question = self._question(i, known)
             if question is None:
                 known = self._after(i, known)
                 continue
             if not len(question[1]):
-                raise ConfigError(f"{CONSTRAINT}: leaves {question[0]} nothing to choose from at {_shown(point)}")
+                raise ConfigError(f"{CONSTRAINT}: leaves {question[0]} nothing to choose from at {shown_point(point)}")
             dimension = self._searched(i)
             fields = dimension.fields(choose(dimension, *question))
             known.update(fields)
@@ -357,22 +340,22 @@ class Space:
 
         def choose(dimension: Dimension, name: str, domain: Domain) -> Any:
             if missing := [path for path in dimension.paths if path not in point]:
-                raise UserError(f"{missing[0]}: must be given at {_shown(point)}")
+                raise UserError(f"{missing[0]}: must be given at {shown_point(point)}")
             value = dimension.value(point)
             if not domain.holds(value):
-                shown = _shown({path: point[path] for path in dimension.paths})
+                shown = shown_point({path: point[path] for path in dimension.paths})
                 raise UserError(f"{name}: {shown} is outside the space, which has {_some(domain)}")
             answers.append((name, domain, value))
             return domain.settled(value)
 
-        walked = self._walk(choose)
+        walked = self.walk(choose)
         if extra := [path for path in point if path not in walked]:
-            raise UserError(f"{extra[0]}: is not searched at {_shown(point)}")
+            raise UserError(f"{extra[0]}: is not searched at {shown_point(point)}")
         return answers
 
     def _settled(self, point: Point) -> Point:
         """A point with constants and the fields that follow."""
-        known, settled = {**self._base, **point}, dict(point)
+        known, settled = {**self.base_values, **point}, dict(point)
         for i, dimension in enumerate(self.dimensions):
             if isinstance(dimension, Derived) and self._is_there(i, known):
                 fields = dimension.fields(dimension.now(known))
@@ -399,7 +382,7 @@ def _compared(config: Config) -> dict[str, Any]:
     }
 
 
-def _shown(point: Point) -> str:
+def shown_point(point: Point) -> str:
     return "(" + ", ".join(f"{path}={value}" for path, value in point.items()) + ")"
 
 
@@ -407,191 +390,3 @@ def _some(domain: Domain) -> str:
     if isinstance(domain, Listed):
         return ", ".join(map(str, domain.values))
     return f"[{domain.low:g}, {domain.high:g}]" + (f" in steps of {domain.step:g}" if isinstance(domain, Steps) else "")
-
-
-def load_space(path: Path | Sequence[Path], base: Config) -> Space:
-    """Read space files and check them together around a base config; a line of a later file replaces an earlier one's.
-
-    Raises:
-        ConfigError: every mistake in a sentence of its own: unknown fields, values that a field refuses, an empty range,
-            fields that wait for each other, and combinations that break a rule.
-    """
-    files = [path] if isinstance(path, Path) else list(path)
-    tree: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    notes = [f"merged from {', '.join(map(str, files))}"] if len(files) > 1 else []
-    for file in files:
-        for name, rule in read_yaml(file).items():
-            if name == CONSTRAINT and name in tree:
-                tree[name] = _texts(tree[name]) + _texts(rule)
-                continue
-            if name in tree:
-                notes.append(f"{name}: as in {file}, in place of {sources[name]}")
-            tree[name], sources[name] = rule, str(file)
-    return make_space(tree, base, " + ".join(map(str, files)), tuple(notes), sources)
-
-
-def make_space(
-    tree: dict[str, Any],
-    base: Config,
-    source: str = "space",
-    notes: tuple[str, ...] = (),
-    sources: Mapping[str, str] | None = None,
-) -> Space:
-    """A space from a mapping; see `load_space`. `sources` has the file of each line, for messages."""
-    if not tree:
-        raise ConfigError(f"{source}: names no field to search; add a line such as model.depth: {{int: [1, 4]}}")
-    dimensions: list[Dimension] = []
-    constraints: list[Expression] = []
-    problems: list[str] = []
-    for name, rule in tree.items():
-        try:
-            if name == CONSTRAINT:
-                constraints += _constraints(rule)
-            else:
-                dimension = make_dimension(str(name), rule)
-                _check_values(dimension, base)
-                dimensions.append(dimension)
-        except ConfigError as error:
-            problems += [f"{(sources or {}).get(name, source)}: {problem}" for problem in error.problems]
-    if not problems:
-        try:
-            return _checked(Space(_in_order(dimensions), tuple(constraints), base, tree, notes))
-        except ConfigError as error:
-            problems = [f"{source}: {problem}" for problem in error.problems]
-    raise ConfigError(problems)
-
-
-def _texts(rule: Any) -> list[Any]:
-    return rule if isinstance(rule, list) else [rule]
-
-
-def _constraints(rule: Any) -> list[Expression]:
-    problems: list[str] = []
-    constraints: list[Expression] = []
-    for text in _texts(rule):
-        try:
-            if not isinstance(text, str):
-                raise ConfigError(f"must be a comparison such as model.depth * model.embed_dim <= 2048, but got {text!r}")
-            constraints.append(parse(text))
-        except ConfigError as error:
-            problems += [f"{CONSTRAINT}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
-    return constraints
-
-
-def _in_order(dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
-    """Each dimension after those whose fields it reads, else as in the file; continuous ones as late as possible.
-
-    A constraint is decided by the last of its dimensions: best an interval, which stays one where it is cut.
-    """
-    owner: dict[str, Dimension] = {}
-    for dimension in dimensions:
-        for path in dimension.paths:
-            if path in owner:
-                raise ConfigError(f"{path}: is set by both {owner[path].name} and {dimension.name}; leave one of them out")
-            owner[path] = dimension
-    ordered: list[Dimension] = []
-
-    def place(dimension: Dimension, waiting: tuple[Dimension, ...]) -> None:
-        if dimension in waiting:
-            circle = [d.name for d in (*waiting[waiting.index(dimension) :], dimension)]
-            raise ConfigError(f"{dimension.name}: depends on itself ({' -> '.join(circle)}); break the circle")
-        if dimension in ordered:
-            return
-        for path in dimension.reads:
-            if path in owner:
-                place(owner[path], (*waiting, dimension))
-        ordered.append(dimension)
-
-    for dimension in sorted(dimensions, key=lambda d: isinstance(d, Plain) and isinstance(d.values, Interval)):
-        place(dimension, ())
-    return tuple(ordered)
-
-
-def _check_values(dimension: Dimension, base: Config) -> None:
-    """Each value must be one that the field takes by itself; rules between fields are for `_check_combinations`."""
-    rows: list[Point] = []
-    if isinstance(dimension, Couple):
-        rows = [dict(zip(dimension.paths, row, strict=True)) for row in dimension.rows]
-    elif isinstance(dimension, Derived) and not isinstance(dimension.source, Expression):
-        rows = [{dimension.name: dimension.source}]
-    elif isinstance(dimension, Plain):
-        values = dimension.values
-        rows = [{dimension.name: v} for v in (values.values if isinstance(values, Listed) else (values.low, values.high))]
-    for row in rows:
-        try:
-            with_overrides(base, row)
-        except ConfigError as error:
-            own = [p for p in error.problems if any(p.startswith(f"{path}:") for path in row)]
-            if own:
-                raise ConfigError(own) from None
-
-
-def _checked(space: Space) -> Space:
-    """The space, when every combination that it proposes is valid."""
-    set_here = {path for d in space.dimensions for path in d.paths}
-    for constraint in space.constraints:
-        if not set_here.intersection(constraint.fields):
-            raise ConfigError(f"{CONSTRAINT}: {constraint.text!r} must name a field of the space; it has {', '.join(set_here)}")
-    if not space.paths:
-        raise ConfigError("names no field to search, constants only; add a line such as model.depth: {int: [1, 4]}")
-    _check_constraints(space)
-    _check_combinations(space)
-    return space
-
-
-def _check_constraints(space: Space) -> None:
-    for i in sorted(space._tied):
-        dimension = space.dimensions[i]
-        if not isinstance(dimension, Plain):
-            continue
-        if not isinstance(dimension.values, Interval):
-            if len(dimension.values) > MOST_VALUES:
-                raise ConfigError(
-                    f"{dimension.name}: must have at most {MOST_VALUES} values beside a constraint, but has "
-                    f"{len(dimension.values)}; give it a larger step"
-                )
-            continue
-        for constraint in space.constraints:
-            jumps = constraint.operators & {"Mod", "FloorDiv", "NotEq", "NotIn", "Eq", "In"}
-            if dimension.name in constraint.fields and jumps:
-                raise ConfigError(
-                    f"{CONSTRAINT}: {constraint.text!r} must compare {dimension.name}, which is continuous, with < <= > >= and "
-                    f"without // and %; or give {dimension.name} a step"
-                )
-    if not space._open(0, dict(space._base)):
-        texts = ", ".join(repr(constraint.text) for constraint in space.constraints)
-        raise ConfigError(f"{CONSTRAINT}: no combination of the space satisfies {texts}")
-
-
-def _check_combinations(space: Space) -> None:
-    generator = random.Random(0)
-
-    def at_an_end(dimension: Dimension, name: str, domain: Domain) -> Any:
-        return domain.random(generator) if domain.size_is_finite else generator.choice(list(domain.items()))
-
-    def anywhere(dimension: Dimension, name: str, domain: Domain) -> Any:
-        if isinstance(domain, Share) and domain.pieces > 1:
-            raise ConfigError(
-                f"{CONSTRAINT}: must leave {dimension.name} one piece, and not a narrow one, but leaves {domain.pieces}; write "
-                f"choices, or give {dimension.name} a step"
-            )
-        return domain.random(generator)
-
-    points = list(itertools.islice(space.corners(), CHECKED + 1))
-    if len(points) > CHECKED:
-        points = [space._walk(at_an_end) for _ in range(CHECKED)]
-    if space.constraints:
-        points += [space._walk(anywhere) for _ in range(CHECKED // 40)]
-    for point in points:
-        try:
-            space.config(point)
-        except ConfigError as error:
-            hint = ""
-            if "`block_size`" in error.problems[0]:
-                hint = "; write model.block_size: {divisors_of: model.timesteps}"
-            elif "`embed_dim`" in error.problems[0]:
-                hint = "; give model.embed_dim the option multiple_of: 8 * model.num_heads"
-            raise ConfigError(f"proposes an invalid combination {_shown(point)}: {error.problems[0]}{hint}") from None
