@@ -34,9 +34,13 @@ from statten.config.schema import (
     Float,
     Int,
     ModelConfig,
+    NeuronKind,
     NeuronMap,
+    Optimizer,
     Part,
+    Sampler,
     ScaleConfig,
+    Scheduler,
     SearchConfig,
     TrainConfig,
     constraint,
@@ -45,7 +49,8 @@ from statten.config.schema import (
 
 __all__ = [
     "BUNDLED_DATASETS", "DATASET_NAMES", "EVENT_DATASETS", "METRICS", "RECIPES", "AttentionMode", "Config", "DataConfig",
-    "Dataset", "Float", "Int", "ModelConfig", "NeuronMap", "Part", "ScaleConfig", "SearchConfig", "TrainConfig",
-    "build_config", "constraint", "dump_config", "field_at", "field_paths", "get_field", "load_config", "objective",
-    "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part", "with_overrides",
+    "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
+    "Scheduler", "SearchConfig", "TrainConfig", "build_config", "constraint", "dump_config", "field_at", "field_paths",
+    "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part",
+    "with_overrides",
 ]  # fmt: skip

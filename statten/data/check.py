@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from statten.config import Config, build_config
-from statten.data import DATASETS, open_source
 from statten.data.dataset import CorruptSample, Files, RawSample
 from statten.data.events import frames_folder, prepared_frames, read_frames
+from statten.data.factory import DATASETS, open_source
 from statten.data.folders import CLIPS, existing_folder, list_parts
 from statten.data.raw_events import FORMATS
 from statten.data.split import split

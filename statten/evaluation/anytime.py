@@ -18,6 +18,7 @@ from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
 from statten.energy import Conventions, ledger
 from statten.errors import ConfigError, UserError
+from statten.evaluation.evaluator import home
 from statten.evaluation.measure import Measured, measure
 from statten.evaluation.report import accuracy
 from statten.evaluation.show import figure, heat_map, md_table
@@ -58,8 +59,6 @@ def anytime(
     Returns:
         `steps`: a row for each t; `early_exit`: a row for each level.
     """
-    from statten.evaluation import home
-
     target = open_target(Path(path), overrides, data, ema)
     config = target.evaluated_on(1)
     target.preflight(config)
@@ -193,8 +192,6 @@ def grid(
         `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1, of
         several the one of fewest timesteps, then of least loss.
     """
-    from statten.evaluation import home
-
     if part not in ("validation", "test"):
         raise UserError(f"--part: must be validation or test, but got {part!r}")
     target = open_target(Path(path), overrides, data, ema)
