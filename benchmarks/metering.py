@@ -15,9 +15,10 @@ import torch
 
 from statten.config import load_config
 from statten.data import make_test_loader
-from statten.evaluation.meter import SpikeMeter
 from statten.files import write_json
-from statten.metrics import SpikeTotals, evaluating
+from statten.metrics.inference import evaluating
+from statten.metrics.meter import SpikeMeter
+from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
 from statten.runs import environment
 from statten.train import place

@@ -304,7 +304,7 @@ def evaluate(
     """Evaluate a checkpoint, a run's best epoch or a sweep's best trial on the test part."""
     path = locate(target, _begin(as_json, storage))
     from statten import evaluation
-    from statten.energy import Conventions
+    from statten.metrics.energy import Conventions
 
     conventions = Conventions(
         "once" if first_layer_once else "every_timestep", "skipped" if skip_padding else "counted", memory_cost
@@ -593,7 +593,7 @@ def check_energy(file: Annotated[Path, typer.Argument(help="energy.json or repor
     """Recompute an energy ledger from the file alone; exit code 2 and a sentence for each row that does not add up."""
     _begin(as_json, None)
     from statten.display import console
-    from statten.energy import check_file
+    from statten.metrics.energy import check_file
 
     found = check_file(file)
     if as_json:

@@ -50,7 +50,8 @@ T = TypeVar("T")
 Stamp = list[int]
 """Size and time of the last change in nanoseconds, by which a file is known to have changed."""
 
-STORAGE, MIRROR, COPY, ATTEMPT, LOCK = ".storage.json", ".mirror.json", ".copy", "attempt", ".mirror.lock"
+STORAGE = ".storage.json"
+MIRROR, COPY, ATTEMPT, LOCK = ".mirror.json", ".copy", "attempt", ".mirror.lock"
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
 MARKER = "state.json"

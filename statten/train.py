@@ -24,11 +24,13 @@ from statten.config import Config, ScaleConfig, TrainConfig
 from statten.data import Loaders, check_data, make_loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
-from statten.energy import ledger
 from statten.errors import UserError
 from statten.faults import Diverged, Preempted, classify
 from statten.losses import make_loss
-from statten.metrics import Accuracy, SpikeTotals, evaluating, is_distributed, sum_over_ranks
+from statten.metrics.accuracy import Accuracy, is_distributed, sum_over_ranks
+from statten.metrics.energy import ledger
+from statten.metrics.inference import autocast, evaluating, latency_ms
+from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.runs import Run, RunReport, Superseded, best_row, logging_to
@@ -170,21 +172,6 @@ def cost(state: TrainState, config: Config) -> dict[str, float]:
     return found
 
 
-def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
-    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
-    device, c = next(model.parameters()).device, config.model
-    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
-    times = []
-    with evaluating(model), autocast(config, device):
-        for _ in range(1 + turns):
-            began = time.perf_counter()
-            model(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times[1:]))
-
-
 def left_out(loaders: Loaders, config: Config, device: torch.device) -> dict[str, float]:
     """With `data.skip_corrupt`: `corrupt`, the samples of this epoch that no rank could read."""
     if not config.data.skip_corrupt:
@@ -271,14 +258,6 @@ def average_statistics(state: TrainState) -> None:
         distribute_bn(state.model, dist.get_world_size(), reduce=True)
         if state.ema is not None:
             distribute_bn(state.ema.module, dist.get_world_size(), reduce=True)
-
-
-def autocast(config: Config, device: torch.device) -> Any:
-    """The context that gives `train.precision`."""
-    if config.train.precision == "fp32" or (config.train.precision == "amp" and device.type == "cpu"):
-        return nullcontext()
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype)
 
 
 class Agreement:
@@ -376,7 +355,6 @@ def _run_fit(
         report.close(failed)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Before anything starts.
 
 

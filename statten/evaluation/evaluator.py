@@ -13,7 +13,6 @@ from statten.cluster import ray_cluster
 from statten.config import build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
-from statten.energy import Conventions
 from statten.errors import UserError
 from statten.evaluation.html import html
 from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
@@ -21,6 +20,7 @@ from statten.evaluation.report import build
 from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json, write_text
+from statten.metrics.energy import Conventions
 from statten.remote import publish
 from statten.runs import default_storage
 from statten.trainer import on_workers

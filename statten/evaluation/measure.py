@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from statten.config import Config
 from statten.data import EvalLoader, make_test_loader
 from statten.errors import UserError
-from statten.evaluation.meter import SpikeMeter
-from statten.metrics import evaluating
+from statten.metrics.inference import autocast, evaluating
+from statten.metrics.meter import SpikeMeter
 from statten.models import STAttenTransformer
-from statten.train import autocast
 
 CHUNK = 8192
 """Samples of a chunk, about."""

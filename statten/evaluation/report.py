@@ -7,9 +7,9 @@ from torch import Tensor
 
 from statten.config import ModelConfig
 from statten.display import console, table
-from statten.energy import Conventions, ledger
 from statten.evaluation.measure import Measured
 from statten.evaluation.targets import Target
+from statten.metrics.energy import Conventions, ledger
 from statten.models import ATTENTION
 from statten.runs import environment, now
 

@@ -18,7 +18,7 @@ from statten.checkpoint import load_weights
 from statten.cluster import free_port, ray_cluster
 from statten.config import load_config
 from statten.data import make_loaders
-from statten.metrics import Accuracy
+from statten.metrics.accuracy import Accuracy
 from statten.models import build_model
 from statten.runs import Run
 from statten.train import validate

@@ -12,11 +12,12 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCou
 
 from statten.config import ModelConfig, load_config
 from statten.data import make_test_loader
-from statten.energy import Conventions, check, check_file, ledger, operations
 from statten.errors import UserError
 from statten.evaluation import evaluate
-from statten.evaluation.meter import SpikeMeter
-from statten.metrics import SpikeTotals, attention_cores, evaluating
+from statten.metrics.energy import Conventions, check, check_file, ledger, operations
+from statten.metrics.inference import evaluating
+from statten.metrics.meter import SpikeMeter
+from statten.metrics.spikes import SpikeTotals, attention_cores
 
 aten = torch.ops.aten
 SKIPPED = Conventions(padding="skipped", first_layer="once")

@@ -16,7 +16,6 @@ from torchvision import transforms
 
 from statten import cli
 from statten.data import CorruptSample, make_test_loader, split_document
-from statten.energy import Conventions, check_file
 from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
 from statten.evaluation import measure as measuring
@@ -24,7 +23,8 @@ from statten.evaluation.anytime import anytime, grid
 from statten.evaluation.measure import chunk_path, compact, load, measure, merge
 from statten.evaluation.report import build, calibration, classes, confusion, headline, layers, warnings
 from statten.files import write_json
-from statten.metrics import evaluating
+from statten.metrics.energy import Conventions, check_file
+from statten.metrics.inference import evaluating
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from statten.config import ModelConfig
 from statten.errors import UserError
-from statten.metrics import FiringRates
+from statten.metrics.spikes import FiringRates
 from statten.models import build_model
 from statten.neurons import LIF, PLIF, native, select_backend
 from statten.neurons.dynamics import Unavailable

@@ -11,7 +11,7 @@ from statten.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.evaluation import evaluate
-from statten.metrics import Accuracy
+from statten.metrics.accuracy import Accuracy
 from statten.runs import Run
 from statten.train import NoReport, fit, make_state, run_fit, step_optimizer, validate
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from statten.metrics import attention_cores, derived_inputs, totals, watch, with_own_spikes
+from statten.metrics.spikes import attention_cores, derived_inputs, totals, watch, with_own_spikes
 from statten.models import STAttenTransformer
 
 
