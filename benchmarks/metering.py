@@ -16,12 +16,12 @@ import torch
 from statten.config import load_config
 from statten.data import make_test_loader
 from statten.files import write_json
+from statten.machine import environment
 from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
-from statten.runs import environment
-from statten.train import place
+from statten.training.loop import place
 
 CASES = {
     "digits": ("digits", {}),

@@ -25,8 +25,8 @@ from statten.cluster import ray_cluster
 from statten.config import Config, load_config
 from statten.display import console, table, use_stderr
 from statten.files import write_json
+from statten.machine import environment
 from statten.models import build_model
-from statten.runs import environment
 from statten.trainer import train
 
 FIELDS = {

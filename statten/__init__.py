@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from statten.evaluation import evaluate
     from statten.models import build_model
     from statten.search import tune
-    from statten.train import fit
+    from statten.training.loop import fit
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ _HOME = {
     "Config": "statten.config",
     "load_config": "statten.config",
     "build_model": "statten.models",
-    "fit": "statten.train",
+    "fit": "statten.training.loop",
     "tune": "statten.search",
     "evaluate": "statten.evaluation",
 }

@@ -34,11 +34,11 @@ from statten.data.transforms import sample_transform
 from statten.display import console
 from statten.errors import UserError, nearest
 from statten.files import write_json
+from statten.machine import environment
 from statten.models import build_model, fold_batch_norm
 from statten.models.attention import statten as counts
 from statten.neurons import LIF, NEURON_BACKENDS, packed_spikes
 from statten.neurons.dynamics import Unavailable
-from statten.runs import environment
 
 # The published sizes that the benchmarks know: model, and batch on a GPU.
 MODELS: dict[str, tuple[ModelConfig, int]] = {
@@ -387,7 +387,7 @@ def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple
 
 def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
     """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
-    from statten.train import place
+    from statten.training.loop import place
 
     return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
 

@@ -13,9 +13,10 @@ from statten.cli_jobs import jobs_app
 from statten.config import load_config, recipe_names
 from statten.errors import Failed, UserError, nearest
 from statten.jobs import RESUMABLE, SUBMITTED, begun, check_submitted_storage, ended, enter, load_job, run_with_retries
-from statten.remote import check_store, refresh, working_copy
-from statten.runs import Run, check_name, default_storage, free_name, locate
 from statten.space.loading import space_file
+from statten.storage.mirror import check_store, refresh
+from statten.storage.run import Run, check_name, default_storage, free_name, locate
+from statten.storage.store import working_copy
 
 if TYPE_CHECKING:
     from statten.config import Config
@@ -765,7 +766,7 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         del found["trial"], found["extremes"]
         document = {**vars(plan), **found, "cost": cost and dataclasses.asdict(cost)}
     else:
-        from statten.train import preflight
+        from statten.training.preflight import preflight
 
         plan = preflight(config, nodes.capacity(machines))
         document = dataclasses.asdict(plan)
@@ -806,7 +807,7 @@ def _go_on(path: Path, storage: Path, as_json: bool) -> None:
 
 def _finish_run(run: Run, began: float, as_json: bool) -> None:
     from statten.display import run_summary
-    from statten.runs import best_row
+    from statten.storage.run import best_row
 
     if not as_json:
         return run_summary(run, began)

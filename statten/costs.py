@@ -27,8 +27,9 @@ from statten.data import Loaders
 from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
 from statten.errors import Failed, UserError
-from statten.faults import LESS_MEMORY, Diverged, classify, killed_for_memory
 from statten.files import cache_folder, read_json, write_json
+from statten.machine import killed_for_memory
+from statten.training.faults import LESS_MEMORY, Diverged, classify
 
 STEPS = 4
 SECONDS = 120
@@ -87,7 +88,7 @@ class _Clock:
 
 def measure(document: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Take a few steps of a config in this process, which is new and ends after it; returns a Cost's fields."""
-    from statten.train import fit, make_state
+    from statten.training.loop import fit, make_state
 
     torch.set_num_threads(threads)
     config, place = build_config(document), torch.device(device)

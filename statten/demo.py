@@ -9,8 +9,8 @@ from statten.config import load_config
 from statten.display import console, duration, run_summary
 from statten.evaluation import evaluate, summary
 from statten.overview import sweep_summary
-from statten.runs import free_name
 from statten.search import make_space, promote, tune
+from statten.storage.run import free_name
 
 SPACE: dict[str, Any] = {
     "model.timesteps": {"choices": [1, 2, 4]},

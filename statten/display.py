@@ -21,7 +21,7 @@ from rich.table import Table
 
 from statten.errors import UserError
 from statten.files import read_json
-from statten.runs import Run, best_row
+from statten.storage.run import Run, best_row
 
 console = Console(highlight=False, soft_wrap=True)
 

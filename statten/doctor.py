@@ -31,7 +31,7 @@ from statten.cluster import token_file
 from statten.display import console
 from statten.errors import UserError
 from statten.probe import PACKAGES, PREFIX
-from statten.runs import default_storage
+from statten.storage.run import default_storage
 
 State = Literal["ok", "missing", "broken"]
 GIB = 2**30

@@ -46,7 +46,7 @@ from statten.config import (
     with_overrides,
 )
 from statten.errors import ConfigError, UserError, nearest
-from statten.runs import Run, RunFolder
+from statten.storage.run import Run, RunFolder
 
 if TYPE_CHECKING:
     from statten.space.space import Space

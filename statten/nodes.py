@@ -13,8 +13,8 @@ import torch
 from statten.cluster import ray_cluster
 from statten.config import ScaleConfig
 from statten.errors import UserError
-from statten.remote import mirror_of
-from statten.train import Preflight
+from statten.storage.mirror import mirror_of
+from statten.training.preflight import Preflight
 
 SECONDS = 60
 """For which a node may take to look for a file."""

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from statten.display import console, duration, table
 from statten.report.trials import STATES, SweepTrials
-from statten.runs import Run, best_row
 from statten.search.sweep import Sweep, describe
+from statten.storage.run import Run, best_row
 
 
 def overview(storage: Path) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from statten.errors import Failed
-from statten.faults import LESS_MEMORY, Fault, Preempted, classify, killed_for_memory
-from statten.runs import Run
+from statten.machine import killed_for_memory
+from statten.storage.run import Run
+from statten.training.faults import LESS_MEMORY, Fault, Preempted, classify
 
 
 class Recovery(UserCallback):

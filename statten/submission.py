@@ -25,8 +25,8 @@ from statten.config import Config, load_config, parse_overrides, recipe_names
 from statten.errors import Failed, UserError, nearest
 from statten.jobs import RESUMABLE, SUBMITTED, Runtime, load_job
 from statten.parcel import Parcel, pack, travelling
-from statten.runs import check_name
 from statten.space.loading import space_file
+from statten.storage.run import check_name
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

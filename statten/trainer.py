@@ -11,11 +11,13 @@ from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
 from statten.display import console, following
 from statten.errors import Failed, UserError
-from statten.faults import classify
 from statten.files import write_json
+from statten.machine import environment
 from statten.nodes import Node, capacity, check_shared, living, place
-from statten.runs import Run, environment
-from statten.train import Preflight, preflight, run_fit
+from statten.storage.run import Run
+from statten.training.faults import classify
+from statten.training.preflight import Preflight, preflight
+from statten.training.worker import run_fit
 
 RESIZE_SECONDS = 30.0
 """How often a run with `scale.workers: [min, max]` looks whether the cluster has room for more workers."""

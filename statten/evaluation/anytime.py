@@ -25,8 +25,8 @@ from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions, ledger
 from statten.models import STAttenTransformer
-from statten.remote import publish
-from statten.runs import Run
+from statten.storage.mirror import publish
+from statten.storage.run import Run
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidence levels at which early exit is reported."""

@@ -21,8 +21,8 @@ from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions
-from statten.remote import publish
-from statten.runs import default_storage
+from statten.storage.mirror import publish
+from statten.storage.run import default_storage
 from statten.trainer import on_workers
 
 

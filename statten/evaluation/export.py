@@ -32,7 +32,7 @@ from statten.models import STAttenTransformer
 from statten.models.memory import MaxPool
 from statten.models.published import load_published, published_arguments, to_published
 from statten.neurons import LIF
-from statten.runs import exists
+from statten.storage.run import exists
 
 DEFAULT = ("safetensors", "published", "torch_export")
 FORMATS = (*DEFAULT, "onnx")

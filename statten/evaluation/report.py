@@ -9,9 +9,10 @@ from statten.config import ModelConfig
 from statten.display import console, table
 from statten.evaluation.measure import Measured
 from statten.evaluation.targets import Target
+from statten.machine import environment
 from statten.metrics.energy import Conventions, ledger
 from statten.models import ATTENTION
-from statten.runs import environment, now
+from statten.storage.run import now
 
 BINS = 15
 """Bins of the expected calibration error."""

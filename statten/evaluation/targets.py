@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.checkpoint import EMA, MODEL, load_weights
 from statten.config import Config, load_config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split
 from statten.errors import UserError
 from statten.files import sha256
 from statten.models import STAttenTransformer, build_model
 from statten.models.published import fit_weights, read_published, translate
-from statten.runs import Run
-from statten.train import Preflight, pick_device, place, preflight
+from statten.storage.checkpoint import EMA, MODEL, load_weights
+from statten.storage.run import Run
+from statten.training.loop import place
+from statten.training.preflight import Preflight, pick_device, preflight
 
 _LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
 """The published evaluation at a larger size: resized to 320, the centre of 288."""

@@ -22,7 +22,9 @@ def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any])
     from statten.models.transformer import STAttenTransformer
 
     if pretrained:
-        raise UserError("no pretrained weights are bundled; load a published file with statten.checkpoint.load_published(path)")
+        raise UserError(
+            "no pretrained weights are bundled; load a published file with statten.models.published.load_published(path)"
+        )
     names = {"in_chans": "in_channels", "img_size": "image_size", "drop_path_rate": "drop_path"}
     for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(unused, None)  # what timm hands to every model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from statten.errors import UserError
 from statten.files import write_json, write_text
-from statten.remote import publish
+from statten.storage.mirror import publish
 
 if TYPE_CHECKING:
     from statten.search.sweep import Sweep

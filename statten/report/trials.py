@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from statten.config import load_config, recipe_names
 from statten.errors import UserError
-from statten.runs import Run, best_row
 from statten.search.sweep import Sweep, is_run, short
+from statten.storage.run import Run, best_row
 
 if TYPE_CHECKING:
     import optuna

@@ -19,16 +19,18 @@ from statten.config import METRICS, Config, constraint, dump_config, with_overri
 from statten.costs import Cost, costs
 from statten.data import absolute_root, make_loaders, split_document
 from statten.display import console, duration
-from statten.errors import Failed, UserError, nearest
-from statten.faults import classify
+from statten.errors import Failed, Superseded, UserError, nearest
 from statten.files import write_text
+from statten.machine import environment
 from statten.models import build_model
-from statten.runs import Run, Superseded, environment
 from statten.search.samplers import make_sampler, trials_of
 from statten.search.sweep import Sweep
 from statten.space.space import Space
-from statten.train import Preflight, memory_bytes, preflight, run_fit
+from statten.storage.run import Run
 from statten.trainer import check_nodes, fit_on_workers, show_places
+from statten.training.faults import classify
+from statten.training.preflight import Preflight, memory_bytes, preflight
+from statten.training.worker import run_fit
 
 if TYPE_CHECKING:
     from statten.search.live import LiveTable

@@ -8,8 +8,8 @@ import statistics
 from dataclasses import dataclass
 
 from statten.config import with_overrides
-from statten.runs import Run
 from statten.search.sweep import Sweep
+from statten.storage.run import Run
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from statten.checkpoint import weights_file
 from statten.config import constraint
 from statten.errors import UserError
 from statten.files import write_json
-from statten.runs import Run
 from statten.search import stopping
 from statten.search.samplers import make_sampler, trials_of
 from statten.search.sweep import Sweep, is_run
-from statten.train import memory_bytes
+from statten.storage.checkpoint import weights_file
+from statten.storage.run import Run
+from statten.training.preflight import memory_bytes
 
 REDRAWS = 3
 """Draws of configurations that are known already, after which the nearest of those that are left is taken."""

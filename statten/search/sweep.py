@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 from statten.config import Config, dump_config, get_field
 from statten.errors import UserError
 from statten.files import new_folder, read_json, write_json, write_text
-from statten.runs import Run, RunFolder, check_name, exists, now
 from statten.space.loading import load_space
 from statten.space.space import Space
+from statten.storage.run import Run, RunFolder, check_name, exists, now
 
 if TYPE_CHECKING:
     import optuna

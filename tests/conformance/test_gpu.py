@@ -8,7 +8,7 @@ from statten.data import make_loaders
 from statten.models import build_model
 from statten.neurons import LIF, NEURON_BACKENDS
 from statten.neurons.dynamics import Dynamics, Unavailable, Wanted
-from statten.train import NoReport, fit, make_state, place, record_graphs
+from statten.training.loop import NoReport, fit, make_state, place, record_graphs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

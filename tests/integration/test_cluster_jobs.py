@@ -20,8 +20,8 @@ from conftest import MARK, forget_token, marked
 from statten import cli, doctor
 from statten.cluster import make_token
 from statten.errors import UserError
-from statten.runs import Run
 from statten.search.sweep import Sweep
+from statten.storage.run import Run
 from statten.submission import Cluster
 
 ROOT = Path(__file__).parents[2]

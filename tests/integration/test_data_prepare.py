@@ -10,8 +10,7 @@ from pathlib import Path
 import formats
 import pytest
 
-from statten.checkpoint import checkpoints
-from statten.runs import Run
+from statten.storage.run import Run, checkpoints
 
 KILLS = 10
 

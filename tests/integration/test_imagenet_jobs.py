@@ -13,8 +13,8 @@ from torchvision import transforms
 from statten.evaluation import open_target
 from statten.metrics.energy import check_file
 from statten.metrics.inference import evaluating
-from statten.runs import Run
 from statten.search.sweep import Sweep
+from statten.storage.run import Run
 
 ROOT = Path(__file__).parents[2]
 SPACE = """\

@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from statten.cluster import free_port
 from statten.config import load_config
 from statten.errors import Failed
-from statten.runs import Run
 from statten.search import resume_sweep
 from statten.search.searcher import OptunaSearcher
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
-from statten.train import run_fit
+from statten.storage.run import Run
+from statten.training.worker import run_fit
 
 SPACE = """\
 model.timesteps:  {choices: [1, 2]}

@@ -202,7 +202,7 @@ def test_a_published_checkpoint_is_evaluated_as_our_own(runs, tmp_path):
     run = runs["digits"]
     ours = open_target(run.path)
     averaged = {k: v + 0.01 if v.is_floating_point() else v for k, v in ours.weights().items()}
-    from statten.checkpoint import to_published
+    from statten.models.published import to_published
 
     ddp = {f"module.{k}": v for k, v in to_published(averaged).items()}
     path = published_file(tmp_path / "digits.pth.tar", ours.config, ours.weights(), state_dict_ema=ddp)

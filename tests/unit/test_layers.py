@@ -52,7 +52,7 @@ def test_a_room_imports_only_rooms_above(path):
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("statten", "torch ray timm optuna"), ("statten.cli", "torch ray timm optuna"), ("statten.train", "ray optuna")],
+    [("statten", "torch ray timm optuna"), ("statten.cli", "torch ray timm optuna"), ("statten.training.worker", "ray optuna")],
 )
 def test_imports_stay_light(module, heavy):
     code = f"import sys, {module}; print([m for m in {heavy.split()} if m in sys.modules])"

@@ -13,7 +13,6 @@ import pytest
 from evaluated import alive
 
 from statten import report as reporting
-from statten.checkpoint import save
 from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
@@ -22,10 +21,11 @@ from statten.report import figures, rates
 from statten.report.sections import build, contour_pair
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, label
-from statten.runs import Run
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
-from statten.train import validate
+from statten.storage.checkpoint import save
+from statten.storage.run import Run
+from statten.training.loop import validate
 
 SPACE = {
     "model.timesteps": {"choices": [1, 2, 4]},

@@ -13,13 +13,14 @@ from ray.tune.search import Searcher
 from statten.config import load_config
 from statten.errors import ConfigError, UserError
 from statten.files import write_json
-from statten.runs import Run
 from statten.search.launch import check_objectives, extend_sweep, plan_sweep
 from statten.search.repeats import planned, read_repeats, sentence
 from statten.search.searcher import OptunaSearcher, RepeatSearcher, take_over
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
-from statten.train import memory_bytes, run_fit
+from statten.storage.run import Run
+from statten.training.preflight import memory_bytes
+from statten.training.worker import run_fit
 
 TINY = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 1, "model.timesteps": 1, "model.block_size": 1,
         "data.fraction": 0.05, "train.epochs": 2, "train.batch_size": 16, "search.firing_range": None}  # fmt: skip

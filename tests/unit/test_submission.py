@@ -15,12 +15,12 @@ from statten import cli, jobs, submission
 from statten.config import load_config, with_overrides
 from statten.errors import UserError
 from statten.jobs import JobFile, begun, check_submitted_storage, ended, run_with_retries
-from statten.runs import Run
 from statten.search.samplers import trials_of
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
+from statten.storage.run import Run
 from statten.submission import dashboard_url, from_file, rehearse
-from statten.train import run_fit
+from statten.training.worker import run_fit
 
 SMALL = {
     "model.depth": 1,

@@ -9,10 +9,7 @@
 Randomness is a function of (seed, epoch, step, rank), so what failed for a reason inside the run fails again.
 """
 
-import re
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from statten.data import CorruptSample
@@ -71,33 +68,6 @@ def classify(error: BaseException) -> Fault:
     if fault := _known(error):
         return fault
     return classify(error.__cause__) if error.__cause__ is not None else Fault("error", _named(error))
-
-
-def killed_for_memory() -> int:
-    """How many processes the kernel has ended for want of memory: in this process's control group, else on this machine.
-
-    Others' jobs on the same machine run out of memory in groups of their own.
-    """
-    groups = Path("/sys/fs/cgroup")
-    with suppress(OSError):  # not Linux
-        for number, controllers, path in (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()):
-            if number == "0":
-                files = [groups / path[1:] / "memory.events"]
-            elif "memory" in controllers.split(","):  # version 1; in a container its group is the root of what is mounted
-                files = [groups / "memory" / p / "memory.oom_control" for p in (path[1:], "")]
-            else:
-                continue
-            for file in files:
-                if (counted := _oom_kills(file)) is not None:
-                    return counted
-    return _oom_kills(Path("/proc/vmstat")) or 0
-
-
-def _oom_kills(file: Path) -> int | None:
-    with suppress(OSError):
-        counted = re.search(r"^oom_kill (\d+)$", file.read_text(), re.M)
-        return int(counted[1]) if counted else None
-    return None
 
 
 def _known(error: BaseException) -> Fault | None:

@@ -1,4 +1,4 @@
-"""Object stores: runs in s3://, gs:// or whatever else pyarrow opens.
+"""Runs in object stores: a working copy of each, and its mirror in the store.
 
 A store can neither rename nor append, and a program that writes there waits for a network. So all work goes on in a working
 copy, a folder like any other, and the store is its mirror:
@@ -7,7 +7,7 @@ copy, a folder like any other, and the store is its mirror:
         <digest of the URI>/      the working copy of one storage
             .storage.json         its URI
             <run>/.mirror.json    how files were, here and in the store, when both agreed
-            <run>/...             as in runs.py; a sweep's trials too, each with a .mirror.json of its own
+            <run>/...             as in run.py; a sweep's trials too, each with a .mirror.json of its own
 
     s3://bucket/prefix
             <run>/...             the same files: a run in a store is readable without this package too
@@ -17,14 +17,9 @@ copy, a folder like any other, and the store is its mirror:
 A checkpoint is sent file by file, state.json last: it holds the digests of the others, and without it there is no checkpoint.
 Files that speak of a checkpoint (metrics.jsonl, then result.json) follow it. So whatever moment a sender dies at, a reader
 finds a run as it was after some epoch, and the next sender overwrites what was left lying.
-
-An endpoint other than AWS's own is named in the URI, `s3://bucket/runs?endpoint_override=http://127.0.0.1:9000`, or by
-$AWS_ENDPOINT_URL; one other than Google's in `gs://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9000`. Credentials
-never are: they come from where the store's own tools look for them.
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -38,19 +33,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
-from statten.errors import Failed, Superseded, UserError
-from statten.files import alive, cache_folder, read_json, repeating, sha256, taken, write_json, write_text, writer
+from statten.errors import Failed, Superseded
+from statten.files import alive, read_json, repeating, sha256, taken, write_json, write_text, writer
+from statten.storage.store import STORAGE, Stamp, Store, explain, is_uri, join_uri, working_copy
 
 log = logging.getLogger("statten")
-
-T = TypeVar("T")
-Stamp = list[int]
-"""Size and time of the last change in nanoseconds, by which a file is known to have changed."""
-
-STORAGE = ".storage.json"
 MIRROR, COPY, ATTEMPT, LOCK = ".mirror.json", ".copy", "attempt", ".mirror.lock"
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
@@ -59,14 +48,10 @@ KINDS = ("run.json", "sweep.json")
 """Sent last when a folder is new: without one of them it is not there yet."""
 RUNS = ("trials", "repeats")
 """Folders of a sweep that hold runs."""
-REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED|PERMISSION|UNAUTHENTICATED", re.I)
 PATIENCE = 300.0
 """Seconds for which a worker that begins waits for a store that does not answer; later scale.storage_seconds counts."""
-GOOGLE_SECONDS = 10
-"""For which Google's own client asks again before it says that it gets no answer."""
 SETTLE = 1.0
 """Seconds after which a writer that put its name into the store looks whether it is still there."""
-CHUNK = 8 << 20
 
 
 # What is brought: a file's path inside its run decides.
@@ -85,217 +70,6 @@ def work(file: str) -> bool:
 def everything(file: str) -> bool:
     """All that there is."""
     return True
-
-
-# The store.
-
-
-def is_uri(text: str) -> bool:
-    """Whether a place is given as URI rather than as a folder."""
-    return "://" in text
-
-
-def working_copy(text: str) -> Path:
-    """The folder to work in for a storage that is given as a folder or a URI; nothing is asked of the store yet."""
-    if not is_uri(text):
-        return Path(text)
-    if urlsplit(text).password is not None or (text.startswith("s3:") and "@" in text):
-        raise UserError(
-            "--storage: credentials have no place in a URI, where they would be written down; put them into the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or into ~/.aws/credentials"
-        )
-    uri = _join(text, "")
-    files, base = _open(uri)
-    if files.type_name == "local":
-        return Path(base)
-    folder = cache_folder().absolute() / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    if not (folder / STORAGE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / STORAGE, {"uri": uri})
-    return folder
-
-
-def split_uri(text: str) -> tuple[str, str]:
-    """The storage and the name that the URI of a run means."""
-    address, mark, query = text.partition("?")
-    storage, _, name = address.rstrip("/").rpartition("/")
-    return storage + mark + query, name
-
-
-def _join(uri: str, name: str) -> str:
-    address, mark, query = uri.partition("?")
-    return "/".join(filter(None, [address.rstrip("/"), name])) + mark + query
-
-
-def _open(uri: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem
-
-    asked = uri
-    if uri.startswith(("gs:", "gcs:")) and "retry_limit_seconds=" not in uri:
-        # Left to itself, Google's client asks again for a quarter of an hour, and says nothing; `_patiently` does.
-        asked += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
-    try:
-        files, base = FileSystem.from_uri(asked)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"--storage: {uri} cannot be opened: {_reason(error)}") from None
-    return files, base.rstrip("/")
-
-
-class Store:
-    """The objects of one storage, by their names below it."""
-
-    def __init__(self, uri: str, patience: float = 0.0):
-        self.uri, self.patience = uri, patience
-        self.files, self.base = _open(uri)
-
-    def check(self) -> None:
-        """Raise UserError unless the bucket is there and can be listed."""
-        from pyarrow.fs import FileType
-
-        bucket = self.base.partition("/")[0]
-        with self.speaking():
-            try:
-                missing = self.files.get_file_info(bucket).type == FileType.NotFound
-            except OSError as error:
-                if not _refused(error):
-                    raise
-                missing = False  # who may use what is in a bucket need not be allowed to look at the bucket itself
-            if missing:
-                raise UserError(f"--storage: {self.uri}: there is no bucket {bucket}; make it first, or name another")
-            self.names()
-
-    def check_writable(self) -> None:
-        """Raise UserError unless an object can be made and deleted."""
-        probe = f".probe-{uuid.uuid4().hex}"
-        with self.speaking():
-            self.write(probe, b"")
-            self.delete(probe)
-
-    @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """Turn what the store says into one sentence."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"--storage: {self.uri}: {_reason(error)}") from None
-
-    def names(self) -> list[str]:
-        """Of the runs and sweeps."""
-        from pyarrow.fs import FileSelector
-
-        if self.files.type_name == "gcs":  # whose folders are in no listing, for there are none
-            found = sorted({file.partition("/")[0] for file in self.listing()})
-        else:
-            selector = FileSelector(self.base, allow_not_found=True)
-            found = [info.base_name for info in self._patiently(lambda: self.files.get_file_info(selector))]
-        return [name for name in found if not name.startswith(".")]
-
-    def listing(self, name: str = "") -> dict[str, Stamp]:
-        """The objects below a name, by their names relative to it."""
-        from pyarrow.fs import FileSelector
-
-        folder = self._path(name)
-        found = self._patiently(lambda: self.files.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)))
-        return {info.path[len(folder) + 1 :]: [info.size, info.mtime_ns] for info in found if info.is_file}
-
-    def get(self, name: str, path: Path) -> None:
-        """Bring an object into a file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as sink:
-                self._patiently(lambda: self._copy(name, sink))
-            os.chmod(aside, 0o644)
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(aside)
-            raise
-
-    def _copy(self, name: str, sink: Any) -> None:
-        sink.seek(0)
-        sink.truncate()
-        with self.files.open_input_stream(self._path(name)) as source:
-            while chunk := source.read(CHUNK):
-                sink.write(chunk)
-
-    def put(self, path: Path, name: str) -> None:
-        """Send a file; an object appears when all of it has arrived."""
-        self._patiently(lambda: self._send(path, name))
-
-    def _send(self, path: Path, name: str) -> None:
-        with path.open("rb") as source, self.files.open_output_stream(self._path(name)) as sink:
-            while chunk := source.read(CHUNK):
-                sink.write(chunk)
-
-    def read(self, name: str) -> bytes | None:
-        """Content of an object; None where there is none."""
-
-        def once() -> bytes:
-            with self.files.open_input_stream(self._path(name)) as source:
-                return source.read()
-
-        with suppress(FileNotFoundError):
-            return self._patiently(once)
-        return None
-
-    def write(self, name: str, content: bytes) -> None:
-        """Make or replace an object."""
-
-        def once() -> None:
-            with self.files.open_output_stream(self._path(name)) as sink:
-                sink.write(content)
-
-        self._patiently(once)
-
-    def delete(self, name: str) -> None:
-        """Delete an object, if it is there."""
-        with suppress(FileNotFoundError):
-            self._patiently(lambda: self.files.delete_file(self._path(name)))
-
-    def seconds_since(self, name: str) -> float:
-        """Age of an object."""
-        info = self._patiently(lambda: self.files.get_file_info(self._path(name)))
-        return time.time() - (info.mtime_ns or 0) / 1e9
-
-    def _path(self, name: str) -> str:
-        return f"{self.base}/{name}" if name else self.base
-
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Do it, and where the store does not answer do it again, with pauses that grow."""
-        began, pause = time.monotonic(), 1.0
-        while True:
-            try:
-                return action()
-            except OSError as error:
-                waited = time.monotonic() - began
-                if error.errno is not None or _refused(error) or waited >= self.patience:
-                    raise
-                if pause == 1.0:
-                    log.warning("%s does not answer (%s); trying again", self.uri, _reason(error))
-            time.sleep(pause)
-            pause = min(2 * pause, 30.0)
-
-
-def _refused(error: OSError) -> bool:
-    """Whether a store gave an answer that asking again does not change."""
-    return REFUSED.search(str(error)) is not None
-
-
-def _reason(error: BaseException) -> str:
-    """What a store says, without the numbers of its request."""
-    text = str(error).strip() or type(error).__name__
-    if google := re.search(r"google::cloud::Status\((.*)", text, re.S):
-        said = re.sub(r" error_info=.*|\)\. Detail:.*", "", google[1], flags=re.S).rpartition("with a last message of ")[2]
-        if "OAuth2 access token" in said:
-            said = "no credentials of Google Cloud are found"
-        if re.search(r"no credentials|PERMISSION_DENIED|UNAUTHENTICATED|code: 40[13]", f"{google[1]} {said}"):
-            said += "; make some with: gcloud auth application-default login"
-        return said.rstrip(". ")
-    reason = re.sub(r" \(Request ID: [^)]*\)|; Details:.*", "", text.splitlines()[0]).rstrip(". ")
-    if re.search(r"ACCESS_KEY|ACCESS_DENIED|SIGNATURE|credentials", reason, re.I):
-        reason += "; look at the credentials in the environment or in ~/.aws/credentials"
-    return reason
 
 
 # The mirror of one run or sweep.
@@ -317,7 +91,7 @@ class Mirror:
     @property
     def uri(self) -> str:
         """What a person calls it."""
-        return _join(self.store.uri, self.name)
+        return join_uri(self.store.uri, self.name)
 
     # From the store.
 
@@ -455,7 +229,7 @@ class Mirror:
             self.push(attempt, whole)
         except OSError as error:
             raise Failed(
-                f"{self.uri}: could not be written: {_reason(error)}; what is not there yet lies in {self.path}, and goes "
+                f"{self.uri}: could not be written: {explain(error)}; what is not there yet lies in {self.path}, and goes "
                 f"there when the run is resumed on this machine"
             ) from error
 

@@ -32,12 +32,7 @@ from torch import Tensor, nn
 
 from statten.errors import UserError
 from statten.files import new_folder, read_json, sha256, write_text
-from statten.models.published import from_published, load_published, to_published
-
-__all__ = [
-    "TrainState", "checkpoints", "from_published", "load_newest", "load_published", "load_weights", "save", "to_published",
-    "weights_file",
-]  # fmt: skip
+from statten.storage.run import checkpoints
 
 log = logging.getLogger("statten")
 
@@ -116,12 +111,6 @@ def _digest(document: dict[str, Any]) -> str:
     """SHA-256 of a document as it will be read."""
     read = json.loads(json.dumps(document))
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    names = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
-    return sorted(path for path in folder.glob("epoch-*") if names.fullmatch(path.name))
 
 
 def prune(folder: Path, keep: int, best_epoch: int | None) -> None:

@@ -1,12 +1,11 @@
-"""Training: `fit` is the loop, and it knows nothing of Ray. `preflight` finds what would fail before a machine is spent."""
+"""The training loop: `fit` on one page, and what it calls; it knows nothing of Ray."""
 
 import dataclasses
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,22 +18,20 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from timm.utils.distributed import distribute_bn
 from torch import nn
 
-from statten.checkpoint import TrainState, load_newest, load_weights
-from statten.config import Config, ScaleConfig, TrainConfig
-from statten.data import Loaders, check_data, make_loaders
+from statten.config import Config, TrainConfig
+from statten.data import Loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
-from statten.errors import UserError
-from statten.faults import Diverged, Preempted, classify
-from statten.losses import make_loss
 from statten.metrics.accuracy import Accuracy, is_distributed, sum_over_ranks
 from statten.metrics.energy import ledger
 from statten.metrics.inference import autocast, evaluating, latency_ms
 from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
 from statten.neurons import packed_spikes
-from statten.runs import Run, RunReport, Superseded, best_row, logging_to
-from statten.watchdog import Watchdog
+from statten.storage.checkpoint import TrainState
+from statten.storage.run import best_row
+from statten.training.faults import Diverged, Preempted
+from statten.training.losses import make_loss
 
 logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch it says that a cosine has no effect there
 
@@ -258,212 +255,3 @@ def average_statistics(state: TrainState) -> None:
         distribute_bn(state.model, dist.get_world_size(), reduce=True)
         if state.ema is not None:
             distribute_bn(state.ema.module, dist.get_world_size(), reduce=True)
-
-
-class Agreement:
-    """Lets all ranks leave after the same step, whichever of them is asked to; called by every rank after every step.
-
-    Ranks compare notes at every `EVERY`-th step. Where one has finished step m, GPU included, all have begun it, for its
-    gradients are averaged. So the rank that is asked after step s names, in the store of the process group, a step of which
-    no rank is done yet and that is at least s + 2, and all find it there in time.
-    """
-
-    EVERY, KEY = 8, "statten/leave"
-
-    def __init__(self, asked: Callable[[], bool]):
-        self._asked, self._step, self._said = asked, 0, False
-
-    def __call__(self) -> bool:
-        """Whether to leave after this step."""
-        self._step += 1
-        if not is_distributed():
-            return self._asked()
-        store = dist.distributed_c10d._get_default_store()
-        if not self._said and self._asked():
-            self._said = True
-            store.compare_set(self.KEY, "", str(-(-(self._step + 2) // self.EVERY) * self.EVERY))  # the first rank's stays
-        if self._step % self.EVERY:
-            return False
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return store.check([self.KEY]) and self._step >= int(store.get(self.KEY))
-
-
-def run_fit(
-    run: Run,
-    attempt: str,
-    rank: int = 0,
-    world_size: int = 1,
-    threads: int | None = None,
-    then: Callable[[dict[str, float]], object] | None = None,
-    asked: Callable[[], bool] | None = None,
-) -> dict[str, float] | None:
-    """Train a run folder to its end, from its newest checkpoint if it has one: what every worker does.
-
-    Returns the best epoch's metrics, or None where a worker alone fails for a reason that another try would meet again (the
-    folder's result.json says). One of several raises it, for the others wait for it, and so does one that may be retried.
-
-    Args:
-        then: called on every rank after each epoch with its metrics.
-        asked: whether this worker is asked to go; all ranks then write a checkpoint after the same step, and raise Preempted.
-    """
-    with logging_to(run.path / "train.log", rank), Watchdog(run.config.scale.hang_seconds, run.path / "train.log") as watchdog:
-
-        def leave() -> bool:
-            watchdog.alive()
-            return asked is not None and agreed()
-
-        agreed = Agreement(asked or (lambda: False))
-        return _run_fit(run, attempt, rank, world_size, threads, then, leave)
-
-
-def _run_fit(
-    run: Run,
-    attempt: str,
-    rank: int,
-    world_size: int,
-    threads: int | None,
-    then: Callable[[dict[str, float]], object] | None,
-    leave: Callable[[], bool],
-) -> dict[str, float] | None:
-    config = run.config
-    if threads:
-        torch.set_num_threads(threads)
-    device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
-    report = RunReport(run, config, attempt, rank, then, leave)
-    failed = True
-    try:
-        elastic = config.scale.min_workers < config.scale.max_workers
-        loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
-        state = make_state(config, device)
-        if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
-            state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
-        report.begin(state)
-        best = fit(state, loaders, config, report)
-        report.end(state)
-        failed = False
-        return best
-    except Exception as error:
-        fault = classify(error)
-        if not fault.retry and not isinstance(error, Superseded):
-            with suppress(OSError):  # the reason may be the disk; the command says it too
-                run.fail(fault.reason, cause=fault.kind)
-            if world_size == 1:
-                return None
-        raise
-    finally:  # a stopped trial leaves through SystemExit
-        report.close(failed)
-
-
-# Before anything starts.
-
-
-def pick_device(scale: ScaleConfig) -> str:
-    """cuda where it is wanted and usable, else cpu."""
-    if scale.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return scale.device
-
-
-@dataclasses.dataclass(frozen=True)
-class Preflight:
-    """What a run will be, before it starts."""
-
-    parameters: int
-    """Trainable parameters."""
-    steps_per_epoch: int
-    """Optimizer steps of each worker and epoch."""
-    world_size: int
-    """Workers, or the most of them."""
-    device: str
-    """cpu or cuda."""
-    cpus_per_worker: int
-    """CPU cores of each worker."""
-    memory_bytes: int
-    """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
-    min_workers: int
-    """The fewest workers that train, where `scale.workers` is [min, max]; else the same as `world_size`."""
-
-    def resources(self, workers: int = 1) -> dict[str, float]:
-        """What Ray reserves for some workers."""
-        gpus = {"GPU": float(workers)} if self.device == "cuda" else {}
-        return {"CPU": float(workers * self.cpus_per_worker), **gpus}
-
-
-def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
-    """Check a config against data, machine and precision without training; raises UserError with every problem.
-
-    Args:
-        config: the run.
-        capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
-    """
-    capacity = capacity or {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    scale, problems = config.scale, []
-    device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
-    cpus = int(capacity.get("CPU", 0))
-    least, field = scale.min_workers, "scale.workers" + ("" if scale.min_workers == scale.max_workers else "[0]")
-    cpus_per_worker = scale.cpus_per_worker or max(1, cpus // scale.max_workers)
-    if least * cpus_per_worker > cpus:
-        problems.append(
-            f"scale.workers: {least} workers of {cpus_per_worker} cores need {least * cpus_per_worker} "
-            f"cores, but there are {cpus}; the most is {field}={cpus // cpus_per_worker}"
-        )
-    gpus = int(capacity.get("GPU", 0))
-    if device == "cuda" and least > gpus:
-        fix = f"the most is {field}={gpus}" if gpus else "use scale.device=cpu"
-        problems.append(f"scale.device: cuda needs a GPU for each of {least} workers, but there are {gpus}; {fix}")
-    if config.train.precision == "fp16" and device == "cpu":
-        problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
-    if scale.cuda_graphs:
-        if device == "cpu":
-            problems.append("scale.cuda_graphs: needs a GPU, but the device is cpu; set it to false")
-        for other in ("activation_checkpointing", "packed_spikes"):
-            if getattr(scale, other):
-                problems.append(f"scale.cuda_graphs: cannot record a step with scale.{other}; set one of them to false")
-    for check in (lambda: check_data(config), lambda: _check_backend(scale.neuron_backend, device)):
-        try:
-            check()
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    parameters, memory = _measure(config)
-    steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch
-    return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
-
-
-def memory_bytes(config: Config) -> int:
-    """Bytes that one worker's training step needs; an estimate, see Preflight."""
-    return _measure(config)[1]
-
-
-def _check_backend(name: str, device: str) -> None:
-    from statten.neurons import check_backend
-
-    check_backend(name, device)
-
-
-def _measure(config: Config) -> tuple[int, int]:
-    """Parameters, and bytes of a float32 training step: found on PyTorch's meta device, which computes shapes, no values."""
-    model_config, train = config.model, config.train
-    with torch.device("meta"):
-        model = build_model(model_config, "torch")
-        size = (model_config.in_channels, model_config.image_size, model_config.image_size)
-        time_axis = (model_config.timesteps,) if model_config.events else ()
-        batch = torch.empty(train.batch_size, *time_axis, *size)
-    kept: dict[tuple, int] = {}
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept[(id(tensor.untyped_storage()), tensor._version)] = tensor.untyped_storage().nbytes()
-        storages.append(tensor)  # an id is only unique while its object lives
-        return tensor
-
-    storages: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(batch)
-    weights = {id(p.untyped_storage()) for p in model.parameters()}
-    activations = sum(size for (storage, _), size in kept.items() if storage not in weights)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    copies = 2 + {"sgd": 1, "lion": 1}.get(train.optimizer, 2) + (train.ema_decay is not None)
-    states = sum(p.numel() * p.element_size() for p in trainable) * copies
-    return sum(p.numel() for p in trainable), states + activations
