@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from statten.cluster import free_port
+from statten.cluster.session import free_port
 from statten.display import console, table, use_stderr
 from statten.files import read_json, write_json
 from statten.machine import environment

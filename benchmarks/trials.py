@@ -20,7 +20,7 @@ from typing import Any
 
 import ray.tune
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
 from statten.config import load_config
 from statten.display import console, use_stderr
 from statten.files import write_json

@@ -16,11 +16,11 @@ from torch import nn
 from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
+from statten.display.plots import figure, heat_map, md_table
 from statten.errors import ConfigError, UserError
 from statten.evaluation.evaluator import home
 from statten.evaluation.measure import Measured, measure
 from statten.evaluation.report import accuracy
-from statten.evaluation.show import figure, heat_map, md_table
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions, ledger

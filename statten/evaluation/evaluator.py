@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
+from statten.cluster.trainer import on_workers
 from statten.config import build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
@@ -23,7 +24,6 @@ from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions
 from statten.storage.mirror import publish
 from statten.storage.run import default_storage
-from statten.trainer import on_workers
 
 
 def evaluate(

@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from statten.search.launch import extend_sweep, plan_sweep, resume_sweep, tune
+    from statten.search.launch import extend_sweep, resume_sweep, tune
+    from statten.search.plan import plan_sweep
     from statten.search.promotion import promote
     from statten.search.sweep import Sweep
     from statten.space.loading import load_space, make_space

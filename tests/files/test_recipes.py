@@ -13,7 +13,7 @@ from statten import cli
 from statten.config import RECIPES, dump_config, get_field, load_config, recipe_names, with_overrides
 from statten.data.transforms import sample_transform
 from statten.errors import ConfigError, UserError
-from statten.jobs import JobFile, enter, load_job
+from statten.jobs.file import JobFile, enter, load_job
 from statten.models import build_model
 from statten.storage.run import Run
 from statten.training.loop import make_state

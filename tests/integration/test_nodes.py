@@ -17,13 +17,17 @@ import ray
 from conftest import forget_token
 from ray.cluster_utils import Cluster
 
-from statten import display, nodes, search, trainer
-from statten.cluster import make_token, ray_cluster
+from statten import search
+from statten.cluster import nodes, trainer
+from statten.cluster.nodes import Node
+from statten.cluster.session import ray_cluster
+from statten.cluster.token import make_token
 from statten.config import ScaleConfig, load_config
+from statten.display import run as display_run
 from statten.errors import UserError
-from statten.nodes import Node
 from statten.report import report
 from statten.space.loading import load_space
+from statten.storage import mirror
 from statten.storage.run import Run, locate
 from statten.storage.store import Store, working_copy
 from statten.training.preflight import Preflight
@@ -118,7 +122,7 @@ def test_a_machine_that_is_lost_while_it_is_asked_has_no_say(cluster, tmp_path, 
 
 @pytest.mark.slow
 def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_driver(cluster, server, monkeypatch, capsys):
-    monkeypatch.setattr(display, "REFRESH", 0.5)
+    monkeypatch.setattr(display_run, "REFRESH", 0.5)
     storage = working_copy(server.uri())
     run = trainer.train(load_config("digits", {**SMALL, "scale.workers": 2, "scale.placement": "spread"}), storage / "far")
     shown = "".join(capsys.readouterr())  # where commands print depends on the last one in this process

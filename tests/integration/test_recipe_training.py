@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from statten.cluster import free_port
+from statten.cluster.session import free_port
 from statten.config import load_config, recipe_names
 from statten.data import make_loaders
 from statten.data.prepare import prepare

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from statten.cluster import free_port
+from statten.cluster.session import free_port
 from statten.config import load_config
 from statten.errors import Failed
 from statten.search import resume_sweep

@@ -13,8 +13,8 @@ import pytest
 import ray.cloudpickle
 import torch
 
-from statten import trainer
-from statten.cluster import free_port, ray_cluster
+from statten.cluster import trainer
+from statten.cluster.session import free_port, ray_cluster
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.metrics.accuracy import Accuracy
@@ -37,7 +37,7 @@ def recorded_worker(settings: dict) -> None:
     """The real worker, with a note of the model's state as each validation begins."""
     import ray.train
 
-    from statten import trainer
+    from statten.cluster import trainer
     from statten.training import loop
 
     rank, real, notes = ray.train.get_context().get_world_rank(), loop.validate, []

@@ -14,11 +14,11 @@ from ray.train import WorkerGroupError  # type: ignore[attr-defined]
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
+from statten.cluster.recovery import Recovery
 from statten.config import load_config
 from statten.data import CorruptSample
 from statten.errors import Failed, UserError
 from statten.machine import killed_for_memory
-from statten.recovery import Recovery
 from statten.storage.run import Run
 from statten.training.faults import Diverged, classify
 

@@ -16,8 +16,8 @@ from statten import report as reporting
 from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
-from statten.overview import details, details_table, watch, written
 from statten.report import figures, rates
+from statten.report.overview import details, details_table, watch, written
 from statten.report.sections import build, contour_pair
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, label

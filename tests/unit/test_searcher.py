@@ -13,10 +13,12 @@ from ray.tune.search import Searcher
 from statten.config import load_config
 from statten.errors import ConfigError, UserError
 from statten.files import write_json
-from statten.search.launch import check_objectives, extend_sweep, plan_sweep
-from statten.search.repeats import planned, read_repeats, sentence
-from statten.search.searcher import OptunaSearcher, RepeatSearcher, take_over
+from statten.search.launch import extend_sweep
+from statten.search.plan import check_objectives, plan_sweep
+from statten.search.repeats import planned, sentence
+from statten.search.searcher import OptunaSearcher, RepeatSearcher
 from statten.search.sweep import Sweep
+from statten.search.transfer import take_over
 from statten.space.loading import make_space
 from statten.storage.run import Run
 from statten.training.preflight import memory_bytes
@@ -264,7 +266,7 @@ def test_finalists_are_repeated_under_other_seeds(tmp_path):
         while (started := searcher.suggest("id")) != Searcher.FINISHED:
             run_fit(Run(Path(started["run"])), attempt, threads=1)
             searcher.on_trial_complete("id")
-    found = read_repeats(sweep)
+    found = sweep.repeats()
     assert len(found) == 2 and all(len(set(r.seeds)) == 3 == len(r.values) for r in found.values())
     for number, repeats in found.items():
         assert repeats.values[0] == sweep.trial(number).result["best"]["val/top1"]

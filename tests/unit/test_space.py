@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from statten import demo
+from statten.cli import demo
 from statten.config import get_field, load_config, with_overrides
 from statten.errors import ConfigError, UserError
 from statten.space.expressions import parse, parse_condition

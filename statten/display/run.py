@@ -1,72 +1,20 @@
-"""What a person sees: progress while waiting, tables, summaries. Programs read `--json` instead."""
+"""A run while it trains, read from its folder, and its summary."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
+from statten.display.terminal import console, duration, progress_bar
 from statten.errors import UserError
 from statten.files import read_json
 from statten.storage.run import Run, best_row
 
-console = Console(highlight=False, soft_wrap=True)
-
 REFRESH = 5.0
 """Seconds between looks into a store, where the workers may be on other machines."""
-
-
-def use_stderr() -> None:
-    """Keep stdout for one JSON document."""
-    console.stderr = True
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def progress_bar(unit: str) -> Progress:
-    """A bar with rate and remaining time; on a terminal only, and gone when done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit} {{task.fields[rate]}}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-@contextlib.contextmanager
-def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (what, how many are done, of how many) that moves a bar for each `what`."""
-    with progress_bar(unit) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def move(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total, rate="")
-            bar.update(tasks[what], completed=done)
-
-        yield move
 
 
 @contextlib.contextmanager
@@ -138,35 +86,6 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
         f"val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  "
         f"{row['samples_per_second']:,.0f} samples/s" + (f"  {duration(left)} left" if left else "")
     )
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
-    """A plain table; columns whose index is in `right` are aligned to the right."""
-    made = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*[str(cell) for cell in row])
-    return made
-
-
-def dataset_summary(report: dict[str, Any]) -> None:
-    """What `data check` found."""
-    parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
-    console.print(f"[bold]{report['name']}[/] in {report['root']}: {report['layout']}, {report['samples']:,} samples ({parts})")
-    rows = [[name, *counts.values()] for name, counts in report["per_class"].items()]
-    console.print(table("", ["class", *report["split"]], rows, right=(1, 2, 3)))
-    sizes = ", ".join(f"{size} ({count:,})" for size, count in report["sizes"].items())
-    console.print(f"\n  sizes    {sizes}; smallest {_by(report['smallest'])}, largest {_by(report['largest'])}")
-    for key in ("mean", "std"):
-        console.print(f"  {key:<8} {' '.join(f'{value:.4f}' for value in report[key])}")
-    console.print(f"  corrupt  {len(report['corrupt'])}")
-    for file in report["corrupt"]:
-        console.print(f"    {file['file']}: {file['reason']}")
-
-
-def _by(size: list[int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def run_summary(run: Run, began: float) -> None:

@@ -36,15 +36,16 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, send nothing.")] = False,
 ) -> None:
     """Send a job to a Ray cluster; the same job again goes on where it was."""
-    from statten import submission as submissions
+    from statten.jobs.client import Cluster, rehearse
+    from statten.jobs.submit import from_command, from_file
 
     if len(words) == 1 and (words[0].endswith((".yaml", ".yml")) or Path(words[0]).is_file()):
-        checked = submissions.from_file(Path(words[0]), folder, overrides, name, storage)
+        checked = from_file(Path(words[0]), folder, overrides, name, storage)
     else:
         if overrides or name or storage:
             raise UserError("--set, --name and --storage of a plain command stand behind `--`, among its own options")
         command, parameters = _parse(context, words)
-        checked = submissions.from_command(words, command, parameters)
+        checked = from_command(words, command, parameters)
     shown = sys.stderr if as_json else sys.stdout
 
     def tell(parcel: Any) -> None:
@@ -53,10 +54,10 @@ def submit(
             print(f"left at home, as secrets: {', '.join(parcel.secrets)}", file=shown)
 
     if dry_run:
-        parcel = submissions.rehearse(checked, folder, tell)
+        parcel = rehearse(checked, folder, tell)
         document = {"name": checked.name, "entrypoint": checked.entrypoint, "files": list(parcel.names), "bytes": parcel.bytes}
         return _print(document) if as_json else print(f"{checked.entrypoint}\nNothing was sent.")
-    cluster = submissions.Cluster(address)
+    cluster = Cluster(address)
     id = cluster.submit(checked, folder, tell)
     if as_json:
         return _print({"id": id, "name": checked.name, "address": cluster.url, "entrypoint": checked.entrypoint})
@@ -70,7 +71,7 @@ def submit(
 def jobs(address: Address = None, as_json: Json = False) -> None:
     """List a cluster's jobs."""
     from statten.display import console, table
-    from statten.submission import Cluster
+    from statten.jobs.client import Cluster
 
     cluster = Cluster(address)
     found = cluster.jobs()
@@ -85,7 +86,7 @@ def jobs(address: Address = None, as_json: Json = False) -> None:
 @jobs_app.command()
 def status(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Say how a job is."""
-    from statten.submission import Cluster
+    from statten.jobs.client import Cluster
 
     job = Cluster(address).find(id)
     if as_json:
@@ -100,23 +101,23 @@ def logs(
     address: Address = None,
 ) -> None:
     """Print what a job has printed."""
-    from statten import submission
+    from statten.jobs import client
 
-    cluster = submission.Cluster(address)
+    cluster = client.Cluster(address)
     job = cluster.find(id)
     if not follow:
         return _write(cluster.logs(job.id))
     try:
-        job = submission.follow(cluster, job, _write, submission.eprint)
+        job = client.follow(cluster, job, _write, client.eprint)
     except KeyboardInterrupt:
-        return submission.eprint(f"detached; {job.id} goes on. Come back with: {_again('logs', job, address)} -f")
-    return submission.eprint(f"{job.id} has ended: {job.status}{_ending(job)}")
+        return client.eprint(f"detached; {job.id} goes on. Come back with: {_again('logs', job, address)} -f")
+    return client.eprint(f"{job.id} has ended: {job.status}{_ending(job)}")
 
 
 @jobs_app.command()
 def stop(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Stop a job; what it finished is kept, and the same job submitted again goes on from there."""
-    from statten.submission import Cluster
+    from statten.jobs.client import Cluster
 
     began = time.monotonic()
     job = Cluster(address).stop(id)
@@ -128,14 +129,14 @@ def stop(id: Id, address: Address = None, as_json: Json = False) -> None:
 @jobs_app.command()
 def wait(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Wait until a job has ended, and end with its exit code."""
-    from statten import submission
+    from statten.jobs import client
 
-    cluster = submission.Cluster(address)
+    cluster = client.Cluster(address)
     job = cluster.find(id)
     try:
-        job = submission.wait(cluster, job, submission.eprint)
+        job = client.wait(cluster, job, client.eprint)
     except KeyboardInterrupt:
-        submission.eprint(f"detached; {job.id} goes on. Come back with: {_again('wait', job, address)}")
+        client.eprint(f"detached; {job.id} goes on. Come back with: {_again('wait', job, address)}")
         raise typer.Exit(1) from None
     if as_json:
         _print(dataclasses.asdict(job))

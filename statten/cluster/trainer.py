@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from statten.cluster import ray_cluster
+from statten.cluster.nodes import Node, capacity, check_shared, living, place
+from statten.cluster.session import ray_cluster
 from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
-from statten.display import console, following
+from statten.display import console
+from statten.display.run import following
 from statten.errors import Failed, UserError
 from statten.files import write_json
 from statten.machine import environment
-from statten.nodes import Node, capacity, check_shared, living, place
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
@@ -106,7 +107,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from statten.recovery import Notice, Recovery, Resizing
+    from statten.cluster.recovery import Notice, Recovery, Resizing
 
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
     run.publish(attempt)
@@ -201,7 +202,7 @@ def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
 
-    from statten.recovery import noticing
+    from statten.cluster.recovery import noticing
 
     context = ray.train.get_context()
     with noticing() as asked:

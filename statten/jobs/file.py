@@ -28,28 +28,13 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BeforeValidator, Field, model_validator
 
-from statten.config import (
-    Config,
-    Int,
-    Part,
-    ScaleConfig,
-    field_paths,
-    get_field,
-    load_config,
-    read_yaml,
-    validate_part,
-    with_overrides,
-)
+from statten.config import Int, Part, ScaleConfig, load_config, read_yaml, validate_part
 from statten.errors import ConfigError, UserError, nearest
-from statten.storage.run import Run, RunFolder
-
-if TYPE_CHECKING:
-    from statten.space.space import Space
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
 RESUMABLE = ("train", "tune", "promote")
@@ -234,43 +219,6 @@ def _child(command: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return code if code >= 0 else 128 - code
-
-
-def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
-    """Whether a run (or, with a space, a sweep) of this config was begun in the folder, and can be resumed.
-
-    Raises:
-        UserError: the folder holds something else; the sentence names the fields that differ.
-    """
-    from statten.data import absolute_root
-    from statten.search.sweep import Sweep
-
-    if not path.exists():
-        return False
-    folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
-    there, asked = folder.config, absolute_root(config)
-    if space is not None:
-        from statten.search.samplers import trials_of
-
-        asked = with_overrides(asked, {"search.trials": trials_of(asked.search, space)})  # as `tune` writes it down
-    differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
-    if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
-        differ.append("the search space")
-    if differ:
-        raise UserError(
-            f"--resume: {path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
-            f"or go on with what is there: statten resume {path.name}"
-        )
-    return True
-
-
-def ended(path: Path) -> bool:
-    """Whether a run is finished, or all trials of a sweep have ended."""
-    from statten.search.sweep import Sweep
-
-    if not (path / Sweep.marker).is_file():
-        return Run(path).state == "finished"
-    return Sweep(path).ended
 
 
 def check_submitted_storage(storage: Path) -> None:

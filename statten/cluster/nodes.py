@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
 from statten.config import ScaleConfig
 from statten.errors import UserError
 from statten.storage.mirror import mirror_of

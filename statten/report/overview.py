@@ -12,6 +12,7 @@ from rich.table import Table
 
 from statten.display import console, duration, table
 from statten.report.trials import STATES, SweepTrials
+from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe
 from statten.storage.run import Run, best_row
 
@@ -177,7 +178,7 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
         console.print(
             f"  the front   trials {', '.join(str(t['trial']) for t in best['front'])}; see: statten best {sweep.typed}"
         )
-    if certain := sweep.certainty():
+    if certain := sentence(sweep):
         console.print(f"  how sure    {certain}")
     console.print(f"  folder      {sweep.where}")
     console.print(f"  train on    statten promote {sweep.typed} --set train.epochs=20")

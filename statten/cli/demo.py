@@ -4,11 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
 from statten.config import load_config
-from statten.display import console, duration, run_summary
+from statten.display import console, duration
+from statten.display.run import run_summary
 from statten.evaluation import evaluate, summary
-from statten.overview import sweep_summary
+from statten.report.overview import sweep_summary
 from statten.search import make_space, promote, tune
 from statten.storage.run import free_name
 
