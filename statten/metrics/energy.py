@@ -51,7 +51,7 @@ class Operation:
     layer: str
     kind: Literal["conv3x3", "conv1x1", "product", "linear"]
     point: str | None
-    """Where its input is measured (see evaluation/meter.py); None: the network's own input, which is numbers."""
+    """Where its input is measured (see meter.py); None: the network's own input, which is numbers."""
     flops: int
     """Multiply-accumulates of one timestep if its input were dense."""
     weights: int
@@ -101,7 +101,7 @@ def ledger(
     Args:
         config: the network.
         timesteps: T that it ran.
-        counts: sums over samples of each point's input, [T, C, H, W] or [T] (evaluation/meter.py), or [] (SpikeTotals.inputs),
+        counts: sums over samples of each point's input, [T, C, H, W] or [T] (meter.py), or [] (SpikeTotals.inputs),
             which tell nothing of padding.
         samples: their number.
         conventions: what is counted how.
