@@ -34,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 # `timm.create_model("statten_8_768")` works after `import statten`, whichever of the two is imported first.
-wrapt.register_post_import_hook(lambda _: importlib.import_module("statten.models.registry"), "timm")
+wrapt.register_post_import_hook(lambda _: importlib.import_module("statten.models.timm_models"), "timm")

@@ -35,7 +35,7 @@ from statten.display import console
 from statten.errors import UserError, nearest
 from statten.files import write_json
 from statten.machine import environment
-from statten.models import build_model, fold_batch_norm
+from statten.models import Backbone, build_model, fold_batch_norm
 from statten.models.attention import statten as counts
 from statten.neurons import LIF, NEURON_BACKENDS, packed_spikes
 from statten.neurons.dynamics import Unavailable
@@ -131,8 +131,9 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
     images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
     peers = {f"{PEER} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
-    nets = {"statten": our_model(config, device), **peers}
-    inference = {**nets, "statten": fold_batch_norm(nets["statten"])}
+    model_of_ours = our_model(config, device)
+    nets: dict[str, nn.Module] = {"statten": model_of_ours, **peers}
+    inference: dict[str, nn.Module] = {**nets, "statten": fold_batch_norm(model_of_ours)}
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
     inputs = {name: images.transpose(0, 1) if name in peers and config.events else images for name in nets}
 
@@ -385,11 +386,11 @@ def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple
     return torch.randn(size, device=device), torch.randint(config.num_classes, (batch,), device=device)
 
 
-def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def our_model(config: ModelConfig, device: torch.device) -> Backbone:
     """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
-    from statten.training.loop import place
+    from statten.training.loop import to_device
 
-    return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
+    return to_device(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
 
 
 def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_format) -> nn.Module:

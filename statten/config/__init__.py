@@ -23,11 +23,10 @@ from statten.config.loading import (
 )
 from statten.config.reading import parse_yaml, read_yaml
 from statten.config.schema import (
-    BUNDLED_DATASETS,
     DATASET_NAMES,
-    EVENT_DATASETS,
     METRICS,
     AttentionMode,
+    BackboneName,
     Config,
     DataConfig,
     Dataset,
@@ -48,7 +47,7 @@ from statten.config.schema import (
 )
 
 __all__ = [
-    "BUNDLED_DATASETS", "DATASET_NAMES", "EVENT_DATASETS", "METRICS", "RECIPES", "AttentionMode", "Config", "DataConfig",
+    "DATASET_NAMES", "METRICS", "RECIPES", "AttentionMode", "BackboneName", "Config", "DataConfig",
     "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
     "Scheduler", "SearchConfig", "TrainConfig", "build_config", "constraint", "dump_config", "field_at", "field_paths",
     "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part",

@@ -5,21 +5,21 @@ A part collects all of its mistakes and raises them as one `ConfigError`: rule, 
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from statten.errors import ConfigError, nearest, shown
+from statten.registry import ATTENTION, BACKBONES, DATASETS
 
-AttentionMode = Literal["statten", "sdsa"]
+if TYPE_CHECKING:
+    AttentionMode = str
+    BackboneName = str
+    Dataset = str
+else:  # what can be chosen is what is registered
+    AttentionMode, BackboneName, Dataset = (Literal[tuple(entries)] for entries in (ATTENTION, BACKBONES, DATASETS))
 NeuronKind = Literal["lif", "plif"]
-Dataset = Literal[
-    "digits", "digits_events", "cifar10", "cifar100", "imagenet", "image_folder",
-    "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder",
-]  # fmt: skip
-DATASET_NAMES: tuple[str, ...] = get_args(Dataset)
-BUNDLED_DATASETS = ("digits", "digits_events")
-EVENT_DATASETS = ("digits_events", "cifar10dvs", "ncaltech101", "dvs128gesture", "event_folder")
+DATASET_NAMES = tuple(DATASETS)
 # Fields of DataConfig that do something for datasets that are read from files; of these, for images only, for clips only.
 FILE_FIELDS = ("interpolation", "hflip")
 IMAGE_FIELDS = (
@@ -177,7 +177,7 @@ class DataConfig(Part):
                 f"`color_jitter` has no effect beside `auto_augment`, which changes colours itself, but got "
                 f"(color_jitter={self.color_jitter:g}, auto_augment={self.auto_augment}); set one of them to 0 or null"
             )
-        if self.name in EVENT_DATASETS and self.interpolation == "bicubic":
+        if DATASETS[self.name].events and self.interpolation == "bicubic":
             problems.append(
                 f"`interpolation` must be nearest or bilinear for {self.name}, which holds event clips, but got bicubic"
             )
@@ -192,9 +192,9 @@ class DataConfig(Part):
     def _idle(self) -> Iterator[tuple[str, str]]:
         """Fields that are set but do nothing for this dataset, and why."""
         fields: tuple[str, ...]
-        if self.name in BUNDLED_DATASETS:
+        if DATASETS[self.name].bundled:
             fields, kind = (*FILE_FIELDS, *IMAGE_FIELDS, *EVENT_FIELDS), "is augmented in its own way (data.augment)"
-        elif self.name in EVENT_DATASETS:
+        elif DATASETS[self.name].events:
             fields, kind = IMAGE_FIELDS, "holds event clips"
         else:
             fields, kind = EVENT_FIELDS, "holds images"
@@ -219,6 +219,8 @@ class NeuronMap(Part):
 class ModelConfig(Part):
     """The STAtten transformer (Lee et al., CVPR 2025)."""
 
+    backbone: BackboneName = "sdt"
+    """Network around the attention; `sdt`: the Spike-driven Transformer."""
     attention: AttentionMode = "statten"
     """`statten`: block-wise spatial-temporal attention; `sdsa`: the Spike-driven Transformer's spatial attention."""
     timesteps: Int = Field(4, ge=1, le=64)

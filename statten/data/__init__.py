@@ -1,8 +1,7 @@
 """Datasets, their split, and the batches that each worker reads; all functions of (seed, epoch, step)."""
 
-from statten.data.dataset import CorruptSample, Dataset, Samples, Source
+from statten.data.dataset import CorruptSample, Samples, Source
 from statten.data.factory import (
-    DATASETS,
     absolute_root,
     check_data,
     check_split,
@@ -13,6 +12,7 @@ from statten.data.factory import (
     split_indices,
 )
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
+from statten.registry import DATASETS, Dataset
 
 __all__ = [
     "DATASETS", "CorruptSample", "Dataset", "EvalLoader", "Loaders", "Samples", "Source", "TrainLoader",

@@ -12,23 +12,14 @@ from typing import Any
 import numpy as np
 
 from statten.config import Config, with_overrides
-from statten.data.dataset import Dataset, Source
-from statten.data.digits import DIGITS
-from statten.data.digits_events import DIGITS_EVENTS
-from statten.data.events import CIFAR10DVS, DVS128GESTURE, EVENT_FOLDER, NCALTECH101
-from statten.data.images import CIFAR10, CIFAR100, IMAGE_FOLDER, IMAGENET
+from statten.data.dataset import Source
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, identity, split
 from statten.errors import UserError
 from statten.files import read_json
+from statten.registry import DATASETS
 
 log = logging.getLogger("statten")
-
-DATASETS: dict[str, Dataset] = {
-    "digits": DIGITS, "digits_events": DIGITS_EVENTS, "cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET,
-    "image_folder": IMAGE_FOLDER, "cifar10dvs": CIFAR10DVS, "ncaltech101": NCALTECH101, "dvs128gesture": DVS128GESTURE,
-    "event_folder": EVENT_FOLDER,
-}  # fmt: skip
 
 
 def open_source(config: Config) -> Source:

@@ -24,7 +24,7 @@ from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions, ledger
-from statten.models import STAttenTransformer
+from statten.models import Backbone
 from statten.storage.mirror import publish
 from statten.storage.run import Run
 
@@ -86,7 +86,7 @@ def anytime(
     return report
 
 
-def _latency(model: STAttenTransformer, loader: Any, timesteps: int, repeats: int = 15) -> float:
+def _latency(model: Backbone, loader: Any, timesteps: int, repeats: int = 15) -> float:
     """Median time in milliseconds of one sample by itself, after a few that warm up."""
     device = next(model.parameters()).device
     x = next(iter(loader))[0][:1].to(device)
@@ -272,7 +272,7 @@ def _at(target: Target, timesteps: int, block_size: int) -> Config:
         raise UserError([f"--timesteps: {problem}" for problem in error.problems]) from None
 
 
-def recalibrate_norms(model: STAttenTransformer, config: Config, batches: int) -> None:
+def recalibrate_norms(model: Backbone, config: Config, batches: int) -> None:
     """Replace BatchNorm's running statistics by their plain average over training batches, as the model now runs."""
     device = next(model.parameters()).device
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

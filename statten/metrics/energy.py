@@ -14,7 +14,6 @@ A ledger is a plain document: `check` recomputes it from itself. T timesteps, N 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,8 @@ from torch import Tensor
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.files import read_json
+from statten.models.operations import Operation
+from statten.registry import BACKBONES
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 _TOLERANCE = 1e-9
@@ -44,53 +45,9 @@ class Conventions:
     """Energy of an accumulate."""
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One convolution or product of the network."""
-
-    layer: str
-    kind: Literal["conv3x3", "conv1x1", "product", "linear"]
-    point: str | None
-    """Where its input is measured (see meter.py); None: the network's own input, which is numbers."""
-    flops: int
-    """Multiply-accumulates of one timestep if its input were dense."""
-    weights: int
-    """Its parameters."""
-    inputs: int
-    """Values that it reads in one timestep."""
-    outputs: int
-    """Values that it writes in one timestep."""
-    side: int = 0
-    """Height and width of the map of a 3 x 3 convolution."""
-
-
 def operations(c: ModelConfig) -> Iterator[Operation]:
     """The network's convolutions and products in the order of the forward pass."""
-    D, d, hidden = c.embed_dim, c.embed_dim // c.num_heads, int(c.embed_dim * c.mlp_ratio)
-    widths, side = [c.in_channels, D // 8, D // 4, D // 2, D], c.image_size
-    for i, (inner, outer) in enumerate(pairwise(widths)):
-        point = None if i == 0 else f"embed.{i - 1}" + (".pooled" if c.pooling[i - 1] == "1" else "")
-        yield _conv3x3(f"embed.conv{i}", point, inner, outer, side)
-        side = (side + 1) // 2 if c.pooling[i] == "1" else side
-    yield _conv3x3("embed.rpe", "embed.3", D, D, side)
-    N = side * side
-    for i in range(c.depth):
-        block = f"blocks.{i}"
-        yield Operation(f"{block}.attn.qkv", "conv1x1", f"{block}.attn.in", 3 * N * D * D, 3 * D * D, N * D, 3 * N * D)
-        if c.attention == "statten":
-            yield Operation(f"{block}.attn.kv", "product", f"{block}.attn.pairs", N * D * d, 0, 2 * N * D, D * d)
-            yield Operation(f"{block}.attn.qkv_product", "product", f"{block}.attn.query", N * D * d, 0, N * D + D * d, N * D)
-        else:
-            yield Operation(f"{block}.attn.kv", "product", f"{block}.attn.pairs", N * D, 0, 2 * N * D, D)
-        yield Operation(f"{block}.attn.proj", "conv1x1", f"{block}.attn.mixed", N * D * D, D * D, N * D, N * D)
-        yield Operation(f"{block}.mlp.fc1", "conv1x1", f"{block}.mlp.fc1", N * D * hidden, D * hidden, N * D, N * hidden)
-        yield Operation(f"{block}.mlp.fc2", "conv1x1", f"{block}.mlp.fc2", N * hidden * D, D * hidden, N * hidden, N * D)
-    yield Operation("head", "linear", "head", D * c.num_classes, D * c.num_classes, D, c.num_classes)
-
-
-def _conv3x3(layer: str, point: str | None, inner: int, outer: int, side: int) -> Operation:
-    N = side * side
-    return Operation(layer, "conv3x3", point, 9 * inner * outer * N, 9 * inner * outer, inner * N, outer * N, side)
+    return BACKBONES[c.backbone].operations(c)
 
 
 def ledger(
@@ -125,7 +82,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs", "rate": 1.0, "inside": 1.0}
     row |= {"flops": op.flops, "timesteps": timesteps}
-    bits = 32.0
+    bits = 32
     if op.point is None:
         if conventions.first_layer == "once" and not config.events:
             row["timesteps"] = 1
@@ -133,7 +90,7 @@ def _row(
         found = counts[op.point].double()
         values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
         row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
-        bits = 2.0 if config.events and op.point.endswith(".mixed") else 1.0
+        bits = math.ceil(math.log2(op.levels + 1))
         if op.kind == "conv3x3" and found.ndim:
             row["inside"] = _inside(found, op.side)
     row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
@@ -174,16 +131,11 @@ def non_spiking(config: ModelConfig, timesteps: int, conventions: Conventions) -
 
     An image passes once; a clip passes frame by frame.
     """
-    passes, rows = timesteps if config.events else 1, []
-    N, D = config.tokens_per_side**2, config.embed_dim
-    for op in operations(config):
-        if op.kind == "product":
-            continue
-        rows.append({"layer": op.layer, "flops": op.flops, "bytes": 4 * (op.weights + op.inputs + op.outputs)})
-        if op.layer.endswith(".qkv"):
-            block = op.layer.removesuffix(".qkv")
-            scores = {"flops": N * N * D, "bytes": 4 * (2 * N * D + config.num_heads * N * N)}
-            rows += [{"layer": f"{block}.scores", **scores}, {"layer": f"{block}.mix", **scores}]
+    passes = timesteps if config.events else 1
+    rows: list[dict[str, Any]] = [
+        {"layer": op.layer, "flops": op.flops, "bytes": 4 * (op.weights + op.inputs + op.outputs)}
+        for op in BACKBONES[config.backbone].dense_operations(config)
+    ]
     common = {"kind": "dense", "unit": "MACs", "rate": 1.0, "inside": 1.0, "timesteps": passes}
     rows = [{**row, **common} for row in rows]
     rows = [row | _costs(row, conventions) for row in rows]

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from statten.metrics.spikes import attention_cores, derived_inputs, totals, watch, with_own_spikes
-from statten.models import STAttenTransformer
+from statten.metrics.spikes import totals, watch, with_own_spikes
+from statten.models import Backbone
 
 
 class SpikeMeter:
     """Measures while it is entered: `with SpikeMeter(model) as meter: model(x)`."""
 
-    def __init__(self, model: STAttenTransformer):
+    def __init__(self, model: Backbone):
         self.model = model
         self.sums: dict[str, Tensor] = {}
         """Sums over samples, by point; on the model's device, [T, 1, C H W] with C, H, W in the order that memory has them."""
@@ -38,12 +38,11 @@ class SpikeMeter:
 
     def __enter__(self) -> "SpikeMeter":
         layers = {name: (layer, lambda _inputs, spikes: spikes) for name, layer in self.model.spiking_layers().items()}
-        for name, (module, values) in {**layers, **derived_inputs(self.model)}.items():
+        for name, (module, values) in {**layers, **self.model.derived_inputs()}.items():
             self._handles.append(watch(module, values, partial(self._add, name)))
-        two = self.model.config.events and self.model.config.attention == "statten"  # the mixed spikes are 0, 1 or 2
-        for prefix, core in attention_cores(self.model).items():
+        for prefix, core in self.model.attention_cores().items():
             core.pairs = self._total(f"{prefix}.pairs")
-            if two:  # where the mask is, and only there
+            if core.levels(self.model.config) == 2:  # what is mixed is 0, 1 or 2: above 0 where the mask is, and only there
                 add = partial(self._count, f"{prefix}.mixed_nonzero")
                 self._handles.append(watch(core, lambda inputs, _output: inputs[3], add))
         return self
@@ -52,13 +51,13 @@ class SpikeMeter:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for core in attention_cores(self.model).values():
+        for core in self.model.attention_cores().values():
             core.pairs = None
 
     def counts(self) -> dict[str, Tensor]:
         """The sums of all points on the CPU, those that are a spiking layer's own spikes included."""
         found = {name: self._ordered(name, value).cpu() for name, value in self.sums.items()}
-        return with_own_spikes(found, attention_cores(self.model))
+        return with_own_spikes(found, self.model.attention_cores())
 
     def _add(self, name: str, x_TBCHW: Tensor) -> None:
         x = x_TBCHW if x_TBCHW.dtype == torch.float64 else x_TBCHW.float()

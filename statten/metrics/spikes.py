@@ -1,20 +1,17 @@
 """Firing rates, and the spikes that every operation's input has: summed on the device, over ranks before any division."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from statten.metrics.accuracy import sum_over_ranks
-from statten.models import STAttenTransformer
-from statten.models.attention import SDSACore, STAttenCore
+from statten.models import Backbone
+from statten.models.attention import AttentionCore
+from statten.models.backbones.base import Values
 from statten.neurons import LIF
-
-Values = Callable[[tuple[Any, ...], Tensor], Tensor]
-"""What is measured at a module, [T, B, ...], from its inputs and its output."""
 
 
 class FiringRates:
@@ -63,11 +60,11 @@ class SpikeTotals(FiringRates):
     The neurons' own spikes cost nothing more than their rates; pooled maps take a sum each, and attention's pairs one.
     """
 
-    def __init__(self, model: STAttenTransformer, device: torch.device | str):
+    def __init__(self, model: Backbone, device: torch.device | str):
         super().__init__(model.spiking_layers(), device)
         self._model = model
-        self._derived = derived_inputs(model)
-        self._cores = attention_cores(model)
+        self._derived = model.derived_inputs()
+        self._cores = model.attention_cores()
         self._sums = torch.zeros(len(self._derived) + 1, dtype=torch.float64, device=device)  # the last: samples
         self._pairs = torch.zeros(len(self._cores), model.timesteps, dtype=torch.float64, device=device)
 
@@ -99,37 +96,13 @@ class SpikeTotals(FiringRates):
         return with_own_spikes(dict(zip(names, values, strict=True)), self._cores), int(samples)
 
 
-def attention_cores(model: STAttenTransformer) -> dict[str, STAttenCore | SDSACore]:
-    """The attention of every block by the name that its points begin with."""
-    return {f"blocks.{i}.attn": block.attn.core for i, block in enumerate(model.blocks)}  # type: ignore[union-attr, misc]
-
-
-def derived_inputs(model: STAttenTransformer) -> dict[str, tuple[nn.Module, Values]]:
-    """Where operations read something else than a layer's own spikes: modules with what is read there, by point.
-
-    embed.0.pooled (the next convolution's input), blocks.0.attn.query (q in event mode, pooled), blocks.0.attn.mixed (what the
-    projection reads). `with_own_spikes` has the others.
-    """
-    found: dict[str, tuple[nn.Module, Values]] = {}
-    c = model.config
-    for i in (0, 1, 2):
-        if c.pooling[i] == "1":
-            found[f"embed.{i}.pooled"] = (model.embed.pools[i], lambda _, output: output.unflatten(0, (model.timesteps, -1)))
-    for prefix, core in attention_cores(model).items():
-        if c.events:
-            found[f"{prefix}.query"] = (core, lambda inputs, _: inputs[0])
-        if c.attention == "sdsa" or c.events:
-            found[f"{prefix}.mixed"] = (core, lambda _, output: output)
-    return found
-
-
-def with_own_spikes(found: dict[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
+def with_own_spikes(measured: dict[str, Tensor], cores: Mapping[str, AttentionCore]) -> dict[str, Tensor]:
     """The same with the points at attention that are a layer's own spikes."""
-    for prefix in prefixes:
-        for point, layer in (("query", "q"), ("mixed", "out")):
-            if f"{prefix}.{point}" not in found:
-                found[f"{prefix}.{point}"] = found[f"{prefix}.{layer}"]
-    return found
+    for prefix, core in cores.items():
+        for point, layer in (("query", "q"), ("mixed", core.neuron_name)):
+            if f"{prefix}.{point}" not in measured and f"{prefix}.{layer}" in measured:
+                measured[f"{prefix}.{point}"] = measured[f"{prefix}.{layer}"]
+    return measured
 
 
 def watch(module: nn.Module, values: Values, add: Callable[[Tensor], None]) -> RemovableHandle:

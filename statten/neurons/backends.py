@@ -1,6 +1,6 @@
 """Which implementation of the neurons runs: by its name, or the fastest that can run on a device.
 
-A backend is one file with a class of `dynamics.Backend`'s form and one entry of NEURON_BACKENDS; the conformance tests hold
+A backend is one file with an object of `dynamics.Backend`'s form and one line of `statten.registry`; the conformance tests hold
 every entry to the equations, which stand in `torch_backend`.
 """
 
@@ -8,15 +8,10 @@ import functools
 import logging
 
 from statten.errors import UserError, nearest
-from statten.neurons.cupy_backend import CupyBackend
 from statten.neurons.dynamics import Backend, Unavailable
-from statten.neurons.native import NativeBackend
-from statten.neurons.torch_backend import TorchBackend
+from statten.registry import NEURON_BACKENDS
 
 log = logging.getLogger("statten")
-
-# `auto` takes the first that runs on the tensors' device.
-NEURON_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CupyBackend(), NativeBackend(), TorchBackend())}
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from statten.data import make_loaders
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
 from statten.models import build_model
+from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.space import Space
@@ -86,11 +87,10 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
 
 
 def extreme_configs(space: Space) -> tuple[Config, Config]:
-    """The corners of a space whose activations are fewest and most, by B x T x D x depth."""
+    """The corners of a space whose activations are fewest and most, by what its backbone says of them."""
 
     def activations(config: Config) -> int:
-        model, batch = config.model, config.train.batch_size
-        return batch * model.timesteps * model.embed_dim * (model.depth + 2)  # the embedding is worth about two blocks
+        return config.train.batch_size * BACKBONES[config.model.backbone].activations(config.model)
 
     corners = sorted((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
     return corners[0], corners[-1]

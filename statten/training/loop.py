@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from statten.training.faults import Diverged, Preempted
 from statten.training.losses import make_loss
 
 logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch it says that a cosine has no effect there
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Report(Protocol):
@@ -180,8 +182,8 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     """A model with the seed's initial weights, its optimizer, schedule, loss scaler and moving average."""
     train = config.train
     torch.manual_seed(train.seed)
-    model = place(build_model(config.model, config.scale.neuron_backend), device)
-    model.activation_checkpointing = config.scale.activation_checkpointing  # type: ignore[assignment]
+    model = to_device(build_model(config.model, config.scale.neuron_backend), device)
+    model.activation_checkpointing = config.scale.activation_checkpointing
     optimizer = create_optimizer_v2(
         model,
         opt=train.optimizer,
@@ -204,7 +206,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     return TrainState(model, optimizer, scheduler, scaler, ema)
 
 
-def place(model: nn.Module, device: torch.device | str) -> nn.Module:
+def to_device(model: M, device: torch.device | str) -> M:
     """Move a model to its device, in channels-last: GPUs and CPUs convolve, and pool, fastest in it."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -1,6 +1,6 @@
 """The published sizes in timm's registry: `timm.create_model("statten_8_768")` after `import statten`.
 
-This module is imported when timm has been, perhaps while the transformer's own module is still importing timm; so that one is
+This module is imported when timm has been, perhaps while a backbone's own module is still importing timm; so that one is
 imported when a model is made.
 """
 
@@ -19,7 +19,7 @@ _LARGE = {"depth": 8, "pooling": "1111", "image_size": 224, "num_classes": 1000}
 
 
 def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    from statten.models.transformer import STAttenTransformer
+    from statten.models.factory import build_model
 
     if pretrained:
         raise UserError(
@@ -29,7 +29,7 @@ def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any])
     for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(unused, None)  # what timm hands to every model
     fields = {names.get(name, name): value for name, value in options.items() if value is not None}
-    return STAttenTransformer(ModelConfig.model_validate({**defaults, **fields}))
+    return build_model(ModelConfig.model_validate({**defaults, **fields}))
 
 
 @register_model
