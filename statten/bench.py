@@ -192,7 +192,7 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
         kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
             x = images.transpose(0, 1) if name == PEER and config.events else images
-            net.activation_checkpointing = checkpointing  # type: ignore[assignment]
+            net.activation_checkpointing = checkpointing
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
                 if device.type == "cuda":
