@@ -44,21 +44,23 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
 
 def ended(path: Path) -> bool:
     """Whether a run is finished, or all trials of a sweep have ended."""
-    from statten.search.sweep import Sweep
+    from statten.search.sweep import Sweep, open_folder
 
-    if not (path / Sweep.marker).is_file():
-        return Run(path).state == "finished"
-    return Sweep(path).ended
+    folder = open_folder(path)
+    return folder.ended if isinstance(folder, Sweep) else Run(path).state == "finished"
 
 
 @app.command()
 def resume(target: Target, storage: Storage = None, as_json: Json = False) -> None:
     """Continue a stopped run or sweep where it was."""
     path, began = locate(target, begin(as_json, storage)), time.monotonic()
-    if (path / "sweep.json").is_file():
-        from statten.search import Sweep, resume_sweep
+    from statten.search.sweep import Sweep, open_folder
 
-        return finish_sweep(resume_sweep(Sweep.open(path)), began, as_json)
+    folder = open_folder(path)
+    if isinstance(folder, Sweep):
+        from statten.search import resume_sweep
+
+        return finish_sweep(resume_sweep(folder), began, as_json)
     run = Run.open(path)
     from statten.cluster import trainer
 
@@ -70,12 +72,12 @@ def go_on(path: Path, storage: Path, as_json: bool) -> None:
     if not ended(path):
         return resume(str(path.absolute()), storage, as_json)
     from statten.display import console
+    from statten.search.sweep import Sweep, open_folder
 
     console.print(f"{path}: is finished")
-    if (path / "sweep.json").is_file():
-        from statten.search import Sweep
-
-        return finish_sweep(Sweep.open(path), time.monotonic(), as_json)
+    folder = open_folder(path)
+    if isinstance(folder, Sweep):
+        return finish_sweep(folder, time.monotonic(), as_json)
     return finish_run(Run.open(path), time.monotonic(), as_json)
 
 

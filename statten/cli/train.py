@@ -21,7 +21,7 @@ from statten.cli.options import (
     print_json,
     stem,
 )
-from statten.cli.resume import begun, ended, finish_run, finish_sweep, go_on
+from statten.cli.resume import begun, finish_run, finish_sweep, go_on
 from statten.config import load_config
 from statten.errors import UserError
 from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
@@ -132,7 +132,9 @@ def promote(
         if use_grid:
             raise UserError("--front: takes its trials as they are, and --grid changes (timesteps, block size); leave one out")
         return _promote_front(path, overrides, trial, name, folder, as_json, dry_run, again)
-    source, recorded = _promotable(path, trial)
+    from statten.search.promotion import source_of
+
+    source, recorded = source_of(path, trial)
     from statten.config import with_overrides
 
     config = with_overrides(source.config, overrides)
@@ -197,21 +199,6 @@ def run(
     return app(line, standalone_mode=False)
 
 
-def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
-    if not (path / "sweep.json").is_file():
-        if trial is not None:
-            raise UserError(f"--trial: {path} is no sweep")
-        return Run.open(path), {"run": path.name}
-    from statten.search import Sweep
-
-    sweep = Sweep.open(path)
-    if trial is not None and not sweep.trial(trial).path.is_dir():
-        last = len(list((path / "trials").glob("[0-9]*"))) - 1
-        raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
-    number = sweep.best_trial().number if trial is None else trial
-    return sweep.trial(number), {"sweep": path.name, "trial": number}
-
-
 def _promote_front(
     path: Path,
     overrides: list[str],
@@ -223,9 +210,9 @@ def _promote_front(
     again: bool,
 ) -> None:
     from statten import search
-    from statten.cluster import trainer
     from statten.config import with_overrides
     from statten.display import console
+    from statten.search.promotion import promote_front
 
     if trial is not None:
         raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
@@ -240,11 +227,7 @@ def _promote_front(
     if dry_run:
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
     done = []
-    for number, place in places.items():
-        if number not in known:
-            run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
-        else:
-            run = Run.open(place) if ended(place) else trainer.resume(Run.open(place))
+    for number, run in promote_front(sweep, overrides, places, known):
         best = (run.result or {})["best"]
         done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
         console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
@@ -252,41 +235,24 @@ def _promote_front(
 
 
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
-    import dataclasses
-
-    from statten.cluster import nodes
     from statten.display import console
+    from statten.search.plan import dry_run
 
-    machines, scale = nodes.survey(config.scale.address), config.scale
-    if space is not None:
-        from statten.search.plan import measure_sweep, plan_sweep
-
-        planned = plan_sweep(config, space, nodes.capacity(machines))
-        plan, found = planned.trial, {**vars(planned)}
-        with nodes.joined(scale.address):
-            cost = measure_sweep(planned)
-        del found["trial"], found["extremes"]
-        document = {**vars(plan), **found, "cost": cost and dataclasses.asdict(cost)}
-    else:
-        from statten.training.preflight import preflight
-
-        plan = preflight(config, nodes.capacity(machines))
-        document = dataclasses.asdict(plan)
-    shares = nodes.place(machines, document.get("concurrent", 1), plan, scale)
+    rehearsal = dry_run(config, space)
+    plan, planned = rehearsal.trial, rehearsal.sweep
     if as_json:
-        where = [dataclasses.asdict(share) for share in shares]
-        return print_json({**document, "placement": where, "config": config.model_dump(mode="json")})
+        return print_json({**rehearsal.document(), "config": config.model_dump(mode="json")})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
     console.print(f"steps per epoch  {plan.steps_per_epoch}")
     workers = f"{plan.min_workers} to {plan.world_size}" if plan.min_workers < plan.world_size else plan.world_size
     console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
-    if space is not None:
+    if planned is not None:
         console.print(f"sweep            {planned}")
         console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
-        if cost:
-            console.print(f"cost             {cost}")
-    for share in shares:
+        if rehearsal.cost:
+            console.print(f"cost             {rehearsal.cost}")
+    for share in rehearsal.placement:
         console.print(f"on {share}")
     if config.data.workers:
         console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")

@@ -68,7 +68,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         else:
             if address == "auto":
                 address = ray._private.services.get_ray_address_from_environment(address, None)
-            _knock(address)
+            knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         if address is None:
@@ -82,11 +82,11 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def knock(address: str, seconds: float = 10) -> None:
     """Raise OSError where nobody listens: Ray itself would ask again for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition("//")[2].rpartition(":")
     if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
 def free_port(host: str = "127.0.0.1") -> int:

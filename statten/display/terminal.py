@@ -22,6 +22,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def numeral(value: float | None) -> str:
+    """Four digits of a value near 1, two decimals of a larger one, thousands set apart above 10,000; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
 def progress_bar(unit: str) -> Progress:
     """A bar with rate and remaining time; on a terminal only, and gone when done."""
     return Progress(

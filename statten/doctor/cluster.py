@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from statten.cluster.session import knock
 from statten.cluster.token import token_file
 from statten.doctor.checks import Broken, Missing
 from statten.doctor.probe import PACKAGES, PREFIX
@@ -197,12 +197,11 @@ def check_all_reduce(probe: ClusterProbe) -> str:
 
 def _knock(address: str, fix: str) -> None:
     """Fail early, and clearly, where nothing listens."""
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
-    if not colon or not port.isdigit():
-        if address in ("auto", "local"):
-            return
+    if address in ("auto", "local"):
+        return
+    if not address.rpartition(":")[2].isdigit():
         raise Broken(f"{address} is no address", "write host:port, ray://host:port or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        knock(address, 5)
     except OSError as error:
         raise Broken(f"nothing answers at {address}: {error.strerror or error}", fix) from error

@@ -5,7 +5,6 @@ block where b does not divide t: so it is run with t timesteps and blocks of min
 were cut into for T, and the first t of them are read.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions, ledger
+from statten.metrics.inference import latency_ms
 from statten.models import Backbone
 from statten.storage.mirror import publish
 from statten.storage.run import Run
@@ -64,14 +64,15 @@ def anytime(
     target.preflight(config)
     model, m = target.model(), config.model
     loader = make_test_loader(config)
-    rows, records = [], []
+    rows, records, sample = [], [], next(iter(loader))[0][:1]
     with progress_bar("timesteps") as bar:
         task = bar.add_task("after t timesteps", total=m.timesteps, rate="")
         for t in range(1, m.timesteps + 1):
             model.set_timesteps(t, min(m.block_size, t))
             found = measure(model, _FirstFrames(loader, t) if m.events else loader, config)  # type: ignore[arg-type]
             energy = ledger(m, t, found.sums, found.samples, Conventions())["total"]["pj"]
-            rows.append({"timesteps": t, **accuracy(found), "energy_pj": energy, "latency_ms": _latency(model, loader, t)})
+            latency = latency_ms(model, config, sample[:, :t] if m.events else sample, turns=15)
+            rows.append({"timesteps": t, **accuracy(found), "energy_pj": energy, "latency_ms": latency})
             records.append(found)
             bar.advance(task)
     exits = [early_exit(records, [row["energy_pj"] for row in rows], level) for level in CONFIDENCES]
@@ -84,24 +85,6 @@ def anytime(
     report["folder"] = str(folder)
     _write_anytime(report, folder)
     return report
-
-
-def _latency(model: Backbone, loader: Any, timesteps: int, repeats: int = 15) -> float:
-    """Median time in milliseconds of one sample by itself, after a few that warm up."""
-    device = next(model.parameters()).device
-    x = next(iter(loader))[0][:1].to(device)
-    x = x[:, :timesteps] if model.config.events else x
-    times = []
-    with torch.inference_mode():
-        for _ in range(3):
-            model(x)
-        for _ in range(repeats):
-            began = time.perf_counter()
-            model(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-    return 1e3 * sorted(times)[repeats // 2]
 
 
 def early_exit(records: list[Measured], energies: list[float], level: float) -> dict[str, float]:

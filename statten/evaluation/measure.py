@@ -20,6 +20,7 @@ from statten.config import Config
 from statten.data import EvalLoader, make_test_loader
 from statten.errors import UserError
 from statten.machine import peak_memory
+from statten.metrics.accuracy import rank_of
 from statten.metrics.inference import autocast, evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.models import Backbone
@@ -92,9 +93,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _record(logits: Tensor, target: Tensor) -> Tensor:
     logits = (logits.mean(0) if logits.ndim == 3 else logits).double()
-    own = logits.gather(1, target[:, None])
-    # As in `Accuracy`: a tie counts against us, and logits that are not finite are never right.
-    rank = torch.where(logits.isfinite().all(1), (logits >= own).sum(1) - 1, logits.shape[1])
+    rank = rank_of(logits, target)
     confidence, prediction = logits.softmax(1).max(1)
     loss = nn.functional.cross_entropy(logits, target, reduction="none")
     return torch.stack([target, prediction, rank, confidence, loss], 1).double()

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.config import Config, load_config, parse_overrides, with_overrides
+from statten.config import Config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split
 from statten.errors import UserError
 from statten.files import sha256
 from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published, translate
+from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, load_weights
 from statten.storage.run import Run
 from statten.training.loop import to_device
@@ -162,24 +163,20 @@ def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, A
 
 def _split_file(run: Run) -> Path:
     """Where the parts of a run's data are recorded: of a sweep's trial in the sweep, unless its trials differ in data."""
-    own, sweep = run.path / "splits.json", run.path.absolute().parents[1]
-    if own.is_file() or not (sweep / "sweep.json").is_file():
+    own, sweep = run.path / "splits.json", open_folder(run.path.absolute().parents[1])
+    if own.is_file() or not isinstance(sweep, Sweep):
         return own
-    data, shared = run.config.data, load_config(sweep / "config.yaml").data
-    return sweep / "splits.json" if (data.name, data.root) == (shared.name, shared.root) else own
+    data, shared = run.config.data, sweep.config.data
+    return sweep.path / "splits.json" if (data.name, data.root) == (shared.name, shared.root) else own
 
 
 def resolve(path: Path) -> tuple[Run | None, Path]:
     """The run and the checkpoint that a path means; no run with a published checkpoint."""
-    if (path / "sweep.json").is_file():
-        from statten.search.sweep import Sweep
-
-        sweep = Sweep.open(path)
-        run = sweep.trial(sweep.best_trial().number)
-        return run, run.best_checkpoint()
-    if (path / "run.json").is_file():
-        run = Run.open(path)
-        return run, run.best_checkpoint()
+    folder = open_folder(path)
+    if isinstance(folder, Sweep):
+        folder = folder.trial(folder.best_trial().number)
+    if folder is not None:
+        return folder, folder.best_checkpoint()
     if (path / "state.json").is_file():
         return Run.open(path.resolve().parent.parent), path
     if path.is_file() and path.name.endswith((".tar", ".pth", ".pt")):

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from statten.errors import UserError
+from statten.storage.mirror import MARKERS
 
 LIMIT = 512 * 2**20  # bytes of a message that a cluster's head takes
 
@@ -122,7 +123,7 @@ def _is_folder_to_leave(path: Path) -> bool:
         return True
     if (path / "pyvenv.cfg").is_file() or (path / "conda-meta").is_dir():
         return True  # an environment under another name
-    if (path / "config.yaml").is_file() and ((path / "run.json").is_file() or (path / "sweep.json").is_file()):
+    if (path / "config.yaml").is_file() and any((path / marker).is_file() for marker in MARKERS):
         return True
     return _named(path.name, DATA) and not (path / "__init__.py").is_file()
 

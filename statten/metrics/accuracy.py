@@ -20,6 +20,20 @@ def sum_over_ranks(sums: Tensor) -> Tensor:
     return sums
 
 
+def rank_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Number of other classes that score at least as much as the label's, [B]: the label is in the top k where it is below k.
+
+    Ties count against us, so a dead network that returns equal logits is not right by luck of the sort; logits that are not
+    finite are never right.
+
+    Args:
+        logits: [B, classes].
+        target: labels [B].
+    """
+    rank = (logits >= logits.gather(1, target[:, None])).sum(1) - 1
+    return torch.where(logits.isfinite().all(1), rank, logits.shape[1])
+
+
 class Accuracy:
     """Running loss, top-1 and top-5 over samples: each sample counts once, whatever the batches and ranks."""
 
@@ -35,11 +49,7 @@ class Accuracy:
         if logits.ndim == 3:
             logits = logits.mean(0)
         batch, k = target.numel(), min(5, logits.shape[-1])
-        # Ties count against us: a label is in the top k when fewer than k other classes score at least as much,
-        # so a dead network that returns equal logits is not right by luck of the sort.
-        own = logits.gather(1, target[:, None])
-        rank = (logits >= own).sum(1) - 1
-        rank = torch.where(logits.isfinite().all(1), rank, logits.shape[-1])
+        rank = rank_of(logits, target)
         samples = torch.full_like(loss, batch)  # made on the device: a copy from here would make the GPU wait
         counts = [loss.detach().double() * batch, (rank < 1).sum(), (rank < k).sum(), samples]
         self.sums += torch.stack([c.to(self.sums) for c in counts])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from statten.config import Config
 
@@ -24,19 +24,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
-    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
+def latency_ms(model: nn.Module, config: Config, sample: Tensor | None = None, turns: int = 5) -> float:
+    """Median time of one sample alone, in milliseconds, in the precision that it is trained and evaluated in.
+
+    Args:
+        model: on its device.
+        config: of the run.
+        sample: [1, ...] as the model takes it; what it shows does not matter, and zeros will do.
+        turns: measured ones; a fifth as many warm up.
+    """
     device, c = next(model.parameters()).device, config.model
-    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
-    times = []
+    if sample is None:
+        sample = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size)
+    x, times, warmup = sample.to(device), [], max(1, turns // 5)
     with evaluating(model), autocast(config, device):
-        for _ in range(1 + turns):
+        for _ in range(warmup + turns):
             began = time.perf_counter()
             model(x)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times[1:]))
+    return 1e3 * float(np.median(times[warmup:]))
 
 
 def autocast(config: Config, device: torch.device) -> Any:

@@ -42,7 +42,7 @@ def report(sweep: "Sweep", output: Path | None = None, rates: bool = True) -> di
 
     folder = output or sweep.path / "report"
     _check(folder)
-    trials = SweepTrials(sweep)
+    trials = SweepTrials.read(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     summary, rows = summarize(trials), documents(trials)
     write_json(folder / "trials.json", rows)

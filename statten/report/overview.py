@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from statten.display import console, duration, table
+from statten.display import console, duration, numeral, table
 from statten.report.trials import STATES, SweepTrials
 from statten.search.repeats import sentence
-from statten.search.sweep import Sweep, describe
+from statten.search.sweep import Sweep, describe, open_folder
 from statten.storage.run import Run, best_row
 
 
@@ -21,10 +21,9 @@ def overview(storage: Path) -> list[dict[str, Any]]:
     """One row per run and sweep, oldest first."""
     rows = []
     for path in sorted(storage.glob("*/")) if storage.is_dir() else []:
-        if (path / Run.marker).is_file():
-            rows.append(_run_row(Run(path)))
-        elif (path / Sweep.marker).is_file():
-            rows.append(_sweep_row(Sweep(path)))
+        folder = open_folder(path)
+        if folder is not None:
+            rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
     return sorted(rows, key=lambda row: row["created"])
 
 
@@ -61,8 +60,9 @@ def counts(sweep: Sweep) -> dict[str, int]:
 
 def details(path: Path) -> dict[str, Any]:
     """A run's epochs or a sweep's trials, as a document."""
-    if (path / Sweep.marker).is_file():
-        return _sweep_details(Sweep(path))
+    folder = open_folder(path)
+    if isinstance(folder, Sweep):
+        return _sweep_details(folder)
     run = Run.open(path)
     return {
         "kind": "run",
@@ -77,7 +77,7 @@ def details(path: Path) -> dict[str, Any]:
 
 def _sweep_details(sweep: Sweep) -> dict[str, Any]:
     """Its trials; `values` are the objectives at the best epoch so far, and `value` is the first of them."""
-    trials = SweepTrials(sweep)
+    trials = SweepTrials.read(sweep)
     rows = []
     for row in trials.rows:
         values = {o.name: row.value(i, o) for i, o in enumerate(trials.objectives)}
@@ -130,7 +130,7 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     metrics = list(trials[0]["values"]) if trials else [document["metric"]]
     cells = [
         [f"{t['trial']}{'*' if t['trial'] in best else ''}", describe(t["point"]), t["epochs"],
-         *[_number(t["values"][m]) for m in metrics], STATES[t["state"]], escape(t["reason"] or "")]
+         *[numeral(t["values"][m]) for m in metrics], STATES[t["state"]], escape(t["reason"] or "")]
         for t in trials
     ]  # fmt: skip
     columns = ["trial", "point", "epochs", *metrics, "state", "reason"]
@@ -184,7 +184,3 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     console.print(f"  train on    statten promote {sweep.typed} --set train.epochs=20")
     console.print(f"  see it all  statten report {sweep.typed}")
     console.print(f"  compare     tensorboard --logdir {sweep.path}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from statten.config import load_config, recipe_names
+from statten.display import numeral
 from statten.errors import UserError
 from statten.search.sweep import Sweep, is_run, short
 from statten.storage.run import Run, best_row
@@ -109,12 +110,19 @@ class TrialRow:
 class SweepTrials:
     """Everything that a report needs of a sweep, read once; the sweep may be running."""
 
-    def __init__(self, sweep: Sweep):
-        self.sweep, self.config = sweep, sweep.config
-        self.objectives = [Objective(name, direction == "max") for name, direction in self.config.search.directions.items()]
+    def __init__(self, sweep: Sweep, rows: list[TrialRow], objectives: list[Objective], not_run: dict[str, int]):
+        self.sweep, self.config, self.rows, self.objectives = sweep, sweep.config, rows, objectives
+        self.not_run = not_run
+        """How many proposals were not trained, by why."""
+
+    @classmethod
+    def read(cls, sweep: Sweep) -> "SweepTrials":
+        """All trials of a sweep, with its own objectives."""
+        objectives = [Objective(name, direction == "max") for name, direction in sweep.config.search.directions.items()]
         trials = sweep.study().get_trials(deepcopy=False)
-        self.rows = [_row(sweep, trial, self.objectives[0].name) for trial in trials if is_run(trial)]
-        self.not_run = dict(Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN))
+        rows = [_row(sweep, trial, objectives[0].name) for trial in trials if is_run(trial)]
+        not_run = Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN)
+        return cls(sweep, rows, objectives, dict(not_run))
 
     @cached_property
     def fields(self) -> list[str]:
@@ -219,9 +227,7 @@ class SweepTrials:
         ]
         if not any(row.state == "complete" for row in rows):
             return None
-        other = object.__new__(SweepTrials)
-        other.sweep, other.config, other.not_run, other.rows = self.sweep, self.config, self.not_run, rows
-        other.objectives = [*self.objectives, Objective(metric, False)]
+        other = SweepTrials(self.sweep, rows, [*self.objectives, Objective(metric, False)], self.not_run)
         numbers = {trial.number for trial in other.study().best_trials}
         other.front = different([row for row in rows if row.number in numbers])
         return other
@@ -303,11 +309,7 @@ def _choice(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value in a table: four digits of a number, a dash for none."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, float):
-        return str(value)
-    return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return numeral(value) if value is None or isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

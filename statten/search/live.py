@@ -8,7 +8,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.live import Live
 from rich.table import Table
 
-from statten.display import console, duration, table
+from statten.display import console, duration, numeral, table
 from statten.search.sweep import Sweep, describe, short
 from statten.storage.run import Run, best_row
 from statten.training.faults import classify
@@ -94,7 +94,7 @@ class LiveTable(TrialProgressCallback):
         self.rows[number] = {**row, "state": result.get("state", "failed"), "reason": result.get("reason")}
         if show and not console.is_terminal:
             state = self.rows[number]["state"]
-            shown = "  ".join(f"{m} {self._shown(v):>6}" for m, v in zip(self.metrics, values, strict=True))
+            shown = "  ".join(f"{m} {numeral(v):>6}" for m, v in zip(self.metrics, values, strict=True))
             if isinstance(number, int):
                 left = f", {duration(self._left())} left" if self._done() < self.trials and self._left() else ""
                 name, of = f"trial {number:>{len(str(self.trials))}}", f"({self._done()} of {self.trials} done{left})"
@@ -120,9 +120,6 @@ class LiveTable(TrialProgressCallback):
         }  # fmt: skip
         return max(done, key=lambda n: self.sign * done[n]) if done else None
 
-    def _shown(self, value: float | None) -> str:
-        return "-" if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
-
     def _table(self) -> Table:
         best = self._best()
         numbers = list(self.rows)
@@ -139,7 +136,7 @@ class LiveTable(TrialProgressCallback):
             state = STATES.get(row["state"], row["state"])
             mark = "[bold]*[/]" if n == best else ""
             epoch = f"{row['epoch']}/{self.epochs}"
-            rows.append([f"{n}{mark}", *point, epoch, *map(self._shown, row["values"]), state, duration(seconds)])
+            rows.append([f"{n}{mark}", *point, epoch, *map(numeral, row["values"]), state, duration(seconds)])
         left = f", {duration(self._left())} left" if self._left() and self._done() < self.trials else ""
         title = f"{self.sweep.name}: {self._done()} of {self.trials} trials{left}"
         columns = ["trial", *[short(path) for path in self.paths], "epoch", *self.metrics, "state", "time"]

@@ -1,20 +1,22 @@
 """What a sweep will be and cost, before it starts."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-from statten.config import METRICS, Config, constraint, with_overrides
+from statten.cluster import nodes
+from statten.config import Config, constraint, with_overrides
 from statten.data import make_loaders
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
 from statten.machine import whole_cores
-from statten.models import build_model
 from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.space import Space
+from statten.training.loop import reported
 from statten.training.preflight import Preflight, memory_bytes, preflight
 
 
@@ -122,16 +124,14 @@ def measure_sweep(plan: SweepPlan) -> SweepCost | None:
 
 def check_objectives(config: Config, device: str) -> None:
     """Raise UserError unless trials report everything that `search.objectives` and `search.constraints` name."""
-    with torch.device("meta"):
-        layers = build_model(config.model, "torch").spiking_layers()
-    reported = [*METRICS, "train/loss", "train/top1", "lr", "samples_per_second", *(f"firing_rate/{layer}" for layer in layers)]
-    wanted = [*config.search.directions, *(constraint(text)[0] for text in config.search.constraints)]
-    problems = []
-    for metric in wanted:
-        if metric not in reported and not metric.startswith("firing_rate/blocks."):  # depth may be searched
-            problems.append(f"search.objectives: no trial reports {metric}; {nearest(metric, reported)}")
+    known, problems = reported(config), []
+    named = [("objectives", metric) for metric in config.search.directions]
+    named += [("constraints", constraint(text)[0]) for text in config.search.constraints]
+    for field, metric in named:
+        if metric not in known and not metric.startswith("firing_rate/blocks."):  # depth may be searched
+            problems.append(f"search.{field}: no trial reports {metric}; {nearest(metric, known)}")
         if metric == "peak_memory_mib" and device == "cpu":
-            problems.append("search.objectives: peak_memory_mib is measured on GPUs, and the device is cpu; leave it out")
+            problems.append(f"search.{field}: peak_memory_mib is measured on GPUs, and the device is cpu; leave it out")
     if problems:
         raise UserError(problems)
 
@@ -144,3 +144,41 @@ def _check_memory(largest: int, there: int, device: str, share: float) -> None:
             f"search: the largest trial needs about {largest / 2**30:.1f} GiB, and {where}; make the space or "
             "train.batch_size smaller, or set scale.activation_checkpointing=true"
         )
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run or a sweep would be: what `--dry-run` shows."""
+
+    trial: Preflight
+    """The run, or one trial of the sweep."""
+    placement: list[nodes.Share]
+    """What would run where."""
+    sweep: SweepPlan | None = None
+    cost: SweepCost | None = None
+    """Of the sweep, where it could be measured."""
+
+    def document(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        found: dict[str, Any] = asdict(self.trial)
+        if self.sweep is not None:
+            found |= {name: value for name, value in vars(self.sweep).items() if name not in ("trial", "extremes")}
+            found["cost"] = self.cost and asdict(self.cost)
+        return {**found, "placement": [asdict(share) for share in self.placement]}
+
+
+def dry_run(config: Config, space: Space | None = None) -> Rehearsal:
+    """Check everything that `train` (with a space: `tune`) would check, plan it, and start nothing.
+
+    Raises:
+        UserError: with every problem.
+    """
+    scale = config.scale
+    machines = nodes.survey(scale.address)
+    if space is None:
+        plan = preflight(config, nodes.capacity(machines))
+        return Rehearsal(plan, nodes.place(machines, 1, plan, scale))
+    sweep = plan_sweep(config, space, nodes.capacity(machines))
+    with nodes.joined(scale.address):
+        cost = measure_sweep(sweep)
+    return Rehearsal(sweep.trial, nodes.place(machines, sweep.concurrent, sweep.trial, scale), sweep, cost)

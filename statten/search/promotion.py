@@ -1,14 +1,16 @@
 """Train what a sweep found further."""
 
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from statten.cluster.trainer import train
+from statten.cluster.trainer import resume, train
 from statten.config import Config, get_field, with_overrides
 from statten.errors import UserError
 from statten.models import build_model
+from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import weights_file
 from statten.storage.run import Run
 
@@ -33,6 +35,43 @@ def promote(
     checkpoint = source.best_checkpoint()
     origin = {"checkpoint": str(checkpoint), **(recorded or {})}
     return train(config, path, weights_file(checkpoint), origin)
+
+
+def source_of(path: Path, trial: int | None = None) -> tuple[Run, dict[str, Any]]:
+    """What is promoted of a folder: a sweep's best trial, or the one of a number, or a run; and where it comes from.
+
+    Raises:
+        UserError: there is no such trial, or nothing that could be promoted.
+    """
+    sweep = open_folder(path)
+    if not isinstance(sweep, Sweep):
+        if trial is not None:
+            raise UserError(f"--trial: {path} is no sweep")
+        return Run.open(path), {"run": path.name}
+    if trial is not None and not sweep.trial(trial).path.is_dir():
+        last = len(list((path / "trials").glob("[0-9]*"))) - 1
+        raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
+    number = sweep.best_trial().number if trial is None else trial
+    return sweep.trial(number), {"sweep": path.name, "trial": number}
+
+
+def promote_front(
+    sweep: Sweep, config_overrides: dict[str, Any] | list[str], places: Mapping[int, Path], begun: Collection[int] = ()
+) -> Iterator[tuple[int, Run]]:
+    """Promote several trials in turn, and yield each with its number when it is trained.
+
+    Args:
+        sweep: whose trials.
+        config_overrides: as in `promote`.
+        places: new folder of each trial, by number; such as those of `sweep.front()`.
+        begun: those of which the folder is there already: they go on where they were.
+    """
+    for number, path in places.items():
+        if number not in begun:
+            yield number, promote(sweep.trial(number), config_overrides, path, {"sweep": sweep.name, "trial": number})
+        else:
+            run = Run.open(path)
+            yield number, run if run.state == "finished" else resume(run)
 
 
 def _changed_shapes(before: Config, after: Config) -> str:

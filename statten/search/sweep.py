@@ -22,12 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, constraint, dump_config, get_field
+from statten.config import Config, constraint, get_field
 from statten.errors import UserError, first_line
-from statten.files import new_folder, read_json, write_json, write_text
+from statten.files import read_json, write_text
 from statten.space.loading import load_space
 from statten.space.space import Space
-from statten.storage.run import Run, RunFolder, check_name, exists, now
+from statten.storage.run import Run, RunFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -62,18 +62,12 @@ class Sweep(RunFolder):
     @classmethod
     def create(cls, path: Path, config: Config, space: Space, extra: dict[str, Any] | None = None) -> "Sweep":
         """Make the folder, whole or not at all; raises UserError when the name is taken."""
-        check_name(path.name)
-        try:
-            with new_folder(path) as aside:
-                write_json(aside / cls.marker, {"kind": "sweep", "created": now(), "study": path.name}, durable=False)
-                write_text(aside / "config.yaml", dump_config(config), durable=False)
-                write_text(aside / "space.yaml", space.dump(), durable=False)
-                for name, content in (extra or {}).items():
-                    write_json(aside / name, content, durable=False)
-                (aside / "trials").mkdir()
-        except FileExistsError:
-            raise exists(path) from None
-        return cls(path)
+
+        def add(aside: Path) -> None:
+            write_text(aside / "space.yaml", space.dump(), durable=False)
+            (aside / "trials").mkdir()
+
+        return cls._make(path, config, {"study": path.name}, extra, add)
 
     @cached_property
     def space(self) -> Space:
@@ -226,6 +220,11 @@ class Sweep(RunFolder):
         for trial in (study or self.study()).get_trials(deepcopy=False):
             if is_run(trial) and trial.state.name != "WAITING":
                 yield trial, trial.user_attrs.get("point", {})
+
+
+def open_folder(path: Path) -> Run | Sweep | None:
+    """The run or sweep in a folder; None where it holds neither."""
+    return next((kind(path) for kind in (Sweep, Run) if (path / kind.marker).is_file()), None)
 
 
 def is_run(trial: "optuna.trial.FrozenTrial") -> bool:

@@ -43,9 +43,9 @@ log = logging.getLogger("statten")
 MIRROR, COPY, ATTEMPT, LOCK = ".mirror.json", ".copy", "attempt", ".mirror.lock"
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
-MARKER = "state.json"
-KINDS = ("run.json", "sweep.json")
-"""Sent last when a folder is new: without one of them it is not there yet."""
+STATE = "state.json"
+MARKERS = ("run.json", "sweep.json")
+"""The file that says what a folder is, a run or a sweep. Sent last when it is new: without one of them it is not there yet."""
 RUNS = ("trials", "repeats")
 """Folders of a sweep that hold runs."""
 PATIENCE = 300.0
@@ -140,7 +140,7 @@ class Mirror:
                 shutil.rmtree(self.path / folder)
             here &= same
         for folder, files in folders.items():
-            marker = f"{folder}/{MARKER}"
+            marker = f"{folder}/{STATE}"
             deleted = ours and marker in agreed and folder not in here
             if marker in files and folder not in here and not deleted and wanted(marker):
                 self._bring_checkpoint(folder, files)
@@ -154,7 +154,7 @@ class Mirror:
         try:
             for file in files:
                 self.store.get(f"{self.name}/{file}", aside / file.rpartition("/")[2])
-            digests = read_json(aside / MARKER)["sha256"]
+            digests = read_json(aside / STATE)["sha256"]
             if any(not (aside / f).is_file() or sha256(aside / f) != digest for f, digest in digests.items()):
                 log.warning("%s/%s is damaged in the store; the checkpoint before it counts", self.uri, folder)
                 return
@@ -170,7 +170,7 @@ class Mirror:
         """Bring one checkpoint, and where it is not there the newest."""
         with self.store.speaking():
             there = self.store.listing(self.name)
-            folders = [f for f, files in _checkpoints(there).items() if f"{f}/{MARKER}" in files]
+            folders = [f for f, files in _checkpoints(there).items() if f"{f}/{STATE}" in files]
             if folders:
                 wanted = f"checkpoints/{checkpoint}" if f"checkpoints/{checkpoint}" in folders else folders[-1]
                 self.pull(lambda file: file.startswith(f"{wanted}/"), there)
@@ -214,7 +214,7 @@ class Mirror:
             kept = _checkpoints(here)
             for folder, files in _checkpoints({*agreed, *there}).items() if whole else ():
                 if folder not in kept:
-                    for file in sorted(files, key=lambda f: not f.endswith(MARKER)):
+                    for file in sorted(files, key=lambda f: not f.endswith(STATE)):
                         self._delete(file, attempt)
                         agreed.pop(file, None)
             now = self.store.listing(self.name)
@@ -234,7 +234,7 @@ class Mirror:
             ) from error
 
     def _send_checkpoint(self, folder: str, files: list[str], there: dict[str, Stamp], attempt: str | None) -> None:
-        marker = f"{folder}/{MARKER}"
+        marker = f"{folder}/{STATE}"
         # One of the same name but another content ends where its files are overwritten; sent again, the same stays whole.
         if marker in there and self.store.read(f"{self.name}/{marker}") != (self.path / marker).read_bytes():
             self._delete(marker, attempt)
@@ -349,7 +349,7 @@ def _checkpoints(files: Iterable[str]) -> dict[str, list[str]]:
 
 def _turn(file: str) -> int:
     """What speaks of other files is sent after them."""
-    return {"metrics.jsonl": 1, "result.json": 2, **dict.fromkeys(KINDS, 3)}.get(file, 0)
+    return {"metrics.jsonl": 1, "result.json": 2, **dict.fromkeys(MARKERS, 3)}.get(file, 0)
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -462,7 +462,7 @@ def refresh(path: Path, wait: bool = True) -> None:
             if len(parts) > 1 and not parts[0].startswith("."):
                 unit = _unit(parts)
                 units.setdefault(unit, {})["/".join(parts)[len(unit) + 1 :]] = stamp
-        whole = [unit for unit, there in units.items() if "config.yaml" not in there or there.keys() & set(KINDS)]
+        whole = [unit for unit, there in units.items() if "config.yaml" not in there or there.keys() & set(MARKERS)]
         with ThreadPoolExecutor(8) as pool:
             for _ in pool.map(lambda unit: Mirror(store, unit, root / unit).pull(wanted, units[unit], wait), whole):
                 pass

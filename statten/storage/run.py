@@ -25,7 +25,7 @@ import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -85,6 +85,32 @@ class RunFolder:
             raise UserError(f"{path}: no such {cls.noun}; {_neighbours(path)}")
         if not (path / cls.marker).is_file():
             raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}")
+        return cls(path)
+
+    @classmethod
+    def _make(
+        cls, path: Path, config: Config, about: dict[str, Any], extra: dict[str, Any] | None, add: Callable[[Path], object]
+    ):
+        """Make a folder of this kind, whole or not at all; raises UserError when the name is taken.
+
+        Args:
+            path: where; its last part is the name.
+            config: what config.yaml holds.
+            about: further content of the marker file.
+            extra: file names to further JSON content, such as splits.json.
+            add: puts in what this kind alone has.
+        """
+        check_name(path.name)
+        refresh(path)
+        try:
+            with new_folder(path) as aside:
+                write_json(aside / cls.marker, {"kind": cls.noun, "created": now(), **about}, durable=False)
+                write_text(aside / "config.yaml", dump_config(config), durable=False)
+                for name, content in (extra or {}).items():
+                    write_json(aside / name, content, durable=False)
+                add(aside)
+        except FileExistsError:
+            raise exists(path) from None
         return cls(path)
 
     @classmethod
@@ -172,20 +198,13 @@ class Run(RunFolder):
 
         `extra` maps file names to further JSON content, such as splits.json; `weights` is copied to initial.safetensors.
         """
-        check_name(path.name)
-        refresh(path)
-        try:
-            with new_folder(path) as aside:
-                write_json(aside / cls.marker, {"kind": "run", "created": now(), "origin": origin}, durable=False)
-                write_text(aside / "config.yaml", dump_config(config), durable=False)
-                for name, content in (extra or {}).items():
-                    write_json(aside / name, content, durable=False)
-                if weights:
-                    shutil.copyfile(weights, aside / "initial.safetensors")
-                (aside / "checkpoints").mkdir()
-        except FileExistsError:
-            raise exists(path) from None
-        return cls(path)
+
+        def add(aside: Path) -> None:
+            if weights:
+                shutil.copyfile(weights, aside / "initial.safetensors")
+            (aside / "checkpoints").mkdir()
+
+        return cls._make(path, config, {"origin": origin}, extra, add)
 
     @property
     def checkpoint_folder(self) -> Path:

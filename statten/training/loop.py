@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from timm.utils.distributed import distribute_bn
 from torch import nn
 
-from statten.config import Config, TrainConfig
+from statten.config import METRICS, Config, TrainConfig
 from statten.data import Loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
@@ -26,7 +26,7 @@ from statten.metrics.accuracy import Accuracy, is_distributed, sum_over_ranks
 from statten.metrics.energy import ledger
 from statten.metrics.inference import autocast, evaluating, latency_ms
 from statten.metrics.spikes import SpikeTotals
-from statten.models import build_model
+from statten.models import build_model, layer_names
 from statten.neurons import packed_spikes
 from statten.storage.checkpoint import TrainState
 from statten.storage.run import best_row
@@ -131,6 +131,12 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
         state.metrics, state.best = metrics, best_row([row for row in (state.best, metrics) if row])
         report.epoch(state)
     return state.best
+
+
+def reported(config: Config) -> list[str]:
+    """Names of what `fit` reports of an epoch beside its number: what a sweep may look for, or bound."""
+    names = [*METRICS, "train/loss", "train/top1", "lr", "samples_per_second"]
+    return [*names, *["corrupt"] * config.data.skip_corrupt, *(f"firing_rate/{layer}" for layer in layer_names(config.model))]
 
 
 def gradients_reduced(replica: nn.Module, now: bool) -> Any:

@@ -12,6 +12,7 @@ from statten.errors import UserError
 from statten.evaluation import evaluate, open_target
 from statten.evaluation.anytime import anytime, best_pair, early_exit, grid, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured
+from statten.models import Backbone
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,20 @@ def test_each_step_is_an_evaluation_of_so_many_timesteps(run):
         assert row["latency_ms"] > 0
     names = {path.name for path in Path(report["folder"]).iterdir()}
     assert {"anytime.json", "anytime.md", "anytime.png"} <= names
+
+
+def test_latency_is_measured_in_the_precision_of_the_run(run, monkeypatch):
+    """A bf16 run's answers are computed in bf16: so must be those that are timed."""
+    seen = []
+    forward = Backbone.forward
+
+    def recorded(self, x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, x)
+
+    monkeypatch.setattr(Backbone, "forward", recorded)
+    anytime(run.path, {"train.precision": "bf16"})
+    assert seen and all(seen)
 
 
 def test_clips_are_cut_to_their_first_frames(tmp_path):

@@ -165,7 +165,7 @@ def test_exports_agree_with_the_study(sweep, report):
 
 
 def test_plots_show_the_study_under_short_names(sweep):
-    trials = SweepTrials(sweep)
+    trials = SweepTrials.read(sweep)
     assert trials.names == {"model.timesteps": "T", "model.block_size": "b", "model.depth": "depth", "train.lr": "lr"}
     front = figures.front(trials, 1, 0)
     drawn = {trace.name: set(zip(trace.x, trace.y, strict=True)) for trace in front.data}
@@ -206,7 +206,7 @@ def test_firing_rates_are_those_of_a_validation_and_are_kept(sweep, report, monk
         assert len(layer["by_timestep"]) == 2 and sum(layer["by_timestep"]) / 2 == pytest.approx(layer["rate"])
 
     monkeypatch.setattr(rates, "measure", lambda *_: pytest.fail("measured again"))
-    again = rates.best_rates(SweepTrials(sweep), sweep.path / "report")
+    again = rates.best_rates(SweepTrials.read(sweep), sweep.path / "report")
     assert json.loads(json.dumps(again)) == report["rates"]
 
 
@@ -240,7 +240,7 @@ def test_few_trials_make_a_page_too(tmp_path, objectives, trials):
 
 
 def test_one_objective_is_drawn_against_energy(tmp_path):
-    trials = SweepTrials(make_sweep(tmp_path / "s", ["val/top1"]))
+    trials = SweepTrials.read(make_sweep(tmp_path / "s", ["val/top1"]))
     assert [row.number for row in trials.front] == [4]
     both = trials.against_energy()
     assert {row.number for row in both.front} == {0, 1, 4}
@@ -251,7 +251,7 @@ def test_one_objective_is_drawn_against_energy(tmp_path):
 def test_what_is_not_drawn_is_said(sweep, monkeypatch):
     monkeypatch.setattr(figures, "CURVES", 3)
     monkeypatch.setattr(figures, "BARS", 4)
-    trials = SweepTrials(sweep)
+    trials = SweepTrials.read(sweep)
     page = build(trials, summarize(trials), [])
     assert "Drawn are 3 of 5 best trials." in page and "Drawn are 4 of 7 newest trials." in page
     assert len([t for t in figures.curves(trials).data if t.name.startswith("trial")]) == 3

@@ -294,12 +294,20 @@ def test_a_study_may_live_in_a_database(tmp_path):
         ({"objectives": ["firing_rate/heat:min"]}, "did you mean firing_rate/head?"),
         ({"objectives": ["peak_memory_mib"]}, "is measured on GPUs"),
         ({"constraints": ["energy <= 3"]}, "no trial reports energy; did you mean energy_uj?"),
+        ({"constraints": ["energy <= 3"]}, "^search.constraints: "),
+        ({"objectives": ["accuracy:max"]}, "^search.objectives: "),
+        ({"constraints": ["corrupt <= 3"]}, "^search.constraints: no trial reports corrupt"),
     ],
 )
 def test_objectives_that_nobody_reports_are_refused_before_the_start(fields, sentence):
     config = load_config("digits", {f"search.{key}": value for key, value in fields.items()})
     with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
         check_objectives(config, "cpu")
+
+
+def test_what_can_be_left_out_can_be_bounded():
+    config = load_config("digits", {"data.skip_corrupt": True, "search.constraints": ["corrupt <= 3"]})
+    check_objectives(config, "cpu")
 
 
 def test_several_workers_cannot_share_a_gpu():

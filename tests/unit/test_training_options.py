@@ -13,7 +13,7 @@ from statten.evaluation import evaluate
 from statten.metrics.accuracy import Accuracy
 from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.storage.run import Run
-from statten.training.loop import NoReport, fit, make_state, step_optimizer, validate
+from statten.training.loop import NoReport, fit, make_state, reported, step_optimizer, validate
 from statten.training.worker import run_fit
 
 TINY = {
@@ -229,3 +229,11 @@ def test_amp_is_float32_on_a_cpu():
 def test_a_state_without_an_average_is_judged_by_its_model():
     state = make_state(load_config("digits", TINY))
     assert state.judged is state.model and dataclasses.replace(state).ema is None
+
+
+def test_fit_reports_what_it_says_that_it_reports():
+    """A sweep is refused objectives that are not in this list, so it must be the whole row."""
+    config = load_config("digits", {**TINY, "train.epochs": 1, "data.skip_corrupt": True, "search.objectives": ["latency_ms"]})
+    state = make_state(config)
+    fit(state, make_loaders(config), config, NoReport())
+    assert {*state.metrics, "peak_memory_mib"} == {"epoch", *reported(config)}  # memory is measured on a GPU
