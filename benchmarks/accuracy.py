@@ -14,8 +14,8 @@ from statten.bench import usable_backends
 from statten.config import load_config
 from statten.data import make_loaders, make_test_loader
 from statten.files import write_json
-from statten.runs import environment
-from statten.train import fit, make_state, validate
+from statten.machine import environment
+from statten.training.loop import fit, make_state, validate
 
 
 def top1(backend: str, precision: str, seed: int, epochs: int, device: str) -> float:

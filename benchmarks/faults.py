@@ -34,12 +34,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from statten.checkpoint import checkpoints
-from statten.cluster import free_port
+from statten.cluster.session import free_port
 from statten.display import console, table, use_stderr
 from statten.files import read_json, write_json
-from statten.runs import Run, environment
+from statten.machine import environment
 from statten.search import Sweep
+from statten.storage.run import Run, checkpoints
 
 MARK = "STATTEN_FAULTS"
 WORKER = re.compile(rb"ray::(RayTrainWorker|_RayTrainWorker)")

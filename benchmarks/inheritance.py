@@ -28,8 +28,8 @@ from statten.config import Config, load_config, with_overrides
 from statten.data import make_loaders
 from statten.evaluation.anytime import recalibrate_norms
 from statten.files import write_json
-from statten.runs import environment
-from statten.train import fit, make_state, validate
+from statten.machine import environment
+from statten.training.loop import fit, make_state, validate
 
 PAIRS = [(T, b) for T in (1, 2, 4, 6, 8) for b in range(1, T + 1) if T % b == 0]
 PARENT = (4, 2)

@@ -15,12 +15,13 @@ import torch
 
 from statten.config import load_config
 from statten.data import make_test_loader
-from statten.evaluation.meter import SpikeMeter
 from statten.files import write_json
-from statten.metrics import SpikeTotals, evaluating
+from statten.machine import environment
+from statten.metrics.inference import evaluating
+from statten.metrics.meter import SpikeMeter
+from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
-from statten.runs import environment
-from statten.train import place
+from statten.training.loop import to_device
 
 CASES = {
     "digits": ("digits", {}),
@@ -56,7 +57,7 @@ def ratios(recipe: str, fields: dict, options: argparse.Namespace, device: torch
     """
     config = load_config(recipe, {**fields, "train.eval_batch_size": options.batch})
     torch.manual_seed(0)
-    model = place(build_model(config.model), device)
+    model = to_device(build_model(config.model), device)
     batches = [x.to(device) for x, _ in make_test_loader(config)][: max(1, options.samples // options.batch)]
     alive(model, batches[0])
     found = {}

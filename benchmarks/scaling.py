@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
+from statten.cluster.trainer import train
 from statten.config import Config, load_config
 from statten.display import console, table, use_stderr
 from statten.files import write_json
+from statten.machine import environment
 from statten.models import build_model
-from statten.runs import environment
-from statten.trainer import train
 
 FIELDS = {
     "model.depth": 2, "model.embed_dim": 128, "train.epochs": 4, "train.warmup_epochs": 0, "train.batch_size": 32,

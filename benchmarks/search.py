@@ -23,10 +23,11 @@ from ray.tune.search import Searcher
 from statten.config import load_config, with_overrides
 from statten.data import make_loaders
 from statten.files import write_json
-from statten.runs import Run, best_row, environment
+from statten.machine import environment
 from statten.search import Sweep, make_space
 from statten.search.searcher import OptunaSearcher
-from statten.train import fit, make_state
+from statten.storage.run import Run, best_row
+from statten.training.loop import fit, make_state
 
 # search_spaces/digits.yaml without the widest networks: 6 (T, b) x 2 depths x 3 widths.
 SPACE = {

@@ -20,11 +20,11 @@ from typing import Any
 
 import ray.tune
 
-from statten.cluster import ray_cluster
+from statten.cluster.session import ray_cluster
 from statten.config import load_config
 from statten.display import console, use_stderr
 from statten.files import write_json
-from statten.runs import environment
+from statten.machine import environment
 from statten.search import make_space, tune
 
 FIELDS = {
@@ -53,8 +53,9 @@ def plain(trials: int, keeps: bool) -> float:
         import torch
 
         from statten.data import make_loaders
-        from statten.runs import Run
-        from statten.train import fit, make_state, run_fit
+        from statten.storage.run import Run
+        from statten.training.loop import fit, make_state
+        from statten.training.worker import run_fit
 
         config = load_config("digits", {**FIELDS, "train.lr": values["lr"]})
         if keeps:
@@ -83,7 +84,7 @@ def training(repeats: int = 5) -> float:
     import torch
 
     from statten.data import make_loaders
-    from statten.train import fit, make_state
+    from statten.training.loop import fit, make_state
 
     torch.set_num_threads(1)
     config, times = load_config("digits", FIELDS), []

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from statten.evaluation import evaluate
     from statten.models import build_model
     from statten.search import tune
-    from statten.train import fit
+    from statten.training.loop import fit
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,7 @@ _HOME = {
     "Config": "statten.config",
     "load_config": "statten.config",
     "build_model": "statten.models",
-    "fit": "statten.train",
+    "fit": "statten.training.loop",
     "tune": "statten.search",
     "evaluate": "statten.evaluation",
 }
@@ -34,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 # `timm.create_model("statten_8_768")` works after `import statten`, whichever of the two is imported first.
-wrapt.register_post_import_hook(lambda _: importlib.import_module("statten.models.registry"), "timm")
+wrapt.register_post_import_hook(lambda _: importlib.import_module("statten.models.timm_models"), "timm")

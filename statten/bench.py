@@ -26,18 +26,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from statten.config import Config, ModelConfig, UserError, build_config, nearest
+from statten.config import Config, ModelConfig, build_config
 from statten.data import make_loaders
 from statten.data.folders import IMAGES, list_parts, unlisted
 from statten.data.shards import shard
 from statten.data.transforms import sample_transform
 from statten.display import console
+from statten.errors import UserError, nearest
 from statten.files import write_json
-from statten.models import build_model, fold_batch_norm
+from statten.machine import environment
+from statten.models import Backbone, build_model, fold_batch_norm
 from statten.models.attention import statten as counts
 from statten.neurons import LIF, NEURON_BACKENDS, packed_spikes
 from statten.neurons.dynamics import Unavailable
-from statten.runs import environment
 
 # The published sizes that the benchmarks know: model, and batch on a GPU.
 MODELS: dict[str, tuple[ModelConfig, int]] = {
@@ -130,8 +131,9 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
     images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
     peers = {f"{PEER} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
-    nets = {"statten": our_model(config, device), **peers}
-    inference = {**nets, "statten": fold_batch_norm(nets["statten"])}
+    model_of_ours = our_model(config, device)
+    nets: dict[str, nn.Module] = {"statten": model_of_ours, **peers}
+    inference: dict[str, nn.Module] = {**nets, "statten": fold_batch_norm(model_of_ours)}
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
     inputs = {name: images.transpose(0, 1) if name in peers and config.events else images for name in nets}
 
@@ -190,7 +192,7 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
         kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
             x = images.transpose(0, 1) if name == PEER and config.events else images
-            net.activation_checkpointing = checkpointing  # type: ignore[assignment]
+            net.activation_checkpointing = checkpointing
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
                 if device.type == "cuda":
@@ -384,11 +386,11 @@ def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple
     return torch.randn(size, device=device), torch.randint(config.num_classes, (batch,), device=device)
 
 
-def our_model(config: ModelConfig, device: torch.device) -> nn.Module:
+def our_model(config: ModelConfig, device: torch.device) -> Backbone:
     """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
-    from statten.train import place
+    from statten.training.loop import to_device
 
-    return place(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
+    return to_device(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
 
 
 def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_format) -> nn.Module:

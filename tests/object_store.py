@@ -116,10 +116,11 @@ def finish_epoch(run: Path, epoch: int, keep: int = 2, size: int = 200_000) -> N
 
 def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
     """Send a run; at the object number `moment` (counted from 0, deletions too) kill this process, some of it sent."""
-    from statten import remote
+    from statten.storage.mirror import mirror_of
+    from statten.storage.store import Store
 
-    store, count = remote.mirror_of(Path(folder)).store, 0
-    send, delete = remote.Store._send, remote.Store.delete
+    store, count = mirror_of(Path(folder)).store, 0
+    send, delete = Store._send, Store.delete
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -140,9 +141,9 @@ def push_and_die(folder: str, attempt: str, moment: int, part: float) -> None:
             die()
         delete(self, name)
 
-    remote.Store._send = counted_send
-    remote.Store.delete = counted_delete
-    remote.mirror_of(Path(folder)).push(attempt, whole=True)
+    Store._send = counted_send
+    Store.delete = counted_delete
+    mirror_of(Path(folder)).push(attempt, whole=True)
     print(count)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from statten.config import Config, UserError, build_config
-from statten.data import DATASETS, open_source
+from statten.config import Config, build_config
 from statten.data.dataset import CorruptSample, Files, RawSample
 from statten.data.events import frames_folder, prepared_frames, read_frames
+from statten.data.factory import DATASETS, open_source
 from statten.data.folders import CLIPS, existing_folder, list_parts
 from statten.data.raw_events import FORMATS
 from statten.data.split import split
 from statten.data.work import Progress, default_workers, gathered, silent
+from statten.errors import UserError
 
 COMMON = 10
 """How many sizes are listed."""

@@ -1,4 +1,5 @@
-"""What a dataset is: an entry of DATASETS that opens it, and the opened source that makes batches.
+"""What a dataset is once it is opened: a source that makes batches. To add one: a file with a function that opens it, and its
+line in `statten.registry`.
 
 B batch, T frames, C channels, H height, W width, S model.image_size.
 """
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from statten.config import Config, Failed
+from statten.config import Config
 from statten.data.counter import hashed
+from statten.errors import Failed
 
 RawSample = Image.Image | Tensor
 """An RGB image, or an event clip [T, 2, H, W] of whole numbers; of native size."""
@@ -66,20 +68,6 @@ class Source(ABC):
 
     def expect(self, indices: np.ndarray) -> None:  # noqa: B027 - a hint that most sources have no use for
         """Say which samples, neighbours on disk, will be read soon."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """One entry of DATASETS."""
-
-    channels: int
-    """Channels C of a sample."""
-    events: bool
-    """Whether samples are event clips [T, C, H, W] and not images [C, H, W]."""
-    open: Callable[[Config], Source]
-    """Opens it for a config; raises UserError where `data.root` does not hold it."""
-    bundled: bool = False
-    """Whether it needs no `data.root`."""
 
 
 @dataclass(frozen=True)

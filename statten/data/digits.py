@@ -9,7 +9,7 @@ from torch import Tensor
 
 from statten.config import Config
 from statten.data.augment import augment_images
-from statten.data.dataset import Dataset, InMemory, Samples
+from statten.data.dataset import InMemory, Samples
 
 
 @lru_cache(maxsize=1)
@@ -43,11 +43,8 @@ def load(config: Config) -> Samples:
     return _build(config.model.image_size)
 
 
-def _open(config: Config) -> InMemory:
+def open_digits(config: Config) -> InMemory:
     # Constants, so that a checkpoint reads the same input whatever part it was trained on: mean and standard deviation
     # of ink over all pixels, the same to two digits in the training part of every split.
     augment = augment_images if config.data.augment else None
     return InMemory(digit_labels(), partial(load, config), augment, mean=0.305, std=0.376)
-
-
-DIGITS = Dataset(channels=1, events=False, open=_open, bundled=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from statten.config import Config
 from statten.data.augment import augment_clips
-from statten.data.dataset import Dataset, InMemory, Samples
+from statten.data.dataset import InMemory, Samples
 from statten.data.digits import digit_images, digit_labels
 
 THRESHOLD = 0.25
@@ -135,8 +135,5 @@ def load(config: Config) -> Samples:
     return _build(config.model.image_size, config.data.frames or config.model.timesteps)
 
 
-def _open(config: Config) -> InMemory:
+def open_digits_events(config: Config) -> InMemory:
     return InMemory(digit_labels(), partial(load, config), augment_clips if config.data.augment else None)
-
-
-DIGITS_EVENTS = Dataset(channels=2, events=True, open=_open, bundled=True)

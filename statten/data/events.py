@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statten.config import Config, UserError
-from statten.data.dataset import Damaged, Dataset, Files
+from statten.config import Config
+from statten.data.dataset import Damaged, Files
 from statten.data.folders import CLIPS, Listing, dataset_root, list_parts
+from statten.errors import UserError
 
 PUBLISHED_TRAIN = 9, 10
 """Of each class, files sorted by name, the first 9/10 are for training (Lee et al., 2025, for both datasets without a test
@@ -130,7 +131,3 @@ def open_event_folder(config: Config) -> FrameFolders:
             f"use model.timesteps={found}"
         )
     return source
-
-
-CIFAR10DVS = NCALTECH101 = DVS128GESTURE = Dataset(channels=2, events=True, open=open_frames)
-EVENT_FOLDER = Dataset(channels=2, events=True, open=open_event_folder)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from statten.config import Config, UserError
+from statten.config import Config
+from statten.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """File names of images, as torchvision takes them."""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from statten.config import Config, UserError
-from statten.data.dataset import Damaged, Dataset, Files
+from statten.config import Config
+from statten.data.dataset import Damaged, Files
 from statten.data.folders import IMAGES, Listing, dataset_root, list_parts
 from statten.data.shards import Shards, has_shards, open_shards
+from statten.errors import UserError
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -174,7 +175,3 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickled(data: bytes) -> dict[str, Any]:
     return _Unpickler(BytesIO(data), encoding="latin1").load()
-
-
-CIFAR10 = CIFAR100 = Dataset(channels=3, events=False, open=open_cifar)
-IMAGENET = IMAGE_FOLDER = Dataset(channels=3, events=False, open=open_images)

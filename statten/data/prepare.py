@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import Config, Failed, UserError
+from statten.config import Config
 from statten.data.dataset import Damaged
 from statten.data.events import building, clip_length, frames_folder
 from statten.data.folders import existing_folder
 from statten.data.images import cifar_source, published
 from statten.data.raw_events import FORMATS, EventFormat, Events, check_events, cut_gestures
 from statten.data.work import Progress, default_workers, gathered, silent
+from statten.errors import Failed, UserError
 from statten.files import exclusive
 
 EVENTS = "events_np"

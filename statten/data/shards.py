@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import UserError
 from statten.data.counter import permutation
 from statten.data.dataset import Damaged
 from statten.data.folders import IMAGES, TEST_NAMES, Listing, existing_folder, list_parts
 from statten.data.work import Progress, default_workers, gathered, silent
+from statten.errors import UserError
 from statten.files import exclusive, read_json, write_json
 
 INDEX, PLAN, VERSION = "index.json", ".plan.json", 1

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from statten.config import Config, ConfigError, UserError, parse_overrides, with_overrides
+from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
-from statten.energy import Conventions, ledger
+from statten.display.plots import figure, heat_map, md_table
+from statten.errors import ConfigError, UserError
+from statten.evaluation.evaluator import home
 from statten.evaluation.measure import Measured, measure
 from statten.evaluation.report import accuracy
-from statten.evaluation.show import figure, heat_map, md_table
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
-from statten.models import STAttenTransformer
-from statten.remote import publish
-from statten.runs import Run
+from statten.metrics.energy import Conventions, ledger
+from statten.models import Backbone
+from statten.storage.mirror import publish
+from statten.storage.run import Run
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidence levels at which early exit is reported."""
@@ -57,8 +59,6 @@ def anytime(
     Returns:
         `steps`: a row for each t; `early_exit`: a row for each level.
     """
-    from statten.evaluation import home
-
     target = open_target(Path(path), overrides, data, ema)
     config = target.evaluated_on(1)
     target.preflight(config)
@@ -86,7 +86,7 @@ def anytime(
     return report
 
 
-def _latency(model: STAttenTransformer, loader: Any, timesteps: int, repeats: int = 15) -> float:
+def _latency(model: Backbone, loader: Any, timesteps: int, repeats: int = 15) -> float:
     """Median time in milliseconds of one sample by itself, after a few that warm up."""
     device = next(model.parameters()).device
     x = next(iter(loader))[0][:1].to(device)
@@ -192,8 +192,6 @@ def grid(
         `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1, of
         several the one of fewest timesteps, then of least loss.
     """
-    from statten.evaluation import home
-
     if part not in ("validation", "test"):
         raise UserError(f"--part: must be validation or test, but got {part!r}")
     target = open_target(Path(path), overrides, data, ema)
@@ -274,7 +272,7 @@ def _at(target: Target, timesteps: int, block_size: int) -> Config:
         raise UserError([f"--timesteps: {problem}" for problem in error.problems]) from None
 
 
-def recalibrate_norms(model: STAttenTransformer, config: Config, batches: int) -> None:
+def recalibrate_norms(model: Backbone, config: Config, batches: int) -> None:
     """Replace BatchNorm's running statistics by their plain average over training batches, as the model now runs."""
     device = next(model.parameters()).device
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from scipy.stats import binomtest, ttest_ind
 
-from statten.config import UserError
 from statten.display import console, table
+from statten.errors import UserError
+from statten.evaluation.evaluator import evaluate, home
 from statten.evaluation.measure import Measured, load
 from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
@@ -80,8 +81,6 @@ def _name(target: Target) -> str:
 
 
 def _records(path: Path | str, target: Target, overrides: Any, data: str | None, ema: bool, storage: Path | None) -> Measured:
-    from statten.evaluation import evaluate, home
-
     samples = home(target, storage) / "samples.safetensors"
     if not samples.is_file():
         evaluate(path, overrides, data=data, ema=ema, storage=storage)

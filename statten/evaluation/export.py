@@ -24,14 +24,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from statten.config import Config, Failed, ModelConfig, UserError, dump_config, nearest
+from statten.config import Config, ModelConfig, dump_config
+from statten.errors import Failed, UserError, nearest
 from statten.evaluation.targets import Target, open_target
 from statten.files import new_folder, write_json, write_text
-from statten.models import STAttenTransformer
+from statten.models import Backbone
 from statten.models.memory import MaxPool
 from statten.models.published import load_published, published_arguments, to_published
 from statten.neurons import LIF
-from statten.runs import exists
+from statten.registry import BACKBONES
+from statten.storage.run import exists
 
 DEFAULT = ("safetensors", "published", "torch_export")
 FORMATS = (*DEFAULT, "onnx")
@@ -74,7 +76,7 @@ class PlainMaxPool(nn.Module):
         return nn.functional.max_pool2d(x.flatten(0, 1), 3, self.stride, 1).unflatten(0, (x.shape[0], -1))
 
 
-def plain(model: STAttenTransformer) -> STAttenTransformer:
+def plain(model: Backbone) -> Backbone:
     """A copy of a model for exporters: neurons and pools in plain operators, without gradients."""
     made = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(made.modules()):
@@ -129,16 +131,7 @@ def export(
 
 def nir_lacks(config: ModelConfig) -> str:
     """Which operators of a network NIR 1.0 cannot express; convolutions, LIF, sums and folded BatchNorm it can."""
-    pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
-    masked, lacks = config.attention == "sdsa" or config.events, []
-    if config.attention == "statten":
-        lacks.append("the matrix product of two signals (attention's K^T V and Q (K^T V))")
-        if config.block_size > 1:
-            lacks.append(f"a sum over timesteps (of K^T V over a block of {config.block_size})")
-    if masked:
-        lacks.append("the elementwise product of two signals (attention's mask)")
-    if pools or config.events:
-        lacks.append(f"max_pool2d ({', '.join(pools + ['attn.pool'] * config.events)})")
+    lacks = BACKBONES[config.backbone].operators(config)
     return f"NIR cannot express this network; it has no operator for {'; '.join(lacks)}"
 
 
@@ -159,7 +152,7 @@ def timm_name(config: Config) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
-def _safetensors(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+def _safetensors(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
     path = folder / "model.safetensors"
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
     write_text(folder / "config.yaml", dump_config(target.config))
@@ -170,15 +163,21 @@ def _safetensors(target: Target, model: STAttenTransformer, folder: Path, x: Ten
     return {"model.safetensors": _checked("model.safetensors", opened, x, wanted)}
 
 
-def _published(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+def _published(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
     path = folder / "published.pth.tar"
     arguments = argparse.Namespace(**published_arguments(target.config))
-    saved = {"epoch": 0, "arch": "sdt", "state_dict": to_published(model.state_dict()), "version": 2, "args": arguments}
+    saved = {
+        "epoch": 0,
+        "arch": "sdt",
+        "state_dict": to_published(model.state_dict(), target.config.model.backbone),
+        "version": 2,
+        "args": arguments,
+    }
     torch.save(saved, path)
     return {path.name: _checked(path.name, load_published(path), x, wanted)}
 
 
-def _program(model: STAttenTransformer, x: Tensor) -> torch.export.ExportedProgram:
+def _program(model: Backbone, x: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         # Strides bring inequalities that hold for every batch, which the exporter cannot prove: it is to check them as it runs.
@@ -187,7 +186,7 @@ def _program(model: STAttenTransformer, x: Tensor) -> torch.export.ExportedProgr
         )
 
 
-def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+def _torch_export(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
     path, program = folder / "model.pt2", _program(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about storages that are shared or not writable: nobody writes to them
@@ -198,7 +197,7 @@ def _torch_export(target: Target, model: STAttenTransformer, folder: Path, x: Te
     return {path.name: difference}
 
 
-def _onnx(target: Target, model: STAttenTransformer, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
+def _onnx(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented
 

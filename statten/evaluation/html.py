@@ -3,9 +3,9 @@
 from html import escape
 from typing import Any
 
+from statten.display.html import figure_html, page, table_html
 from statten.evaluation.report import LAYER_COLUMNS, layer_rows, warnings
 from statten.evaluation.show import ENERGY_COLUMNS, conventions, energy_rows
-from statten.page import figure_html, page, table_html
 
 _MARGIN = {"l": 10, "r": 10, "t": 30, "b": 10}
 _RED, _BLUE = "#c0392b", "#2471a3"

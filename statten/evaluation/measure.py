@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from statten.config import Config, UserError
+from statten.config import Config
 from statten.data import EvalLoader, make_test_loader
-from statten.evaluation.meter import SpikeMeter
-from statten.metrics import evaluating
-from statten.models import STAttenTransformer
-from statten.train import autocast
+from statten.errors import UserError
+from statten.metrics.inference import autocast, evaluating
+from statten.metrics.meter import SpikeMeter
+from statten.models import Backbone
 
 CHUNK = 8192
 """Samples of a chunk, about."""
@@ -61,7 +61,7 @@ class Measured:
 
 
 def measure(
-    model: STAttenTransformer, loader: EvalLoader, config: Config, rates: bool = True, step: Callable[[int], Any] | None = None
+    model: Backbone, loader: EvalLoader, config: Config, rates: bool = True, step: Callable[[int], Any] | None = None
 ) -> Measured:
     """Run a model over a loader's samples; `step` hears how many samples each batch had."""
     device = next(model.parameters()).device
@@ -140,7 +140,7 @@ def chunk_path(folder: Path, chunk: int, of: int) -> Path:
 
 
 def measure_chunks(
-    model: STAttenTransformer, config: Config, folder: Path, mine: list[int], of: int, rates: bool, step: Any = None
+    model: Backbone, config: Config, folder: Path, mine: list[int], of: int, rates: bool, step: Any = None
 ) -> None:
     """Measure those of a worker's chunks that are not there yet."""
     for chunk in mine:

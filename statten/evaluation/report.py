@@ -7,11 +7,12 @@ from torch import Tensor
 
 from statten.config import ModelConfig
 from statten.display import console, table
-from statten.energy import Conventions, ledger
 from statten.evaluation.measure import Measured
 from statten.evaluation.targets import Target
-from statten.models import ATTENTION
-from statten.runs import environment, now
+from statten.machine import environment
+from statten.metrics.energy import Conventions, ledger
+from statten.models import layer_names
+from statten.storage.run import now
 
 BINS = 15
 """Bins of the expected calibration error."""
@@ -124,14 +125,6 @@ def layers(found: Measured, config: ModelConfig) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-def layer_names(config: ModelConfig) -> list[str]:
-    """The spiking layers in the order of the forward pass."""
-    core = ATTENTION[config.attention].neuron_name
-    inside = ["attn.in", "attn.q", "attn.k", "attn.v", f"attn.{core}", "mlp.fc1", "mlp.fc2"]
-    blocks = [f"blocks.{i}.{name}" for i in range(config.depth) for name in inside]
-    return [*(f"embed.{i}" for i in range(4)), *blocks, "head"]
 
 
 def _channels(marked: Tensor) -> list[int]:

@@ -1,10 +1,10 @@
 """A report as files: JSON, Markdown, TensorBoard, pictures (the HTML page is html.py's)."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from statten.display.plots import figure, heat_map, md_table
 from statten.evaluation.report import LAYER_COLUMNS, headline, layer_rows, warnings
 from statten.files import write_json, write_text
 
@@ -16,8 +16,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
         write_json(folder / "energy.json", report["energy"])
     write_text(folder / "report.md", markdown(report))
     figures = pictures(report)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+    for name, made in figures.items():
+        made.savefig(folder / f"{name}.png", dpi=120)
     _tensorboard(report, figures, folder / "tensorboard")
 
 
@@ -38,12 +38,6 @@ def markdown(report: dict[str, Any]) -> str:
     rows = [[row["class"], row["samples"], f"{row['top1']:.2f}"] for row in report["classes"]]
     parts += ["## Classes", md_table(["class", "samples", "top-1 %"], rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def md_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 ENERGY_COLUMNS = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", "pJ", "formula"]
@@ -68,20 +62,6 @@ def conventions(ledger: dict[str, Any]) -> str:
     return f"Conventions: {', '.join(f'{name}: {value}' for name, value in ledger['conventions'].items())}."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures.
-
-
-def figure(width: float, height: float) -> Any:
-    """An empty figure; matplotlib's Agg canvas alone, so that no window system is asked for."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
-
-
 def pictures(report: dict[str, Any]) -> dict[str, Any]:
     """Figures by name: rates by layer and timestep, energy by layer, confusion, calibration."""
     made = {"calibration": _calibration(report)}
@@ -89,23 +69,6 @@ def pictures(report: dict[str, Any]) -> dict[str, Any]:
         made["confusion"] = _confusion(report)
     if "layers" in report:
         made |= {"rates": _rates(report), "energy": _energy(report["energy"])}
-    return made
-
-
-def heat_map(cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, form: str) -> Any:
-    """A table as a heat map with its values written in; a cell that is not a number stays white."""
-    made = figure(2.5 + 0.8 * len(columns), 1.4 + 0.3 * max(len(rows), 3))
-    axes = made.add_subplot()
-    image = axes.imshow(cells, aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    low, high = image.get_clim()
-    for i, row in enumerate(cells):
-        for j, value in enumerate(row):
-            if value == value:  # not a NaN
-                colour = "black" if value > (low + high) / 2 else "white"
-                axes.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=colour)
-    axes.set_title(title, fontsize=10)
     return made
 
 

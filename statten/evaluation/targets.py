@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.checkpoint import EMA, MODEL, load_weights
-from statten.config import Config, UserError, load_config, parse_overrides, with_overrides
+from statten.config import Config, load_config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split
+from statten.errors import UserError
 from statten.files import sha256
-from statten.models import STAttenTransformer, build_model
+from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published, translate
-from statten.runs import Run
-from statten.train import Preflight, pick_device, place, preflight
+from statten.storage.checkpoint import EMA, MODEL, load_weights
+from statten.storage.run import Run
+from statten.training.loop import to_device
+from statten.training.preflight import Preflight, pick_device, preflight
 
 _LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
 """The published evaluation at a larger size: resized to 320, the centre of 288."""
@@ -76,14 +78,14 @@ class Target:
             return read_published(self.source, self.averaged).weights
         return load_weights(self.source, averaged=self.averaged)
 
-    def model(self) -> STAttenTransformer:
+    def model(self) -> Backbone:
         """The model with its weights on its device, in evaluation mode; raises UserError where they do not fit."""
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
         device = torch.device(pick_device(self.config.scale))
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        return place(model.eval().double() if self.exact else model.eval(), device)  # type: ignore[return-value]
+        return to_device(model.eval().double() if self.exact else model.eval(), device)
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
@@ -92,6 +94,8 @@ class Target:
             raise UserError(f"{self.source}: not a usable checkpoint: {path.name} is missing")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
         data.pop("workers")  # who reads does not matter
+        if model["backbone"] == "sdt":
+            del model["backbone"]  # evaluations from before there were others keep their folders
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}
         text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

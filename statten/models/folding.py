@@ -5,18 +5,18 @@ import copy
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from statten.models.backbones.base import Backbone
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
+
+def fold_batch_norm(model: Backbone) -> Backbone:
     """A copy of a model for inference, every convolution and its BatchNorm made one convolution with a bias.
 
     The results are those of the model in evaluation mode, up to rounding: a membrane that ties with its threshold may decide
     otherwise. The copy cannot be trained.
     """
     folded = copy.deepcopy(model).eval()
-    for module in list(folded.modules()):
-        if not isinstance(module, nn.Sequential) or len(module) != 2:
-            continue
-        conv, norm = module
+    for pair in list(folded.conv_norms()):
+        conv, norm = pair
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            pair[0], pair[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return folded.requires_grad_(False)

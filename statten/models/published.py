@@ -5,7 +5,6 @@ The published names are on the left; its q, k and v are one convolution here.
 
 import argparse
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,103 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statten.config import Config, ConfigError, ModelConfig, NeuronMap, UserError, build_config, get_field, with_overrides
-from statten.models.transformer import STAttenTransformer
-
-_PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
-_BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def _modules(depth: int) -> dict[str, str]:
-    """Published module name to ours, for modules that stand for themselves."""
-    names = {"patch_embed.rpe_conv": "embed.rpe.0", "patch_embed.rpe_bn": "embed.rpe.1", "head": "head", "head_lif": "head_lif"}
-    for stage in range(4):
-        suffix = stage or ""
-        names[f"patch_embed.proj_conv{suffix}"] = f"embed.stages.{stage}.0"
-        names[f"patch_embed.proj_bn{suffix}"] = f"embed.stages.{stage}.1"
-        names[f"patch_embed.proj_lif{suffix}"] = f"embed.lifs.{stage}"
-    for i in range(depth):
-        theirs, ours = f"block.{i}", f"blocks.{i}"
-        names |= {f"{theirs}.attn.proj_conv": f"{ours}.attn.proj.0", f"{theirs}.attn.proj_bn": f"{ours}.attn.proj.1"}
-        for layer in (1, 2):
-            names[f"{theirs}.mlp.fc{layer}_conv"] = f"{ours}.mlp.fc{layer}.0"
-            names[f"{theirs}.mlp.fc{layer}_bn"] = f"{ours}.mlp.fc{layer}.1"
-            names[f"{theirs}.mlp.fc{layer}_lif"] = f"{ours}.mlp.lif{layer}"
-    return names
+from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
+from statten.errors import ConfigError, UserError
+from statten.models.backbones.base import Backbone
+from statten.models.factory import build_model
+from statten.registry import BACKBONES
 
 
-def _depth(names: Mapping[str, Any], prefix: str) -> int:
-    found = [int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
-
-
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[str, Tensor]:
     """A published state_dict, with or without "module." prefixes, as one of ours.
-
-    Its `talking_heads` weights never get a gradient, and are dropped.
 
     Raises:
         UserError: weights that have no place here, or lack their partners, by name.
     """
-    theirs = {name.removeprefix("module."): value for name, value in state.items()}
-    theirs = {name: value for name, value in theirs.items() if not name.endswith("talking_heads.weight")}
-    depth = _depth(theirs, "block")
-    names, ours = _modules(depth), {}
-    for i in range(depth):
-        for kind, part, parameters in (("conv", 0, ("weight",)), ("bn", 1, _BATCHNORM)):
-            for parameter in parameters:
-                keys = [f"block.{i}.attn.{letter}_{kind}.{parameter}" for letter in "qkv"]
-                missing = [key for key in keys if key not in theirs]
-                if missing:
-                    raise UserError(f"published weights: {', '.join(missing)} missing")
-                tensors = [theirs.pop(key) for key in keys]
-                joined = tensors[0] if parameter == "num_batches_tracked" else torch.cat(tensors)
-                ours[f"blocks.{i}.attn.qkv.{part}.{parameter}"] = joined
-    unknown = []
-    for name, value in theirs.items():
-        module, _, parameter = name.rpartition(".")
-        if module in names and parameter in _PARAMETERS:
-            ours[f"{names[module]}.{parameter}"] = value
-        else:
-            unknown.append(name)
-    if unknown:
-        raise UserError(f"published weights: no place for {', '.join(unknown)}")
-    return ours
+    return BACKBONES[backbone].from_published(state)
 
 
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One of our state_dicts under the published names; the unused `talking_heads` weights are not made up."""
-    depth = _depth(state, "blocks")
-    names, theirs = {ours: published for published, ours in _modules(depth).items()}, {}
-    for name, value in state.items():
-        module, _, parameter = name.rpartition(".")
-        joined = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.([01])", module)
-        if joined:
-            kind = ("conv", "bn")[int(joined[2])]
-            shares = [value] * 3 if parameter == "num_batches_tracked" else value.chunk(3)
-            for letter, share in zip("qkv", shares, strict=True):
-                theirs[f"block.{joined[1]}.attn.{letter}_{kind}.{parameter}"] = share.clone()
-        elif module in names:
-            theirs[f"{names[module]}.{parameter}"] = value
-        else:
-            raise UserError(f"{name}: the published model has no such weight")
-    return theirs
+def to_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[str, Tensor]:
+    """One of our state_dicts under the published names; raises UserError where the published code has no such network."""
+    return BACKBONES[backbone].to_published(state)
 
 
 # Published arguments and the fields that they are here. The first part shapes the network, and must be there.
-_SHAPE = {
-    "num_classes": "model.num_classes",
-    "img_size": "model.image_size",
-    "in_channels": "model.in_channels",
-    "pooling_stat": "model.pooling",
-    "layer": "model.depth",
-    "dim": "model.embed_dim",
-    "num_heads": "model.num_heads",
-    "mlp_ratio": "model.mlp_ratio",
-    "time_steps": "model.timesteps",
-    "chunk_size": "model.block_size",
-    "TET": "model.per_timestep_logits",
-}
+_SHAPE = BACKBONES["sdt"].published_fields
 _OTHERS = {
     "dataset": "data.name",
     "drop_path": "model.drop_path",
@@ -182,7 +107,7 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
         config = build_config({}, fields)
     except ConfigError as error:
         raise ConfigError([f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]) from None
-    told = _SHAPE | {"spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
+    told = {**_SHAPE, "spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
     rows = [_row(name, arguments[name], path) for name, path in told.items() if name in arguments]
     # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
     for name, path in _OTHERS.items():
@@ -205,6 +130,8 @@ def published_arguments(config: Config) -> dict[str, Any]:
         UserError: the published network cannot be this one.
     """
     m = config.model
+    if m.backbone != "sdt":
+        raise UserError(f"model.backbone: the published network is sdt, but this one is {m.backbone}")
     published = {"lif": "lif", NeuronMap(mlp="plif", head="plif"): "plif"}
     same = {"tau": 2.0, "v_threshold": 1.0, "attention_threshold": 0.5}
     problems = [f"model.{k}: must be {v:g} in the published network, but is {getattr(m, k):g}" for k, v in same.items()
@@ -277,10 +204,10 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path}: damaged: {damaged} does not match its check sum")
 
 
-def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> STAttenTransformer:
+def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> Backbone:
     """The model of a published checkpoint in evaluation mode; arguments and errors are those of `read_published`."""
     found = read_published(path, ema)
-    model = STAttenTransformer(published_config(found.arguments), backend)
+    model = build_model(published_config(found.arguments), backend)
     fit_weights(model, found.weights, path)
     return model.eval()
 

@@ -295,3 +295,6 @@ class CupyBackend(CompiledBackend):
         except Exception as error:
             words = str(error).strip().splitlines()
             raise Unavailable(f"a kernel does not run: {words[0] if words else type(error).__name__}") from None
+
+
+BACKEND = CupyBackend()

@@ -232,3 +232,6 @@ class NativeBackend(CompiledBackend):
     def check(self) -> None:
         """As `Backend.check`."""
         library()
+
+
+BACKEND = NativeBackend()

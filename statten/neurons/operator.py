@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statten.neurons.backends import select_backend
 from statten.neurons.dynamics import Dynamics, Wanted, dense_strides
 
 
 def _backend(name: str, x_T: Tensor) -> Any:
-    from statten.neurons import select_backend
-
     return select_backend(name, x_T.device.type)
 
 

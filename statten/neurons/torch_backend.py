@@ -203,3 +203,6 @@ def norm_then_lif(
     else:
         y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
     return backend.lif(y.unflatten(0, x_T.shape[:2]), inv_tau, dynamics, wanted), mean, var
+
+
+BACKEND = TorchBackend()

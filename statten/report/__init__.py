@@ -13,9 +13,9 @@ It only reads the sweep, which may be running.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import UserError
+from statten.errors import UserError
 from statten.files import write_json, write_text
-from statten.remote import publish
+from statten.storage.mirror import publish
 
 if TYPE_CHECKING:
     from statten.search.sweep import Sweep

@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from statten.evaluation.show import figure as empty
+from statten.display.plots import figure as empty
 from statten.report.figures import (
     COLOURS,
     CURVES,

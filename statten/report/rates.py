@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from statten.config import UserError
 from statten.data import make_loaders
 from statten.display import progress_bar
+from statten.errors import UserError
 from statten.evaluation import open_target
 from statten.evaluation.measure import measure
 from statten.evaluation.report import accuracy, layers

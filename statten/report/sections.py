@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from statten.display import duration
-from statten.page import figure_html, page, table_html
+from statten.display.html import figure_html, page, table_html
 from statten.report import figures
 from statten.report.rates import SAMPLES
 from statten.report.summary import best_cells, sentences

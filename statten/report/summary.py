@@ -5,6 +5,7 @@ from typing import Any
 
 from statten.display import duration
 from statten.report.trials import NOT_RUN, STATES, SweepTrials, shown
+from statten.search.repeats import sentence
 
 _WAS = ("was", "were")
 
@@ -25,7 +26,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
         "states": states,
         "not_run": trials.not_run,
         "taken_over": len(trials.rows) - len(own),
-        "certainty": trials.sweep.certainty(),
+        "certainty": sentence(trials.sweep),
         "best": [row.number for row in trials.front],
         "base": trials.base.number if trials.base else None,
         "epochs": epochs,

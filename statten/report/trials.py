@@ -11,9 +11,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from statten.config import UserError, load_config, recipe_names
-from statten.runs import Run, best_row
+from statten.config import load_config, recipe_names
+from statten.errors import UserError
 from statten.search.sweep import Sweep, is_run, short
+from statten.storage.run import Run, best_row
 
 if TYPE_CHECKING:
     import optuna

@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 
 from statten.display import console, duration, table
-from statten.faults import classify
-from statten.runs import Run, best_row
 from statten.search.sweep import Sweep, describe, short
+from statten.storage.run import Run, best_row
+from statten.training.faults import classify
 
 STATES = {"finished": "[green]complete[/]", "stopped": "[yellow]stopped[/]", "failed": "[red]failed[/]"}
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from statten.checkpoint import weights_file
-from statten.config import Config, UserError, get_field, with_overrides
+from statten.cluster.trainer import train
+from statten.config import Config, get_field, with_overrides
+from statten.errors import UserError
 from statten.models import build_model
-from statten.runs import Run
-from statten.trainer import train
+from statten.storage.checkpoint import weights_file
+from statten.storage.run import Run
 
 
 def promote(

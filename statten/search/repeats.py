@@ -4,40 +4,9 @@ Repeats lie in `<sweep>/repeats/<trial>-seed-<seed>`, run folders like any other
 must not learn from the same configuration several times.
 """
 
-import statistics
-from dataclasses import dataclass
-
 from statten.config import with_overrides
-from statten.runs import Run
-from statten.search.sweep import Sweep
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """A finalist under all its seeds."""
-
-    trial: int
-    seeds: list[int]
-    values: list[float]
-    """First objective under each seed; the sweep's own comes first."""
-    mean: float
-    stdev: float
-
-
-def read_repeats(sweep: Sweep) -> dict[int, Repeats]:
-    """Finalists of which every seed is trained, by trial number."""
-    search = sweep.config.search
-    found: dict[int, list[Run]] = {}
-    for path in sorted((sweep.path / "repeats").glob("*-seed-*")):
-        found.setdefault(int(path.name.split("-")[0]), []).append(Run(path))
-    done = {}
-    for number, runs in found.items():
-        if len(runs) == search.repeats - 1 and all(run.state == "finished" for run in runs):
-            runs = [sweep.trial(number), *runs]
-            values = [(run.result or {})["best"][search.metric] for run in runs]
-            seeds = [run.config.train.seed for run in runs]
-            done[number] = Repeats(number, seeds, values, statistics.mean(values), statistics.stdev(values))
-    return done
+from statten.search.sweep import Repeats, Sweep
+from statten.storage.run import Run
 
 
 def certainty(repeats: dict[int, Repeats], direction: str) -> tuple[int, int, float] | None:

@@ -23,9 +23,10 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from statten.config import SearchConfig, UserError
-from statten.search.domains import Domain, Interval, Listed, Steps
-from statten.search.space import Space
+from statten.config import SearchConfig
+from statten.errors import UserError
+from statten.space.domains import Domain, Interval, Listed, Steps
+from statten.space.space import Space
 
 # A grid is held in memory, and nobody waits for more trials than these.
 LARGEST_GRID = 100_000

@@ -19,14 +19,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from statten.checkpoint import weights_file
-from statten.config import UserError, constraint
-from statten.files import write_json
-from statten.runs import Run
 from statten.search import stopping
 from statten.search.samplers import make_sampler, trials_of
-from statten.search.sweep import Sweep, is_run
-from statten.train import memory_bytes
+from statten.search.sweep import Sweep, is_run, violation
+from statten.storage.checkpoint import weights_file
+from statten.storage.run import Run
+from statten.training.preflight import memory_bytes
 
 REDRAWS = 3
 """Draws of configurations that are known already, after which the nearest of those that are left is taken."""
@@ -105,7 +103,7 @@ class OptunaSearcher(Searcher):
     def _nearest_left(self) -> dict[str, Any] | None:
         """The configuration nearest to the sampler's last proposal among those that are not known, by fields that differ."""
         wanted = self._trials()[-1].user_attrs.get("point", {})
-        left = [point for point in self.space.points() if _key(point) not in self.seen]
+        left = [point for point in self.space.points() if point_key(point) not in self.seen]
         random.Random(f"{self.search.seed} {len(self._trials())}").shuffle(left)  # among equals none is preferred
         return min(left, key=lambda point: sum(wanted.get(f) != value for f, value in point.items()), default=None)
 
@@ -116,7 +114,7 @@ class OptunaSearcher(Searcher):
         trial.set_user_attr("point", point)
         found = self._why_not(point)
         if found is None:
-            self.seen[_key(point)] = trial.number
+            self.seen[point_key(point)] = trial.number
             return trial
         attribute, other, reason = found
         trial.set_user_attr(attribute, other)
@@ -126,20 +124,20 @@ class OptunaSearcher(Searcher):
 
     def _why_not(self, point: dict[str, Any]) -> tuple[str, int, str] | None:
         """Attribute, other trial and reason of a configuration that is not to be trained now."""
-        if (same := self.seen.get(_key(point))) is not None:
+        if (same := self.seen.get(point_key(point))) is not None:
             return "duplicate_of", same, f"not run: the same configuration as trial {same}"
         for number, limit in self.too_large.items():
             if (needed := memory_bytes(self.space.config(point))) >= limit:
-                self.seen[_key(point)] = number
+                self.seen[point_key(point)] = number
                 shown = f"{needed / 2**20:,.0f} MiB, and trial {number} ran out of memory with {limit / 2**20:,.0f}"
                 return "too_large", number, f"not run: it needs about {shown}"
         return self._shorter_first(point) if self.search.short_first else None
 
     def _shorter_first(self, point: dict[str, Any]) -> tuple[str, int, str] | None:
         short = self._shortest(point)
-        if _key(short) == _key(point):
+        if point_key(short) == point_key(point):
             return None
-        number = self.seen.get(_key(short))
+        number = self.seen.get(point_key(short))
         if number is None:
             self.study.enqueue_trial(self.space.params(short), user_attrs={"then": point})
             return "put_off", -1, f"not run yet: timesteps {short['model.timesteps']} go first"
@@ -147,7 +145,7 @@ class OptunaSearcher(Searcher):
         if not state.is_finished():
             return "put_off", number, f"not run yet: trial {number} with timesteps {short['model.timesteps']} is not done"
         if state != TrialState.COMPLETE:
-            self.seen[_key(point)] = number
+            self.seen[point_key(point)] = number
             return "put_off", number, f"not run: trial {number} with timesteps {short['model.timesteps']} was not worth it"
         return None
 
@@ -168,7 +166,7 @@ class OptunaSearcher(Searcher):
             if (point := trial.user_attrs.get("point")) is None:  # its driver was killed in between
                 point = self.space.suggest(trial)
                 trial.set_user_attr("point", point)
-            self.seen.setdefault(_key(point), trial.number)
+            self.seen.setdefault(point_key(point), trial.number)
             origin = {"sweep": self.sweep.name, "trial": trial.number, "point": point}
             weights, parent = self._inherited(point)
             if parent is not None:
@@ -276,7 +274,7 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr("reason", reason)
         if values is not None:
             for text in self.search.constraints:
-                trial.set_constraint(text, _violation(text, result["best"]))
+                trial.set_constraint(text, violation(text, result["best"]))
         if self.search.max_hours:
             self.study.set_user_attr("seconds", self._seconds())
         self._learn(self.study.tell(trial, values, state=state))
@@ -288,14 +286,14 @@ class OptunaSearcher(Searcher):
         point = trial.user_attrs.get("point")
         if not is_run(trial) or point is None:
             return
-        self.seen.setdefault(_key(point), trial.number)
+        self.seen.setdefault(point_key(point), trial.number)
         self.trained += len(trial.intermediate_values) if "source" not in trial.user_attrs else 0
         if "memory_bytes" in trial.user_attrs:
             self.too_large[trial.number] = trial.user_attrs["memory_bytes"]
         if trial.state == TrialState.COMPLETE:
             if len(self.search.objectives) > 1:
                 self.done[trial.number] = stopping.Done(self.sweep.trial(trial.number).metrics(), trial.values)
-            if (longer := trial.user_attrs.get("then")) and _key(longer) not in self.seen:
+            if (longer := trial.user_attrs.get("then")) and point_key(longer) not in self.seen:
                 self.study.enqueue_trial(self.space.params(longer), skip_if_exists=True)
 
     # Budgets.
@@ -387,72 +385,7 @@ class RepeatSearcher(Searcher):
         """Nothing to restore: the run folders are on disk."""
 
 
-def take_over(sweep: Sweep, other: Sweep) -> tuple[int, int]:
-    """Add another sweep's trials to this sweep's study, where they are trials that this one could have run itself.
-
-    Returns their number, and the number of those left out: the configuration lies outside this sweep's space or differs in
-    what is not searched, or an objective was not measured.
-    """
-    study, search = sweep.study(), sweep.config.search
-    known = {_key(t.user_attrs["point"]) for t in study.get_trials(deepcopy=False) if "point" in t.user_attrs}
-    left, sources = 0, dict[int, str]()
-    for trial in other.study().get_trials(deepcopy=False):
-        if not (trial.state.is_finished() and is_run(trial) and trial.state != TrialState.FAIL):
-            continue
-        run = other.trial(trial.number)
-        frozen = _as_ours(sweep, trial, run)
-        if frozen is None or _key(frozen.user_attrs["point"]) in known:
-            left += 1
-            continue
-        study.add_trial(frozen)
-        known.add(_key(frozen.user_attrs["point"]))
-        sources[len(study.get_trials(deepcopy=False)) - 1] = frozen.user_attrs["source"]
-    if not sources:
-        raise UserError(
-            f"--from: none of {other.path}'s {left} finished trials could be one of this sweep: the space, the other fields "
-            f"of the config and the objectives ({', '.join(search.directions)}) must agree; leave --from out"
-        )
-    write_json(sweep.path / "sources.json", sources)
-    return len(sources), left
-
-
-def _as_ours(sweep: Sweep, trial: FrozenTrial, run: Run) -> FrozenTrial | None:
-    import optuna
-
-    search, config = sweep.config.search, run.config
-    space, origin = sweep.space, run.info.get("origin") or {}
-    point = space.from_config(config)
-    if point is None or "inherited" in origin:
-        return None
-    rows = run.metrics()
-    best = (run.result or {}).get("best", {})
-    if not rows or any(not math.isfinite(row.get(search.metric, math.nan)) for row in rows):
-        return None
-    values = [best.get(metric, math.nan) for metric in search.directions] if trial.state == TrialState.COMPLETE else None
-    if values and not all(map(math.isfinite, values)):
-        return None
-    attributes = {"point": point, "source": str(run.path.resolve())}
-    if "reason" in trial.user_attrs:
-        attributes["reason"] = trial.user_attrs["reason"]
-    return optuna.trial.create_trial(
-        state=trial.state,
-        values=values,
-        params=space.params(point),
-        distributions=space.distributions(point),
-        user_attrs=attributes,
-        intermediate_values={int(row["epoch"]): row[search.metric] for row in rows},
-        system_attrs={f"constraints:{text}": _violation(text, best) for text in search.constraints} if values else {},
-    )
-
-
-def _violation(text: str, metrics: dict[str, float]) -> float:
-    """How far a constraint is missed: above 0 when it is."""
-    metric, relation, bound = constraint(text)
-    value = metrics.get(metric, math.inf)
-    return value - bound if relation == "<=" else bound - value if metric in metrics else math.inf
-
-
-def _key(point: dict[str, Any]) -> str:
+def point_key(point: dict[str, Any]) -> str:
     return json.dumps(point, sort_keys=True)
 
 

@@ -12,22 +12,25 @@
     repeats/          run folders of the best trials under other seeds
 """
 
+import math
+import statistics
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statten.config import Config, UserError, dump_config, get_field
+from statten.config import Config, constraint, dump_config, get_field
+from statten.errors import UserError
 from statten.files import new_folder, read_json, write_json, write_text
-from statten.runs import Run, RunFolder, check_name, exists, now
-from statten.search.space import Space, load_space
+from statten.space.loading import load_space
+from statten.space.space import Space
+from statten.storage.run import Run, RunFolder, check_name, exists, now
 
 if TYPE_CHECKING:
     import optuna
-
-    from statten.search.repeats import Repeats
 
 # In the table and in summaries a field goes by its short name.
 SHORT = {"model.timesteps": "T", "model.block_size": "b", "model.depth": "depth", "model.embed_dim": "dim"}
@@ -36,6 +39,18 @@ SHORT = {"model.timesteps": "T", "model.block_size": "b", "model.depth": "depth"
 def short(path: str) -> str:
     """A column title for a dotted path."""
     return SHORT.get(path, path.rpartition(".")[2])
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """A finalist under all its seeds."""
+
+    trial: int
+    seeds: list[int]
+    values: list[float]
+    """First objective under each seed; the sweep's own comes first."""
+    mean: float
+    stdev: float
 
 
 class Sweep(RunFolder):
@@ -192,17 +207,20 @@ class Sweep(RunFolder):
             document["repeats"] = [vars(r) for r in repeats.values()]
         return document
 
-    def repeats(self) -> dict[int, "Repeats"]:
-        """Finalists that were trained under several seeds, by trial; see repeats.py."""
-        from statten.search.repeats import read_repeats
-
-        return read_repeats(self)
-
-    def certainty(self) -> str:
-        """What repeats under other seeds say about the winner, in a sentence; empty without repeats."""
-        from statten.search.repeats import sentence
-
-        return sentence(self)
+    def repeats(self) -> dict[int, Repeats]:
+        """Finalists of which every seed is trained, by trial number; see repeats.py."""
+        search = self.config.search
+        runs: dict[int, list[Run]] = {}
+        for path in sorted((self.path / "repeats").glob("*-seed-*")):
+            runs.setdefault(int(path.name.split("-")[0]), []).append(Run(path))
+        done = {}
+        for number, others in runs.items():
+            if len(others) == search.repeats - 1 and all(run.state == "finished" for run in others):
+                seeded = [self.trial(number), *others]
+                values = [(run.result or {})["best"][search.metric] for run in seeded]
+                seeds = [run.config.train.seed for run in seeded]
+                done[number] = Repeats(number, seeds, values, statistics.mean(values), statistics.stdev(values))
+        return done
 
     def rows(self, study: "optuna.Study | None" = None) -> Iterator[tuple["optuna.trial.FrozenTrial", dict[str, Any]]]:
         """Each trial that was run, with its point."""
@@ -242,3 +260,10 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+def violation(text: str, metrics: dict[str, float]) -> float:
+    """How far a constraint is missed: above 0 when it is."""
+    metric, relation, bound = constraint(text)
+    value = metrics.get(metric, math.inf)
+    return value - bound if relation == "<=" else bound - value if metric in metrics else math.inf

@@ -8,7 +8,7 @@ from statten.data import make_loaders
 from statten.models import build_model
 from statten.neurons import LIF, NEURON_BACKENDS
 from statten.neurons.dynamics import Dynamics, Unavailable, Wanted
-from statten.train import NoReport, fit, make_state, place, record_graphs
+from statten.training.loop import NoReport, fit, make_state, record_graphs, to_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -109,7 +109,7 @@ def test_a_training_step_never_waits_for_the_gpu(neuron, precision):
 
 def test_the_compiler_takes_the_whole_model():
     torch.manual_seed(0)
-    model = place(build_model(ModelConfig(embed_dim=64, image_size=16, depth=1), "cupy"), "cuda").eval()
+    model = to_device(build_model(ModelConfig(embed_dim=64, image_size=16, depth=1), "cupy"), "cuda").eval()
     x = torch.randn(4, 3, 16, 16, device="cuda")
     with torch.no_grad():
         found = torch.compile(model, fullgraph=True)(x)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulated import EmulatedBackend
 
-from statten.config import UserError
+from statten.errors import UserError
 from statten.models.norm import BatchNorm2d
 from statten.neurons import LIF, NEURON_BACKENDS, PLIF, native, select_backend
 from statten.neurons.dynamics import Dynamics, Norm, Unavailable, Wanted

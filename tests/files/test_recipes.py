@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from statten import cli
-from statten.config import RECIPES, ConfigError, UserError, dump_config, get_field, load_config, recipe_names, with_overrides
+from statten.config import RECIPES, dump_config, get_field, load_config, recipe_names, with_overrides
 from statten.data.transforms import sample_transform
-from statten.jobs import JobFile, enter, load_job
+from statten.errors import ConfigError, UserError
+from statten.jobs.file import JobFile, enter, load_job
 from statten.models import build_model
-from statten.runs import Run
-from statten.train import make_state, run_fit
+from statten.storage.run import Run
+from statten.training.loop import make_state
+from statten.training.worker import run_fit
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

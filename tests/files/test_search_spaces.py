@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from statten.config import load_config
-from statten.search.space import load_space
+from statten.space.loading import load_space
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))

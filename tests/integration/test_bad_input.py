@@ -11,9 +11,9 @@ import pytest
 
 from statten import cli
 from statten.config import load_config
-from statten.runs import Run
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
+from statten.space.loading import make_space
+from statten.storage.run import Run
 
 CORES = os.cpu_count() or 1
 

@@ -17,12 +17,15 @@ from pathlib import Path
 import pytest
 from conftest import MARK, forget_token, marked
 
-from statten import cli, doctor
-from statten.cluster import make_token
-from statten.config import UserError
-from statten.runs import Run
+from statten import cli
+from statten.cluster.token import make_token
+from statten.doctor import checks as doctor
+from statten.doctor import cluster as doctor_cluster
+from statten.doctor import diagnose
+from statten.errors import UserError
+from statten.jobs.client import Cluster
 from statten.search.sweep import Sweep
-from statten.submission import Cluster
+from statten.storage.run import Run
 
 ROOT = Path(__file__).parents[2]
 SPACE = """\
@@ -260,8 +263,8 @@ def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_p
 @pytest.mark.slow
 def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
     """Through a job: the token, versions, a storage that both nodes see, a sum over both."""
-    probe = doctor.ClusterProbe(cluster.url, tmp_path)
-    checks = {name: doctor.run_check(name, check, required) for name, required, check in doctor.cluster_checks(probe)}
+    probe = doctor_cluster.ClusterProbe(cluster.url, tmp_path)
+    checks = {name: diagnose.run_check(name, check, required) for name, required, check in doctor_cluster.cluster_checks(probe)}
     assert {name for name, check in checks.items() if check.state != "ok"} == {"cluster's gpus"}, checks
     assert "2 nodes on" in checks["cluster"].detail and "4 CPUs, 0 GPUs" in checks["cluster"].detail
     assert checks["cluster's storage"].detail == f"{tmp_path}: 2 nodes see each other's files"
@@ -272,16 +275,16 @@ def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
     first, second = found["nodes"]
     with pytest.raises(doctor.Broken, match=r"is not shared: .* sees nothing of"):
         second["unseen"] = [first["host"]]
-        doctor.check_cluster_storage(probe)
+        doctor_cluster.check_cluster_storage(probe)
     with pytest.raises(doctor.Broken, match=r"torch 2\.0\.0 on \S+, but here python"):
         second["versions"]["torch"] = "2.0.0"
-        doctor.check_cluster_versions(probe)
+        doctor_cluster.check_cluster_versions(probe)
     with pytest.raises(doctor.Broken, match="gloo between 2 nodes: no answer within"):
         found["all_reduce"]["seconds"][1] = "no answer within 90 s"
-        doctor.check_all_reduce(probe)
+        doctor_cluster.check_all_reduce(probe)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
     with pytest.raises(doctor.Broken, match="refuses the token of RAY_AUTH_TOKEN"):
-        doctor.check_cluster(doctor.ClusterProbe(cluster.url))
+        doctor_cluster.check_cluster(doctor_cluster.ClusterProbe(cluster.url))
 
 
 def test_tokens(cluster, monkeypatch, tmp_path):
@@ -302,7 +305,7 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
         Cluster(cluster.url)
-    join = f"from statten.cluster import ray_cluster as join\nwith join({cluster.address!r}): pass"
+    join = f"from statten.cluster.session import ray_cluster as join\nwith join({cluster.address!r}): pass"
     quick = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}
     done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, env=quick, check=False)
     assert f"scale.address: {cluster.address} refuses the token of {tmp_path}/token; copy" in done.stderr.splitlines()[-1]

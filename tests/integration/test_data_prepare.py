@@ -10,8 +10,7 @@ from pathlib import Path
 import formats
 import pytest
 
-from statten.checkpoint import checkpoints
-from statten.runs import Run
+from statten.storage.run import Run, checkpoints
 
 KILLS = 10
 
@@ -103,8 +102,8 @@ def test_shard_killed_ten_times_ends_in_the_same_bytes(warm, tmp_path):
 
 
 def test_two_at_once_is_one_sentence(warm, tmp_path):
-    from statten.config import UserError
     from statten.data.prepare import prepare
+    from statten.errors import UserError
     from statten.files import exclusive
 
     root = formats.write_ncaltech101(tmp_path / "root", per_class=2)

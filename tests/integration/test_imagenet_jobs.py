@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from statten.energy import check_file
 from statten.evaluation import open_target
-from statten.metrics import evaluating
-from statten.runs import Run
+from statten.metrics.energy import check_file
+from statten.metrics.inference import evaluating
 from statten.search.sweep import Sweep
+from statten.storage.run import Run
 
 ROOT = Path(__file__).parents[2]
 SPACE = """\

@@ -17,14 +17,20 @@ import ray
 from conftest import forget_token
 from ray.cluster_utils import Cluster
 
-from statten import display, nodes, remote, search, trainer
-from statten.cluster import make_token, ray_cluster
-from statten.config import ScaleConfig, UserError, load_config
-from statten.nodes import Node
+from statten import search
+from statten.cluster import nodes, trainer
+from statten.cluster.nodes import Node
+from statten.cluster.session import ray_cluster
+from statten.cluster.token import make_token
+from statten.config import ScaleConfig, load_config
+from statten.display import run as display_run
+from statten.errors import UserError
 from statten.report import report
-from statten.runs import Run, locate
-from statten.search.space import load_space
-from statten.train import Preflight
+from statten.space.loading import load_space
+from statten.storage import mirror
+from statten.storage.run import Run, locate
+from statten.storage.store import Store, working_copy
+from statten.training.preflight import Preflight
 
 SMALL = {
     "model.depth": 1,
@@ -70,7 +76,7 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as short:
         for name, value in {**object_store.ENVIRONMENT, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "token"}.items():
             patch.setenv(name, value)
-        patch.setattr(remote, "SETTLE", 0.1)
+        patch.setattr(mirror, "SETTLE", 0.1)
         make_token()
         forget_token()
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -116,8 +122,8 @@ def test_a_machine_that_is_lost_while_it_is_asked_has_no_say(cluster, tmp_path, 
 
 @pytest.mark.slow
 def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_driver(cluster, server, monkeypatch, capsys):
-    monkeypatch.setattr(display, "REFRESH", 0.5)
-    storage = remote.working_copy(server.uri())
+    monkeypatch.setattr(display_run, "REFRESH", 0.5)
+    storage = working_copy(server.uri())
     run = trainer.train(load_config("digits", {**SMALL, "scale.workers": 2, "scale.placement": "spread"}), storage / "far")
     shown = "".join(capsys.readouterr())  # where commands print depends on the last one in this process
     assert "2 workers, CPU cores 2" in shown and "epoch 2/2" in shown, "followed through the store"
@@ -135,16 +141,14 @@ def test_a_run_in_a_store_trains_on_a_machine_that_shares_no_folder_with_the_dri
 def test_trials_of_a_sweep_in_a_store_train_there_too(cluster, server, tmp_path):
     (tmp_path / "space.yaml").write_text("train.lr: {choices: [0.001, 0.002]}\n")
     config = load_config("digits", {**SMALL, "search.trials": 2})
-    storage = remote.working_copy(server.uri("sweeps"))
+    storage = working_copy(server.uri("sweeps"))
     sweep = search.tune(config, load_space(tmp_path / "space.yaml", config), storage / "s")
     assert not list(sweep.path.rglob("*.safetensors")) and list(cluster.cache.glob("*/s/trials/000[01]/checkpoints/epoch-0002"))
     shutil.rmtree(storage)
-    seen = search.Sweep.open(locate("s", remote.working_copy(server.uri("sweeps"))))
+    seen = search.Sweep.open(locate("s", working_copy(server.uri("sweeps"))))
     assert [trial.state.name for trial, _ in seen.rows()] == ["COMPLETE", "COMPLETE"]
     written = report(seen, rates=False)["files"]["page"]
-    assert (
-        Path(written).is_file() and f"s/{Path(written).relative_to(seen.path)}" in remote.Store(server.uri("sweeps")).listing()
-    )
+    assert Path(written).is_file() and f"s/{Path(written).relative_to(seen.path)}" in Store(server.uri("sweeps")).listing()
     best = seen.best()
     assert best["value"] == sweep_value(seen) and (Path(best["checkpoint"]) / "model.safetensors").is_file()
 

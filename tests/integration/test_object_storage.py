@@ -8,7 +8,7 @@ from pathlib import Path
 import object_store
 import pytest
 
-from statten.remote import Store
+from statten.storage.store import Store
 
 SMALL = (
     "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=4 --set train.warmup_epochs=0 "

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from statten.cluster import free_port
+from statten.cluster.session import free_port
 from statten.config import load_config, recipe_names
 from statten.data import make_loaders
 from statten.data.prepare import prepare
-from statten.train import fit, make_state
+from statten.training.loop import fit, make_state
 
 RECIPES = [name for name in recipe_names() if not name.startswith("digits")]
 # The recipe's data, loss, mixing and optimizer; a network, batches and an epoch that a CPU has in a second.

@@ -11,14 +11,15 @@ import optuna
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from statten.cluster import free_port
-from statten.config import Failed, load_config
-from statten.runs import Run
+from statten.cluster.session import free_port
+from statten.config import load_config
+from statten.errors import Failed
 from statten.search import resume_sweep
 from statten.search.searcher import OptunaSearcher
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
-from statten.train import run_fit
+from statten.space.loading import make_space
+from statten.storage.run import Run
+from statten.training.worker import run_fit
 
 SPACE = """\
 model.timesteps:  {choices: [1, 2]}

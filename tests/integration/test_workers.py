@@ -13,15 +13,15 @@ import pytest
 import ray.cloudpickle
 import torch
 
-from statten import trainer
-from statten.checkpoint import load_weights
-from statten.cluster import free_port, ray_cluster
+from statten.cluster import trainer
+from statten.cluster.session import free_port, ray_cluster
 from statten.config import load_config
 from statten.data import make_loaders
-from statten.metrics import Accuracy
+from statten.metrics.accuracy import Accuracy
 from statten.models import build_model
-from statten.runs import Run
-from statten.train import validate
+from statten.storage.checkpoint import load_weights
+from statten.storage.run import Run
+from statten.training.loop import validate
 
 
 def digest(model: torch.nn.Module) -> dict[str, str]:
@@ -37,16 +37,17 @@ def recorded_worker(settings: dict) -> None:
     """The real worker, with a note of the model's state as each validation begins."""
     import ray.train
 
-    from statten import train, trainer
+    from statten.cluster import trainer
+    from statten.training import loop
 
-    rank, real, notes = ray.train.get_context().get_world_rank(), train.validate, []
+    rank, real, notes = ray.train.get_context().get_world_rank(), loop.validate, []
 
     def noting(model, loader, config, prefix="val/"):
         notes.append({**digest(model), "samples": loader.samples})
         (Path(settings["run"]) / f"rank-{rank}.json").write_text(json.dumps(notes))
         return real(model, loader, config, prefix)
 
-    train.validate = noting
+    loop.validate = noting
     trainer._worker(settings)
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from statten.checkpoint import from_published, load_published, to_published
-from statten.config import ModelConfig, UserError
-from statten.losses import tet_loss
+from statten.config import ModelConfig
+from statten.errors import UserError
 from statten.models import build_model
-from statten.models.published import published_config
+from statten.models.published import from_published, load_published, published_config, to_published
+from statten.training.losses import tet_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))

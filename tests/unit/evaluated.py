@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from statten.checkpoint import save, to_published
 from statten.config import Config, load_config
 from statten.data import make_loaders
-from statten.runs import Run
-from statten.train import make_state
+from statten.models.published import to_published
+from statten.storage.checkpoint import save
+from statten.storage.run import Run
+from statten.training.loop import make_state
 
 SMALL = {"model.depth": 1, "model.embed_dim": 32, "scale.device": "cpu", "train.batch_size": 64}
 

@@ -7,8 +7,8 @@ import torch
 from evaluated import make_run
 from torch import nn
 
-from statten.config import UserError
 from statten.data import make_loaders, make_test_loader
+from statten.errors import UserError
 from statten.evaluation import evaluate, open_target
 from statten.evaluation.anytime import anytime, best_pair, early_exit, grid, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured

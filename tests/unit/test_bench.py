@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from statten import bench
-from statten.config import ModelConfig, UserError
+from statten.config import ModelConfig
+from statten.errors import UserError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from evaluated import make_run
 from scipy.stats import t
 
 from statten import cli
-from statten.config import UserError
 from statten.display import console
+from statten.errors import UserError
 from statten.evaluation.compare import compare, compare_summary, group_pair, interval, pair
 
 

@@ -6,7 +6,6 @@ from pydantic import ValidationError
 from statten.config import (
     RECIPES,
     Config,
-    ConfigError,
     build_config,
     dump_config,
     field_paths,
@@ -15,6 +14,7 @@ from statten.config import (
     recipe_names,
     with_overrides,
 )
+from statten.errors import ConfigError
 
 
 def problems(tree, overrides=()):

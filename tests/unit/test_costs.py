@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from statten import costs
-from statten.config import Failed, UserError, load_config
-from statten.search import make_space, plan_sweep
-from statten.search.launch import measure_sweep
+from statten.config import load_config
+from statten.errors import Failed, UserError
+from statten.search import costs, make_space, plan_sweep
+from statten.search.plan import measure_sweep
 
 FIELDS = {
     "model.depth": 1,
@@ -55,7 +55,7 @@ def test_what_only_a_sweep_decides_is_not_measured_anew(cache):
 
 def test_a_trial_that_does_not_fit_is_refused(cache, planned, monkeypatch):
     found = costs.Cost(2**40, 0.1, 0.1, 2**30)
-    monkeypatch.setattr("statten.search.launch.costs", lambda *_: [found, found])
+    monkeypatch.setattr("statten.search.plan.costs", lambda *_: [found, found])
     with pytest.raises(UserError, match=r"the largest trial needs about 1024.0 GiB, and there are 1.0; make the space or"):
         measure_sweep(planned)
     on_gpu = replace(planned, trial=replace(planned.trial, device="cuda"), gpus_per_trial=0.25)

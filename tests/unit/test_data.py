@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import statten.config
-from statten.config import UserError, load_config
+from statten.config import load_config
 from statten.data import DATASETS, TrainLoader, check_data, make_loaders, make_test_loader, open_source, split_indices
 from statten.data.counter import hashed, permutation, uniform
 from statten.data.dataset import InMemory, Samples
 from statten.data.digits import digit_labels
 from statten.data.digits_events import load as load_clips
 from statten.data.split import split
+from statten.errors import UserError
 
 SIZES = {"digits": 8, "digits_events": 16}
 DATA = sorted(name for name, dataset in DATASETS.items() if dataset.bundled)

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from statten.config import Failed, UserError, build_config
+from statten.config import build_config
 from statten.data import check_data, make_loaders, make_test_loader, open_source, split_indices
 from statten.data.dataset import Damaged
 from statten.data.prepare import integrate, prepare
 from statten.data.raw_events import check_events, cut_gestures, read_aedat2, read_aedat3, read_atis
+from statten.errors import Failed, UserError
 
 
 def config_of(name, root, classes, *, timesteps=1, size=32, events=False, **data):

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from statten import cli
-from statten.checkpoint import checkpoints
-from statten.config import Failed, UserError, build_config
+from statten.config import build_config
 from statten.data import CorruptSample, check_split, make_loaders, make_test_loader, open_source, split_document, split_indices
 from statten.data.check import check
 from statten.data.shards import shard
 from statten.data.split import READABLE, decode, encode, split
-from statten.runs import Run
-from statten.train import run_fit
+from statten.errors import Failed, UserError
+from statten.storage.run import Run, checkpoints
+from statten.training.worker import run_fit
 
 
 def config_of(root, *, name="image_folder", workers=0, epochs=1, **data):

@@ -8,11 +8,12 @@ import formats
 import numpy as np
 import pytest
 
-from statten.config import UserError, build_config
+from statten.config import build_config
 from statten.data import TrainLoader, check_data, make_loaders, make_test_loader, open_source, split_indices
 from statten.data.dataset import Files, InMemory, Samples
 from statten.data.order import shuffled, shuffled_shards
 from statten.data.shards import shard
+from statten.errors import UserError
 
 CLASSES = ["a", "b", "c"]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from statten import doctor
-from statten.doctor import Broken, Check, Missing
+from statten.doctor import checks as doctor
+from statten.doctor import cluster, diagnose
+from statten.doctor.checks import Broken, Check, Missing
 
 NAMES = {
     "python", "statten", "versions", "torch", "torchvision", "torchaudio", "timm", "spikingjelly", "ray", "optuna",
@@ -23,12 +24,12 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory):
-    return doctor.diagnose(tmp_path_factory.mktemp("storage"))
+    return diagnose.diagnose(tmp_path_factory.mktemp("storage"))
 
 
 def shown(checks: list[Check]) -> str:
     console = Console(file=StringIO(), width=400)
-    console.print(doctor.render(checks))
+    console.print(diagnose.render(checks))
     return console.file.getvalue()
 
 
@@ -41,7 +42,7 @@ def statten_doctor(*args, **environment):
 def test_this_machine_is_fit(checks):
     """It runs these tests, so everything that is required is here."""
     assert {check.name for check in checks} == NAMES
-    assert doctor.healthy(checks), shown(checks)
+    assert diagnose.healthy(checks), shown(checks)
     assert all(check.detail for check in checks)
 
 
@@ -90,9 +91,9 @@ def test_whatever_a_check_raises_is_its_result():
     def check() -> str:
         raise KeyError("flags")
 
-    found = doctor.run_check("instructions", check, required=False)
+    found = diagnose.run_check("instructions", check, required=False)
     assert (found.state, found.detail) == ("broken", "KeyError: 'flags'")
-    assert doctor.healthy([found])
+    assert diagnose.healthy([found])
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_whatever_a_check_raises_is_its_result():
 )
 def test_only_required_checks_make_a_machine_unfit(state, required, fit):
     checks = [Check("python", "ok", "3.11"), Check("it", state, "detail", "type this", required)]
-    assert doctor.healthy(checks) is fit
-    assert doctor.to_json(checks)["healthy"] is fit
+    assert diagnose.healthy(checks) is fit
+    assert diagnose.to_json(checks)["healthy"] is fit
     assert ("Not ready: it." in shown(checks)) is not fit
 
 
@@ -154,7 +155,7 @@ def test_rays_folder(tmp_path, monkeypatch):
 def test_cores_are_those_of_this_process():
     """A process that is bound to one core sees one."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from statten import doctor; print(doctor.usable_cores())"
+    code += "from statten.doctor.checks import usable_cores; print(usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) <= 1
 
@@ -168,13 +169,13 @@ def test_a_cluster_that_is_not_there(address, message):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound, but nobody listens
         with pytest.raises(Broken, match=message):
-            doctor.check_cluster(doctor.ClusterProbe(address.format(port=probe.getsockname()[1])))
+            cluster.check_cluster(cluster.ClusterProbe(address.format(port=probe.getsockname()[1])))
 
 
 def test_a_port_that_is_no_cluster():
     """Something listens and never answers: the check ends on its own."""
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Broken, match="did not answer within 4 s"):
-        doctor.check_cluster(doctor.ClusterProbe(f"127.0.0.1:{server.getsockname()[1]}", timeout=4))
+        cluster.check_cluster(cluster.ClusterProbe(f"127.0.0.1:{server.getsockname()[1]}", timeout=4))
 
 
 def test_the_package_for_cupy_follows_torch():

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from statten.config import UserError, load_config
+from statten.config import load_config
 from statten.data import make_loaders
-from statten.losses import make_loss
-from statten.train import fit, make_state, preflight, step_optimizer, stream
+from statten.errors import UserError
+from statten.training.loop import fit, make_state, step_optimizer, stream
+from statten.training.losses import make_loss
+from statten.training.preflight import preflight
 
 TINY = {
     "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 1, "model.block_size": 1,

@@ -10,12 +10,14 @@ import torch
 from evaluated import SMALL, alive, make_run
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
 
-from statten.config import ModelConfig, UserError, load_config
+from statten.config import ModelConfig, load_config
 from statten.data import make_test_loader
-from statten.energy import Conventions, check, check_file, ledger, operations
+from statten.errors import UserError
 from statten.evaluation import evaluate
-from statten.evaluation.meter import SpikeMeter
-from statten.metrics import SpikeTotals, attention_cores, evaluating
+from statten.metrics.energy import Conventions, check, check_file, ledger, operations
+from statten.metrics.inference import evaluating
+from statten.metrics.meter import SpikeMeter
+from statten.metrics.spikes import SpikeTotals
 
 aten = torch.ops.aten
 SKIPPED = Conventions(padding="skipped", first_layer="once")
@@ -219,7 +221,7 @@ def test_totals_of_validation_give_the_energy_of_the_whole_meter(name, fields):
     found, wanted = (ledger(config.model, config.model.timesteps, c, samples)["total"]["pj"] for c in (inputs, counts))
     assert found == pytest.approx(wanted, rel=1e-12)
     assert totals.reduced()["embed.0"] == pytest.approx(counts["embed.0"].double().mean().item() / samples, rel=1e-12)
-    assert all(core.pairs is None for core in attention_cores(model).values())
+    assert all(core.pairs is None for core in model.attention_cores().values())
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_events"])

@@ -15,16 +15,16 @@ from torch import nn
 from torchvision import transforms
 
 from statten import cli
-from statten.config import UserError
 from statten.data import CorruptSample, make_test_loader, split_document
-from statten.energy import Conventions, check_file
+from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
 from statten.evaluation import measure as measuring
 from statten.evaluation.anytime import anytime, grid
 from statten.evaluation.measure import chunk_path, compact, load, measure, merge
 from statten.evaluation.report import build, calibration, classes, confusion, headline, layers, warnings
 from statten.files import write_json
-from statten.metrics import evaluating
+from statten.metrics.energy import Conventions, check_file
+from statten.metrics.inference import evaluating
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -202,7 +202,7 @@ def test_a_published_checkpoint_is_evaluated_as_our_own(runs, tmp_path):
     run = runs["digits"]
     ours = open_target(run.path)
     averaged = {k: v + 0.01 if v.is_floating_point() else v for k, v in ours.weights().items()}
-    from statten.checkpoint import to_published
+    from statten.models.published import to_published
 
     ddp = {f"module.{k}": v for k, v in to_published(averaged).items()}
     path = published_file(tmp_path / "digits.pth.tar", ours.config, ours.weights(), state_dict_ema=ddp)

@@ -13,11 +13,12 @@ from evaluated import make_run
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from statten.config import UserError, load_config
+from statten.config import load_config
+from statten.errors import UserError
 from statten.evaluation import export as exporting
 from statten.evaluation import open_target
 from statten.evaluation.export import FORMATS, example, export, nir_lacks
-from statten.metrics import evaluating
+from statten.metrics.inference import evaluating
 
 NEURONS = {"mlp": "plif", "head": "plif"}
 ONE = {"model__depth": 1}  # tracing takes its time for every block

@@ -14,11 +14,13 @@ from ray.train import WorkerGroupError  # type: ignore[attr-defined]
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from statten.config import Failed, UserError, load_config
+from statten.cluster.recovery import Recovery
+from statten.config import load_config
 from statten.data import CorruptSample
-from statten.faults import Diverged, classify, killed_for_memory
-from statten.recovery import Recovery
-from statten.runs import Run
+from statten.errors import Failed, UserError
+from statten.machine import killed_for_memory
+from statten.storage.run import Run
+from statten.training.faults import Diverged, classify
 
 
 def raised(function) -> BaseException:
@@ -82,7 +84,7 @@ def test_what_was_judged_is_not_judged_again():
 
 
 def test_a_message_can_be_read_without_ray():
-    code = "import sys; from statten.faults import classify; classify(KeyError()); print('ray' in sys.modules)"
+    code = "import sys; from statten.training.faults import classify; classify(KeyError()); print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -104,10 +106,10 @@ IN_A_GROUP = """
 import os, signal, subprocess, sys
 from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text("0")
-from statten.config import Failed
-from statten.faults import killed_for_memory
+from statten.errors import Failed
+from statten.machine import killed_for_memory
 from statten.recovery import Recovery
-from statten.runs import Run
+from statten.storage.run import Run
 from ray.exceptions import RayActorError
 run, counted = Run(Path(sys.argv[2])), killed_for_memory()
 with run.writing() as attempt:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from statten.config import TrainConfig
-from statten.losses import cross_entropy, make_loss, tet_loss
+from statten.training.losses import cross_entropy, make_loss, tet_loss
 
 T, B, C = 3, 5, 7
 

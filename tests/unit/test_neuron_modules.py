@@ -12,8 +12,9 @@ from spikingjelly.activation_based import functional, monitor, op_counter
 from spikingjelly.logger import logger
 from torch import nn
 
-from statten.config import ModelConfig, UserError
-from statten.metrics import FiringRates
+from statten.config import ModelConfig
+from statten.errors import UserError
+from statten.metrics.spikes import FiringRates
 from statten.models import build_model
 from statten.neurons import LIF, PLIF, native, select_backend
 from statten.neurons.dynamics import Unavailable

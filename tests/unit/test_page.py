@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 
-from statten.page import figure_html, page, table_html
+from statten.display.html import figure_html, page, table_html
 
 
 class Reader(HTMLParser):

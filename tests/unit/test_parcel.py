@@ -6,9 +6,9 @@ import zipfile
 
 import pytest
 
-from statten import parcel
-from statten.config import UserError
-from statten.parcel import pack, shown, survey, travelling
+from statten.errors import UserError
+from statten.jobs import package as parcel
+from statten.jobs.package import pack, shown, survey, travelling
 
 TOKEN = "5f" * 32
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----\n"

@@ -15,10 +15,14 @@ import object_store
 import pytest
 from object_store import finish_epoch, serving, serving_google
 
-from statten import files, remote
-from statten.config import Failed, UserError, load_config
-from statten.remote import Mirror, Sender, Store, Superseded, look, mirror_of, work, working_copy
-from statten.runs import Run, default_storage, free_name, locate
+from statten import files
+from statten.config import load_config
+from statten.errors import Failed, Superseded, UserError
+from statten.storage import mirror as mirrors
+from statten.storage import store as stores
+from statten.storage.mirror import Mirror, Sender, look, mirror_of, work
+from statten.storage.run import Run, default_storage, free_name, locate
+from statten.storage.store import Store, working_copy
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -35,7 +39,7 @@ def uri(server, tmp_path, monkeypatch, request):
     for name, value in object_store.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("STATTEN_CACHE", str(tmp_path / "here"))
-    monkeypatch.setattr(remote, "SETTLE", 0.01)
+    monkeypatch.setattr(mirrors, "SETTLE", 0.01)
     return server.uri(request.node.name.replace("[", "-").replace("]", ""))
 
 
@@ -285,7 +289,7 @@ def test_a_dead_writers_place_is_taken_and_its_workers_stop(uri, monkeypatch):
 def test_two_who_begin_at_once_do_not_both_write(uri, monkeypatch):
     run = a_run(uri)
     mirror = mirror_of(run.path)
-    monkeypatch.setattr(remote, "SETTLE", 0.5)
+    monkeypatch.setattr(mirrors, "SETTLE", 0.5)
     outcomes = []
 
     def enter(attempt: str) -> None:
@@ -336,13 +340,13 @@ def test_uris_that_cannot_be(text, sentence):
 
 def test_wrong_bucket_and_wrong_keys(uri, server, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"--storage: (s3|gs)://.*nope/.*: there is no bucket nope; make it first"):
-        remote.check_store(working_copy(server.uri(bucket="nope")))
+        mirrors.check_store(working_copy(server.uri(bucket="nope")))
     if isinstance(server, object_store.Google):
         return  # asks for no keys
     ask_for_keys(server, 0)
     try:
         with pytest.raises(UserError, match=r"INVALID_ACCESS_KEY_ID.*|ACCESS_DENIED.*; look at the credentials") as error:
-            remote.check_store(working_copy(uri))
+            mirrors.check_store(working_copy(uri))
         assert not any(value in str(error.value) for name, value in os.environ.items() if name.startswith("AWS_SECRET"))
     finally:
         ask_for_keys(server, "inf")
@@ -355,9 +359,9 @@ def test_without_credentials_google_is_not_asked_for_a_quarter_of_an_hour(tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")  # nothing is asked beyond loopback
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    monkeypatch.setattr(remote, "GOOGLE_SECONDS", 1)
+    monkeypatch.setattr(stores, "GOOGLE_SECONDS", 1)
     with pytest.raises(UserError, match=r"gs://bucket/runs: no credentials of Google Cloud are found; make some with: gcloud"):
-        remote.check_store(working_copy("gs://bucket/runs"))
+        mirrors.check_store(working_copy("gs://bucket/runs"))
 
 
 def ask_for_keys(server, after) -> None:

@@ -13,18 +13,19 @@ import pytest
 from evaluated import alive
 
 from statten import report as reporting
-from statten.checkpoint import save
-from statten.config import UserError, load_config
+from statten.config import load_config
+from statten.errors import UserError
 from statten.files import write_json
-from statten.overview import details, details_table, watch, written
 from statten.report import figures, rates
+from statten.report.overview import details, details_table, watch, written
 from statten.report.sections import build, contour_pair
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, label
-from statten.runs import Run
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
-from statten.train import validate
+from statten.space.loading import make_space
+from statten.storage.checkpoint import save
+from statten.storage.run import Run
+from statten.training.loop import validate
 
 SPACE = {
     "model.timesteps": {"choices": [1, 2, 4]},

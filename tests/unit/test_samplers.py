@@ -10,9 +10,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial
 
-from statten.config import Sampler, SearchConfig, UserError, load_config
+from statten.config import Sampler, SearchConfig, load_config
+from statten.errors import UserError
 from statten.search.samplers import make_sampler, trials_of
-from statten.search.space import Space, make_space
+from statten.space.loading import make_space
+from statten.space.space import Space
 
 SAMPLERS = get_args(Sampler)
 NUMBERS: dict[str, Any] = {

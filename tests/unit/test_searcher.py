@@ -10,15 +10,19 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from statten.config import ConfigError, UserError, load_config
+from statten.config import load_config
+from statten.errors import ConfigError, UserError
 from statten.files import write_json
-from statten.runs import Run
-from statten.search.launch import check_objectives, extend_sweep, plan_sweep
-from statten.search.repeats import planned, read_repeats, sentence
-from statten.search.searcher import OptunaSearcher, RepeatSearcher, take_over
-from statten.search.space import make_space
+from statten.search.launch import extend_sweep
+from statten.search.plan import check_objectives, plan_sweep
+from statten.search.repeats import planned, sentence
+from statten.search.searcher import OptunaSearcher, RepeatSearcher
 from statten.search.sweep import Sweep
-from statten.train import memory_bytes, run_fit
+from statten.search.transfer import take_over
+from statten.space.loading import make_space
+from statten.storage.run import Run
+from statten.training.preflight import memory_bytes
+from statten.training.worker import run_fit
 
 TINY = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 1, "model.timesteps": 1, "model.block_size": 1,
         "data.fraction": 0.05, "train.epochs": 2, "train.batch_size": 16, "search.firing_range": None}  # fmt: skip
@@ -262,7 +266,7 @@ def test_finalists_are_repeated_under_other_seeds(tmp_path):
         while (started := searcher.suggest("id")) != Searcher.FINISHED:
             run_fit(Run(Path(started["run"])), attempt, threads=1)
             searcher.on_trial_complete("id")
-    found = read_repeats(sweep)
+    found = sweep.repeats()
     assert len(found) == 2 and all(len(set(r.seeds)) == 3 == len(r.values) for r in found.values())
     for number, repeats in found.items():
         assert repeats.values[0] == sweep.trial(number).result["best"]["val/top1"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from statten import demo
-from statten.config import ConfigError, UserError, get_field, load_config, with_overrides
-from statten.search.expressions import parse, parse_condition
-from statten.search.space import load_space, make_space
+from statten.cli import demo
+from statten.config import get_field, load_config, with_overrides
+from statten.errors import ConfigError, UserError
+from statten.space.expressions import parse, parse_condition
+from statten.space.loading import load_space, make_space
 
 FOUR = {
     "model.block_size": {"divisors_of": "model.timesteps"},

@@ -11,15 +11,19 @@ import time
 
 import pytest
 
-from statten import cli, jobs, submission
-from statten.config import UserError, load_config, with_overrides
-from statten.jobs import JobFile, begun, check_submitted_storage, ended, run_with_retries
-from statten.runs import Run
+from statten import cli
+from statten.cli.resume import begun, ended
+from statten.config import load_config, with_overrides
+from statten.errors import UserError
+from statten.jobs import client, file
+from statten.jobs.client import dashboard_url, rehearse
+from statten.jobs.file import JobFile, check_submitted_storage, run_with_retries
+from statten.jobs.submit import from_file
 from statten.search.samplers import trials_of
-from statten.search.space import make_space
 from statten.search.sweep import Sweep
-from statten.submission import dashboard_url, from_file, rehearse
-from statten.train import run_fit
+from statten.space.loading import make_space
+from statten.storage.run import Run
+from statten.training.worker import run_fit
 
 SMALL = {
     "model.depth": 1,
@@ -166,14 +170,14 @@ def test_an_address_where_somebody_else_answers(status, body, sentence, work):
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match=sentence):
-            submission.Cluster(f"http://127.0.0.1:{server.server_port}")
+            client.Cluster(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
 
 def test_rays_variables_do_not_win_over_an_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    with submission._only_address("http://here:1"):
+    with client._only_address("http://here:1"):
         from ray.dashboard.utils import get_address_for_submission_client
 
         assert get_address_for_submission_client(None) == "http://here:1"
@@ -256,8 +260,8 @@ sys.exit(code)
 def test_a_job_is_started_again_but_not_for_a_users_mistake(codes, retries, last, work, monkeypatch, capfd):
     """With a command in place of ours that ends as it is told, and writes down with which words it was started."""
     (work / "codes").write_text(codes)
-    real = jobs._child
-    monkeypatch.setattr(jobs, "_child", lambda command: real([sys.executable, "-c", CHILD, *command[3:]]))
+    real = file._child
+    monkeypatch.setattr(file, "_child", lambda command: real([sys.executable, "-c", CHILD, *command[3:]]))
     job = JobFile(command="train", recipe="digits", name="n", retries=retries)
     assert run_with_retries(job, ["train", "digits"]) == last
     starts = (work / "tried").read_text().splitlines()
@@ -272,7 +276,7 @@ def test_retries_need_a_name_to_go_on_with():
 
 
 def test_whoever_stops_a_job_stops_its_command(tmp_path):
-    code = "from statten.jobs import _child; import sys; sys.exit(_child([sys.executable, '-c', sys.argv[1]]))"
+    code = "from statten.jobs.file import _child; import sys; sys.exit(_child([sys.executable, '-c', sys.argv[1]]))"
     sleeper = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, sleeper]) as process:
         deadline = time.monotonic() + 60

@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from statten.checkpoint import OPTIMIZER, STATE, checkpoints, load_newest, load_weights, save
-from statten.config import UserError, load_config
+from statten.config import load_config
+from statten.errors import UserError
 from statten.models.published import load_published
-from statten.runs import Run
-from statten.train import Agreement, make_state, run_fit
+from statten.storage.checkpoint import OPTIMIZER, STATE, load_newest, load_weights, save
+from statten.storage.run import Run, checkpoints
+from statten.training.loop import make_state
+from statten.training.worker import Agreement, run_fit
 
 TINY = {
     "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 1, "model.block_size": 1,
@@ -186,7 +188,8 @@ def test_storage_that_stays_away_stops_the_run_and_nothing_is_written_in_its_pla
 def test_a_worker_that_is_stopped_is_ended_by_its_watchdog(tmp_path, straight):
     run = new_run(tmp_path / "run", **{"scale.hang_seconds": 6})
     code = (
-        "import sys; from pathlib import Path; from statten.runs import Run; from statten.train import run_fit\n"
+        "import sys; from pathlib import Path\n"
+        "from statten.storage.run import Run; from statten.training.worker import run_fit\n"
         "run = Run(Path(sys.argv[1]))\n"
         "with run.writing() as attempt: run_fit(run, attempt, threads=1)"
     )

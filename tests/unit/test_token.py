@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from statten.cluster import _own_token, make_token, read_token, token_file
-from statten.config import UserError
+from statten.cluster.token import make_token, own_token, read_token, token_file
+from statten.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -64,19 +64,19 @@ def test_ray_reads_the_same_places(home, monkeypatch):
 
 
 def test_a_ray_that_is_started_here_finds_a_token_that_only_its_owner_reads(home, monkeypatch):
-    _own_token()
+    own_token()
     token = read_token()
     assert token and stat.S_IMODE(token_file().stat().st_mode) == 0o600
     token_file().chmod(0o644)  # as Ray's own commands make it
-    _own_token()
+    own_token()
     assert stat.S_IMODE(token_file().stat().st_mode) == 0o600 and read_token() == token
     (home / "file").write_text("")
     monkeypatch.setenv("HOME", str(home / "file"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    _own_token()
+    own_token()
     assert read_token() is None
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # given back afterwards
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    _own_token()
+    own_token()
     assert len(read_token()) == 64 and not token_file().exists(), "no home to keep it in"

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from statten.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.evaluation import evaluate
-from statten.metrics import Accuracy
-from statten.runs import Run
-from statten.train import NoReport, fit, make_state, run_fit, step_optimizer, validate
+from statten.metrics.accuracy import Accuracy
+from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
+from statten.storage.run import Run
+from statten.training.loop import NoReport, fit, make_state, step_optimizer, validate
+from statten.training.worker import run_fit
 
 TINY = {
     "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 2, "model.block_size": 1,

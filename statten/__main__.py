@@ -1,0 +1,6 @@
+"""`python -m statten` does what `statten` does."""
+
+from statten.cli import main
+
+if __name__ == "__main__":
+    main()

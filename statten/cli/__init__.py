@@ -1,0 +1,46 @@
+"""The command line: thin, every command is a function of the package that a notebook can call."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+# In the order of --help: each registers its commands.
+from statten.cli import train, resume, evaluate, show, data, machine  # isort: skip
+from statten.cli.jobs import jobs_app
+from statten.cli.options import app
+from statten.errors import Failed, UserError
+
+__all__ = ["app", "data", "evaluate", "machine", "main", "resume", "show", "train"]
+
+app.add_typer(evaluate.energy_app, name="energy")
+app.add_typer(data.data_app, name="data")
+app.add_typer(jobs_app)
+USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Exit code 0: done; 2: the input is wrong, said in one sentence each; 1: anything else.
+
+    Args:
+        arguments: the words after `statten`; None means those that this process was started with.
+    """
+    try:
+        code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UserError as error:
+        _fail(error.problems, 2)
+    except USAGE_ERROR as error:
+        _fail([error.format_message().rstrip(".")], 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(["stopped; what is finished is kept, and `statten resume NAME` goes on from there"], 1)
+    except Failed as error:
+        _fail([str(error)], 1)
+
+
+def _fail(problems: list[str], code: int) -> None:
+    for problem in problems:
+        print(f"statten: {problem}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,113 @@
+"""The commands for datasets: data check, data prepare, data shard."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from statten.cli.jobs import jobs_app
+from statten.cli.options import Data, Json, Root, Threads, app, begin, print_json
+from statten.display.terminal import console, table
+from statten.errors import UserError, nearest
+
+data_app = typer.Typer(help="Look at a dataset, make it ready to be read, or pack it into tar shards.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(jobs_app)
+
+
+@data_app.command("check")
+def check_dataset(
+    name: Data,
+    root: Root,
+    timesteps: Annotated[int | None, typer.Option(min=1, help="T of the clips; default: what is there.")] = None,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Read every sample: layout, counts, sizes, mean and std, and the files that cannot be read (exit code 1)."""
+    _dataset(name, as_json)
+    from statten.cli.data import dataset_summary
+    from statten.data.check import check
+    from statten.display import progress
+
+    with progress("samples") as move:
+        report = check(name, root, timesteps, workers=workers, progress=move)
+    if as_json:
+        print_json(report)
+    else:
+        dataset_summary(report)
+    raise typer.Exit(1 if report["corrupt"] else 0)
+
+
+@data_app.command("prepare")
+def prepare_dataset(
+    name: Data,
+    root: Root,
+    timesteps: Annotated[list[int], typer.Option(min=1, help="T of the clips to make; may be given several times.")] = [],  # noqa: B006
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out raw files that cannot be read.")] = False,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a dataset where that is allowed, and turn archives into events and frames; may be stopped and repeated."""
+    _dataset(name, as_json)
+    from statten.data.prepare import prepare
+    from statten.display import console, progress
+
+    with progress("files") as move:
+        report = prepare(name, root, timesteps, workers=workers, skip_corrupt=skip_corrupt, progress=move)
+    if as_json:
+        return print_json(report)
+    for file in report.get("corrupt", []):
+        console.print(f"left out {file['file']}: {file['reason']}")
+    return console.print(f"{name} is ready in {root}; look at it with: statten data check {name} --root {root}")
+
+
+@data_app.command("shard")
+def shard_dataset(
+    name: Data,
+    root: Root,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder of the shards; none: write the indices of shards in --root.")
+    ] = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Samples in each shard.")] = 1000,
+    workers: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Pack class folders of images into tar shards with an index; may be stopped and repeated."""
+    _dataset(name, as_json)
+    from statten.data.shards import shard
+    from statten.display import console, progress
+
+    with progress("shards") as move:
+        report = shard(name, root, output, per_shard, workers=workers, progress=move)
+    if as_json:
+        return print_json(report)
+    for part, found in report["parts"].items():
+        console.print(f"{part}: {found['samples']:,} samples in {found['shards']:,} shards")
+    return console.print(f"read them with: --set data.name={name} --set data.root={report['output']}")
+
+
+def _dataset(name: str, as_json: bool) -> None:
+    from statten.config import DATASET_NAMES
+
+    begin(as_json, None)
+    if name not in DATASET_NAMES:
+        raise UserError(f"{name!r} is no dataset; {nearest(name, DATASET_NAMES)}")
+
+
+def dataset_summary(report: dict[str, Any]) -> None:
+    """What `data check` found."""
+    parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
+    console.print(f"[bold]{report['name']}[/] in {report['root']}: {report['layout']}, {report['samples']:,} samples ({parts})")
+    rows = [[name, *counts.values()] for name, counts in report["per_class"].items()]
+    console.print(table("", ["class", *report["split"]], rows, right=(1, 2, 3)))
+    sizes = ", ".join(f"{size} ({count:,})" for size, count in report["sizes"].items())
+    console.print(f"\n  sizes    {sizes}; smallest {_by(report['smallest'])}, largest {_by(report['largest'])}")
+    for key in ("mean", "std"):
+        console.print(f"  {key:<8} {' '.join(f'{value:.4f}' for value in report[key])}")
+    console.print(f"  corrupt  {len(report['corrupt'])}")
+    for file in report["corrupt"]:
+        console.print(f"    {file['file']}: {file['reason']}")
+
+
+def _by(size: list[int]) -> str:
+    return f"{size[0]}x{size[1]}"

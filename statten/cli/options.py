@@ -1,0 +1,76 @@
+"""The command line's application, the options that several commands share, and where a new folder goes."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from statten.errors import UserError
+from statten.jobs.file import SUBMITTED, check_submitted_storage
+from statten.storage.mirror import check_store, refresh
+from statten.storage.run import check_name, default_storage, free_name
+from statten.storage.store import working_copy
+
+app = typer.Typer(
+    name="statten",
+    help="Train spiking vision transformers with spatial-temporal attention, and search their architecture on Ray.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
+Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
+Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
+Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
+Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
+Storage = Annotated[
+    Path | None,
+    typer.Option(
+        parser=working_copy, metavar="FOLDER|URI", help="Folder or URI of all runs; default: $STATTEN_STORAGE, else ./runs."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
+Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
+Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
+Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1))
+
+
+def begin(as_json: bool, storage: Path | None) -> Path:
+    from statten import display
+
+    if as_json:
+        display.use_stderr()
+    folder = storage or default_storage()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
+    if SUBMITTED in os.environ:
+        check_submitted_storage(folder)
+    return folder
+
+
+def folder_for(storage: Path, name: str | None, stem: str) -> Path:
+    """The new folder of a run or sweep."""
+    if name is not None:
+        check_name(name)
+    path = storage / (name or free_name(storage, stem))
+    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
+    return path
+
+
+def stem(recipe: str) -> str:
+    return Path(recipe).stem

@@ -1,0 +1,108 @@
+"""Going on with what was begun: `resume`, --resume, and how a finished run or sweep is told."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from statten.cli.options import Json, Storage, Target, app, begin, print_json
+from statten.config import Config, field_paths, get_field, with_overrides
+from statten.errors import UserError
+from statten.storage.run import Run, RunFolder, locate
+
+if TYPE_CHECKING:
+    from statten.search import Sweep
+    from statten.space.space import Space
+
+
+def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
+    """Whether a run (or, with a space, a sweep) of this config was begun in the folder, and can be resumed.
+
+    Raises:
+        UserError: the folder holds something else; the sentence names the fields that differ.
+    """
+    from statten.data import absolute_root
+    from statten.search.sweep import Sweep
+
+    if not path.exists():
+        return False
+    folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
+    there, asked = folder.config, absolute_root(config)
+    if space is not None:
+        from statten.search.samplers import trials_of
+
+        asked = with_overrides(asked, {"search.trials": trials_of(asked.search, space)})  # as `tune` writes it down
+    differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
+    if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
+        differ.append("the search space")
+    if differ:
+        raise UserError(
+            f"--resume: {path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
+            f"or go on with what is there: statten resume {path.name}"
+        )
+    return True
+
+
+def ended(path: Path) -> bool:
+    """Whether a run is finished, or all trials of a sweep have ended."""
+    from statten.search.sweep import Sweep
+
+    if not (path / Sweep.marker).is_file():
+        return Run(path).state == "finished"
+    return Sweep(path).ended
+
+
+@app.command()
+def resume(target: Target, storage: Storage = None, as_json: Json = False) -> None:
+    """Continue a stopped run or sweep where it was."""
+    path, began = locate(target, begin(as_json, storage)), time.monotonic()
+    if (path / "sweep.json").is_file():
+        from statten.search import Sweep, resume_sweep
+
+        return finish_sweep(resume_sweep(Sweep.open(path)), began, as_json)
+    run = Run.open(path)
+    from statten.cluster import trainer
+
+    return finish_run(trainer.resume(run), began, as_json)
+
+
+def go_on(path: Path, storage: Path, as_json: bool) -> None:
+    """What --resume does with a run or sweep that was begun."""
+    if not ended(path):
+        return resume(str(path.absolute()), storage, as_json)
+    from statten.display import console
+
+    console.print(f"{path}: is finished")
+    if (path / "sweep.json").is_file():
+        from statten.search import Sweep
+
+        return finish_sweep(Sweep.open(path), time.monotonic(), as_json)
+    return finish_run(Run.open(path), time.monotonic(), as_json)
+
+
+def finish_run(run: Run, began: float, as_json: bool) -> None:
+    from statten.display.run import run_summary
+    from statten.storage.run import best_row
+
+    if not as_json:
+        return run_summary(run, began)
+    best = best_row(run.metrics())
+    return print_json(
+        {
+            "name": run.name,
+            "path": str(run.path),
+            **{key: best[f"val/{key}"] for key in ("top1", "top5", "loss")},
+            "epoch": best["epoch"],
+            "epochs": len(run.metrics()),
+            "metrics": best,
+            "checkpoint": str(run.best_checkpoint()),
+            "seconds": time.monotonic() - began,
+        }
+    )
+
+
+def finish_sweep(sweep: "Sweep", began: float, as_json: bool) -> None:
+    from statten.report.overview import counts, sweep_summary
+
+    if as_json:
+        return print_json({"name": sweep.name, "path": str(sweep.path), "trials": counts(sweep), "best": sweep.best()})
+    return sweep_summary(sweep, began)

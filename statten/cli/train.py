@@ -1,0 +1,293 @@
+"""The commands that train: train, tune, extend, promote, and run, which does what a job file says."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from statten.cli.options import (
+    DryRun,
+    Json,
+    Name,
+    Recipe,
+    Resume,
+    Set,
+    Storage,
+    Target,
+    app,
+    begin,
+    folder_for,
+    print_json,
+    stem,
+)
+from statten.cli.resume import begun, ended, finish_run, finish_sweep, go_on
+from statten.config import load_config
+from statten.errors import UserError
+from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
+from statten.space.loading import space_file
+from statten.storage.run import Run, locate
+
+if TYPE_CHECKING:
+    from statten.config import Config
+    from statten.space.space import Space
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    again: Resume = False,
+) -> None:
+    """Train one run on Ray Train workers."""
+    folder = begin(as_json, storage)
+    config, began = load_config(recipe, overrides), time.monotonic()
+    path = folder_for(folder, name, stem(recipe))
+    if dry_run:
+        return _plan(config, as_json)
+    if again and begun(path, config):
+        return go_on(path, folder, as_json)
+    from statten.cluster import trainer
+
+    return finish_run(trainer.train(config, path), began, as_json)
+
+
+@app.command()
+def tune(
+    recipe: Recipe,
+    space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
+    overrides: Set = [],  # noqa: B006
+    trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
+    hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="End it after so many epochs of all trials: search.max_epochs.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
+    ] = None,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    again: Resume = False,
+) -> None:
+    """Sweep over a search space with Ray Tune and Optuna."""
+    folder = begin(as_json, storage)
+    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", epochs)):
+        if value is not None:
+            overrides = [*overrides, f"search.{field}={value}"]
+    config = load_config(recipe, overrides)
+    from statten.config import with_overrides
+    from statten.search.samplers import trials_of
+    from statten.space.loading import load_space
+
+    loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
+    config = with_overrides(config, {"search.trials": trials_of(config.search, loaded)})
+    path = folder_for(folder, name, f"{stem(recipe)}-sweep")
+    if again and begun(path, config, loaded):
+        return go_on(path, folder, as_json)
+    from statten import search
+
+    other = search.Sweep.open(locate(source, folder)) if source else None
+    if dry_run:
+        return _plan(config, as_json, loaded)
+    return finish_sweep(search.tune(config, loaded, path, other), began, as_json)
+
+
+@app.command()
+def extend(
+    target: Target,
+    trials: Annotated[int, typer.Option(min=1, help="How many more trials.")],
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Add trials to a sweep; its study goes on."""
+    path, began = locate(target, begin(as_json, storage)), time.monotonic()
+    from statten.search import Sweep, extend_sweep
+
+    return finish_sweep(extend_sweep(Sweep.open(path), trials), began, as_json)
+
+
+@app.command()
+def promote(
+    target: Target,
+    overrides: Set = [],  # noqa: B006
+    trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
+    front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
+    use_grid: Annotated[
+        bool, typer.Option("--grid", help="Go on with the (timesteps, block size) that is best for the weights on validation.")
+    ] = False,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    again: Resume = False,
+) -> None:
+    """Train a sweep's best trial (or a run) further, from its own checkpoint."""
+    folder = begin(as_json, storage)
+    path, began = locate(target, folder), time.monotonic()
+    if front:
+        if use_grid:
+            raise UserError("--front: takes its trials as they are, and --grid changes (timesteps, block size); leave one out")
+        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run, again)
+    source, recorded = _promotable(path, trial)
+    from statten.config import with_overrides
+
+    config = with_overrides(source.config, overrides)
+    new = folder_for(folder, name, f"{path.name}-promoted")
+    if again and use_grid and new.exists():  # the pair was chosen when it was begun
+        config = with_overrides(config, ((Run.open(new).info["origin"] or {}).get("grid") or {}).get("fields", {}))
+    if dry_run and use_grid:
+        raise UserError("--dry-run: starts nothing, but --grid evaluates the weights; leave one of them out")
+    if dry_run:
+        return _plan(config, as_json)
+    if again and begun(new, config):
+        return go_on(new, folder, as_json)
+    fields: Any = overrides
+    if use_grid:
+        from statten.config import parse_overrides
+        from statten.display import console
+        from statten.evaluation.anytime import best_pair
+
+        chosen, why, report = best_pair(source, overrides)
+        console.print(why)
+        fields = {**parse_overrides(overrides), **chosen}
+        recorded["grid"] = {
+            **report["best"],
+            "fields": chosen,
+            "part": report["part"],
+            "samples": report["samples"],
+            "why": why,
+        }
+    from statten import search
+
+    return finish_run(search.promote(source, fields, new, recorded), began, as_json)
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="A job file, such as those in jobs/.")],
+    overrides: Set = [],  # noqa: B006
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    again: Resume = False,
+) -> Any:
+    """Run a job file here: the command that it holds, as if it had been typed."""
+    loaded = load_job(job)
+    if dry_run and loaded.command == "evaluate":
+        raise UserError(f"--dry-run: {job} evaluates, which has no plan to print")
+    if name is not None and loaded.command not in RESUMABLE:
+        raise UserError(f"--name: {job} evaluates, which makes no folder to name")
+    enter(loaded)
+    if again and loaded.command in RESUMABLE:
+        name = name or loaded.name or job.stem  # without one there is nothing to find again
+    line = loaded.arguments()
+    for override in overrides:
+        line += ["--set", override]
+    for option, value in (("--name", name), ("--storage", storage)):
+        line += [option, str(value)] if value is not None else []  # the last one counts
+    flags = (("--json", as_json), ("--dry-run", dry_run), ("--resume", again and loaded.command in RESUMABLE))
+    line += [flag for flag, given in flags if given]
+    if loaded.retries and not dry_run:
+        return run_with_retries(loaded, line)
+    return app(line, standalone_mode=False)
+
+
+def _promotable(path: Path, trial: int | None) -> "tuple[Run, dict[str, Any]]":
+    if not (path / "sweep.json").is_file():
+        if trial is not None:
+            raise UserError(f"--trial: {path} is no sweep")
+        return Run.open(path), {"run": path.name}
+    from statten.search import Sweep
+
+    sweep = Sweep.open(path)
+    if trial is not None and not sweep.trial(trial).path.is_dir():
+        last = len(list((path / "trials").glob("[0-9]*"))) - 1
+        raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
+    number = sweep.best_trial().number if trial is None else trial
+    return sweep.trial(number), {"sweep": path.name, "trial": number}
+
+
+def _promote_front(
+    path: Path,
+    overrides: list[str],
+    trial: int | None,
+    name: str | None,
+    folder: Path,
+    as_json: bool,
+    dry_run: bool,
+    again: bool,
+) -> None:
+    from statten import search
+    from statten.cluster import trainer
+    from statten.config import with_overrides
+    from statten.display import console
+
+    if trial is not None:
+        raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
+    sweep = search.Sweep.open(path)
+    places = {t.number: folder_for(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
+    known = [
+        number for number, place in places.items()
+        if again and begun(place, with_overrides(sweep.trial(number).config, overrides))
+    ]  # fmt: skip
+    if taken := [place for number, place in places.items() if place.exists() and number not in known]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
+    if dry_run:
+        return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
+    done = []
+    for number, place in places.items():
+        if number not in known:
+            run = search.promote(sweep.trial(number), overrides, place, {"sweep": path.name, "trial": number})
+        else:
+            run = Run.open(place) if ended(place) else trainer.resume(Run.open(place))
+        best = (run.result or {})["best"]
+        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+    return print_json(done) if as_json else None
+
+
+def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
+    import dataclasses
+
+    from statten.cluster import nodes
+    from statten.display import console
+
+    machines, scale = nodes.survey(config.scale.address), config.scale
+    if space is not None:
+        from statten.search.plan import measure_sweep, plan_sweep
+
+        planned = plan_sweep(config, space, nodes.capacity(machines))
+        plan, found = planned.trial, {**vars(planned)}
+        with nodes.joined(scale.address):
+            cost = measure_sweep(planned)
+        del found["trial"], found["extremes"]
+        document = {**vars(plan), **found, "cost": cost and dataclasses.asdict(cost)}
+    else:
+        from statten.training.preflight import preflight
+
+        plan = preflight(config, nodes.capacity(machines))
+        document = dataclasses.asdict(plan)
+    shares = nodes.place(machines, document.get("concurrent", 1), plan, scale)
+    if as_json:
+        where = [dataclasses.asdict(share) for share in shares]
+        return print_json({**document, "placement": where, "config": config.model_dump(mode="json")})
+    console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
+    console.print(f"steps per epoch  {plan.steps_per_epoch}")
+    workers = f"{plan.min_workers} to {plan.world_size}" if plan.min_workers < plan.world_size else plan.world_size
+    console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
+    console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
+    if space is not None:
+        console.print(f"sweep            {planned}")
+        console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
+        if cost:
+            console.print(f"cost             {cost}")
+    for share in shares:
+        console.print(f"on {share}")
+    if config.data.workers:
+        console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
+    return console.print("Nothing was started.")

@@ -1,0 +1,1 @@
+"""Ray: started or joined, its machines, and Ray Train around `fit`."""

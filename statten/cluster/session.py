@@ -1,0 +1,106 @@
+"""Ray, started or joined the same way everywhere: quiet, on loopback, with nothing sent home."""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from statten.cluster.token import own_token, token_file, token_refused
+from statten.errors import UserError
+
+# Read by Ray when it is imported or started, in this process and in its workers.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for one poll
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then it looks again how many workers there is room for
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own TensorBoard events
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a resumed trial may have no epoch left to report, a diverged one none at all
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[str, float]]:
+    """Join the Ray cluster at `address`, or start Ray on this machine, and yield its resources; leave it as found.
+
+    Args:
+        address: host:port, ray://host:port or `auto`; None means $RAY_ADDRESS, which Ray sets for a submitted job, or starts
+            Ray here.
+        dashboard: also start the dashboard (loopback), which nested trainers need to give their resources back.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    import ray
+
+    if ray.is_initialized():  # a notebook's, or a test's
+        yield ray.cluster_resources()
+        return
+    if address is None:
+        own_token()
+    elif "RAY_AUTH_TOKEN" in os.environ or token_file().is_file():
+        # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ray._raylet.Config.initialize("")  # it read the variable when it was imported
+    for name in ("ray", "ray.train", "ray.tune", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        if address is None:
+            ray.init(
+                address="local",  # without it, a cluster that crashed here some day would be waited for
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                dashboard_port=free_port() if dashboard else None,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            if address == "auto":
+                address = ray._private.services.get_ray_address_from_environment(address, None)
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise UserError(f"Ray cannot start on this machine: {_first_line(error)}") from None
+        if "InvalidAuthToken" in str(error.__cause__):
+            raise UserError(f"scale.address: {token_refused(address)}") from None
+        raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {_first_line(error)}") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would ask again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port at which nobody listens.
+
+    It lies below those that Linux gives to whoever opens a connection, one of which might have it before it is used, and
+    above those of Ray's workers.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,55 @@
+"""One run is one validated, frozen `Config`: a recipe or YAML file, then overrides, then every rule checked at once.
+
+>>> config = load_config("digits", ["model.depth=1"])
+>>> config.model.depth
+1
+
+A mistake raises `statten.errors.ConfigError`; its `problems` hold one sentence per mistake: dotted path, rule, value, nearest
+choice.
+"""
+
+from statten.config.loading import (
+    RECIPES,
+    build_config,
+    dump_config,
+    field_at,
+    field_paths,
+    get_field,
+    load_config,
+    parse_overrides,
+    recipe_names,
+    validate_part,
+    with_overrides,
+)
+from statten.config.reading import parse_yaml, read_yaml
+from statten.config.schema import (
+    DATASET_NAMES,
+    METRICS,
+    AttentionMode,
+    BackboneName,
+    Config,
+    DataConfig,
+    Dataset,
+    Float,
+    Int,
+    ModelConfig,
+    NeuronKind,
+    NeuronMap,
+    Optimizer,
+    Part,
+    Sampler,
+    ScaleConfig,
+    Scheduler,
+    SearchConfig,
+    TrainConfig,
+    constraint,
+    objective,
+)
+
+__all__ = [
+    "DATASET_NAMES", "METRICS", "RECIPES", "AttentionMode", "BackboneName", "Config", "DataConfig",
+    "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
+    "Scheduler", "SearchConfig", "TrainConfig", "build_config", "constraint", "dump_config", "field_at", "field_paths",
+    "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part",
+    "with_overrides",
+]  # fmt: skip

@@ -1,0 +1,239 @@
+"""A recipe or file, overrides on top, every rule checked at once: a frozen `Config`, or a sentence for each mistake."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from statten.config.reading import file_keys, parse_yaml, read_yaml
+from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
+from statten.errors import ConfigError, nearest, shown
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+P = TypeVar("P", bound="Part")
+
+
+# Loading, overriding, dumping.
+
+
+def recipe_names() -> list[str]:
+    """Names of the bundled recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Load a recipe (by name) or a YAML file, apply overrides, check every rule.
+
+    Args:
+        source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
+        overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
+
+    Raises:
+        ConfigError: with one sentence for each mistake.
+    """
+    path = RECIPES / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source)
+        if not path.exists() and path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
+    return build_config(read_yaml(path), overrides, source=str(source))
+
+
+def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
+    """Validate a nested mapping with overrides on top; raises ConfigError with all mistakes at once."""
+    tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    problems = []
+    for path, value in parse_overrides(overrides).items():
+        try:
+            field_at(path)
+        except ConfigError as error:
+            problems += [f"--set {problem}" for problem in error.problems]
+            continue
+        part, _, rest = path.partition(".")
+        node = tree.get(part)
+        if node is None:
+            node = tree[part] = {}
+        if isinstance(node, dict):
+            keys = rest.split(".")
+            for key in keys[:-1]:
+                child = node.get(key)
+                node[key] = dict(child) if isinstance(child, Mapping) else {}
+                node = node[key]
+            node[keys[-1]] = value
+    problems += [f"{source}: {p}" if source else p for p in _validate(tree)]
+    if problems:
+        raise ConfigError(problems)
+    return Config.model_validate(tree)
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """`["model.depth=4"]` to `{"model.depth": 4}`; a mapping passes through."""
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    parsed, problems = {}, []
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            problems.append(f"--set takes PATH=VALUE such as model.depth=4, but got {item!r}")
+            continue
+        path, value = path.strip(), parse_yaml(text, f"--set {path}")
+        # 1111 is a number to YAML, but four digits to model.pooling.
+        parsed[path] = text.strip() if isinstance(value, int | float) and _is_text(path) else value
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def field_at(path: str) -> Any:
+    """The pydantic field at a dotted path; raises ConfigError with the nearest path when there is none."""
+    model: Any = Config
+    field: Any = None
+    for key in path.split("."):
+        owner = _part_of(model)
+        fields = owner.model_fields if owner else {}
+        if key not in fields:
+            raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
+        field = fields[key]
+        model = field.annotation
+    if isinstance(model, type) and issubclass(model, Part):
+        raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
+    return field
+
+
+def _part_of(annotation: Any) -> type[Part] | None:
+    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
+    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
+    return parts[0] if parts else None
+
+
+def _is_text(path: str) -> bool:
+    try:
+        annotation = field_at(path).annotation
+    except ConfigError:
+        return False  # said where the override is applied
+    return str in (annotation, *get_args(annotation))
+
+
+def field_paths() -> list[str]:
+    """Dotted paths of all fields, in order."""
+    return [f"{part}.{name}" for part, field in Config.model_fields.items() for name in field.annotation.model_fields]  # type: ignore[union-attr]
+
+
+def get_field(config: Config, path: str) -> Any:
+    """The value at a dotted path."""
+    value: Any = config
+    for key in path.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A copy with some fields replaced and every rule checked again."""
+    return build_config(config.model_dump(), overrides)
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that `load_config` reads back to an equal config."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
+
+
+def _validate(tree: Mapping[str, Any]) -> list[str]:
+    """One sentence for every mistake: of single fields, between the fields of a part, between parts."""
+    parts: dict[str, Part] = {}
+    problems = [
+        f"{key}: no such part; {nearest(str(key), Config.model_fields)}" for key in tree if key not in Config.model_fields
+    ]
+    wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
+    for name, field in Config.model_fields.items():
+        value = tree.get(name)
+        if not isinstance(value, Mapping | None):
+            problems.append(f"{name}: must be a mapping of fields, but got {shown(value)}")
+            wrong.add(name)
+            continue
+        part, sentences, keys = validate_part(field.annotation, value or {}, name)  # type: ignore[arg-type]
+        problems += sentences
+        if part is not None:
+            parts[name] = part
+        wrong |= {f"{name}.{key}" for key in keys}
+    if len(parts) == len(Config.model_fields):
+        try:
+            Config.model_validate(parts)
+        except ValidationError as error:
+            for detail in error.errors():
+                problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
+    return list(dict.fromkeys(problems))
+
+
+def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
+    """The object, if one can be made; a sentence for every mistake; the names of fields with a mistake of their own."""
+    problems: list[str] = []
+    sound, keys = dict(tree), list[str]()
+    for _ in range(2):  # once as given, once without the wrong fields, so that rules between the others are checked too
+        try:
+            return part.model_validate(sound), problems, keys
+        except ValidationError as error:
+            dropped = set(keys)  # a field that was dropped may be missed now: its own mistake is said already
+            for detail in error.errors():
+                if not dropped.intersection(map(str, detail["loc"][:1])):
+                    problems += [s for s in _sentences(detail, name, part) if not any(f"`{k}`" in s for k in keys)]
+                    keys += [str(key) for key in detail["loc"][:1]]
+            sound = {k: v for k, v in sound.items() if k not in keys}
+    return None, list(dict.fromkeys(problems)), keys
+
+
+def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return [f"{prefix}: {p}" if prefix else p for p in cause.problems]
+    # A union's location also names the branch that was tried; those are not field names.
+    loc = [str(key) for key in error["loc"] if not re.search(r"[\[\]()]", str(key)) and key != "NeuronMap"]
+    path = ".".join(filter(None, [prefix, *loc]))
+    value, kind, ctx = shown(error["input"]), error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        owner = part
+        for key in loc[:-1]:
+            owner = _part_of(owner.model_fields[key].annotation) or owner
+        return [f"{path}: no such field; {nearest(loc[-1], file_keys(owner))}"]
+    if path == "model.neuron":
+        return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
+    rules = {
+        "greater_than": "must be above {gt:g}",
+        "greater_than_equal": "must be at least {ge:g}",
+        "less_than": "must be below {lt:g}",
+        "less_than_equal": "must be at most {le:g}",
+        "string_pattern_mismatch": "must match {pattern}",
+        "literal_error": "must be one of {expected}",
+        "int_from_float": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_type": "must be a whole number",
+        "float_parsing": "must be a number",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "too_long": "must be {max_length} numbers",
+        "missing": "must be given",
+        "tuple_type": "must be a list of numbers",
+        "list_type": "must be a list",
+        "dict_type": "must be a mapping",
+        "model_type": "must be a mapping",
+        "bool_parsing": "must be true or false",
+        "bool_type": "must be true or false",
+        "string_type": "must be text",
+        "value_error": "{error}",
+    }
+    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
+    rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
+    rule = rule.replace(
+        f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"
+    )
+    sentence = f"{path}: {rule}, but got {value}"
+    if kind == "literal_error" and isinstance(error["input"], str):
+        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        close = difflib.get_close_matches(error["input"], choices, n=1)
+        sentence += f"; did you mean {close[0]}?" if close else ""
+    return [sentence]

@@ -1,0 +1,179 @@
+"""A config to its dataset, the parts that it is divided into, and the batches that each worker reads.
+
+>>> from statten.config import load_config
+>>> loaders = make_loaders(load_config("digits"))
+>>> x, y = next(loaders.train.batches(epoch=0))
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statten.config import Config, with_overrides
+from statten.data.dataset import Source
+from statten.data.loaders import EvalLoader, Loaders, TrainLoader
+from statten.data.split import encode, identity, split
+from statten.errors import UserError
+from statten.files import read_json
+from statten.registry import DATASETS
+
+log = logging.getLogger("statten")
+
+
+def open_source(config: Config) -> Source:
+    """Open the config's dataset; raises UserError where `data.root` does not hold it."""
+    return DATASETS[config.data.name].open(config)
+
+
+def absolute_root(config: Config) -> Config:
+    """The config with `data.root` as an absolute path, for workers run in folders of their own."""
+    root = config.data.root
+    return config if root is None else with_overrides(config, {"data.root": str(Path(root).expanduser().absolute())})
+
+
+def split_indices(config: Config) -> dict[str, np.ndarray]:
+    """Ascending sample indices of the parts `train`, `validation` and `test`, as the config divides its dataset."""
+    return _split(config, open_source(config))
+
+
+def split_document(config: Config) -> dict[str, Any]:
+    """What splits.json holds."""
+    source = open_source(config)
+    return encode(_split(config, source), source.labels)
+
+
+def check_split(config: Config, path: Path) -> None:
+    """Raise UserError where the dataset is no longer the one that the splits.json at `path` divides."""
+    saved = read_json(path)
+    if saved is not None and "labels" in saved:
+        found = identity(open_source(config).labels)
+        if (found["samples"], found["labels"]) != (saved["samples"], saved["labels"]):
+            raise UserError(
+                f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
+                f"{saved['samples']} then), so its parts would be mixed; restore them, or start a new run"
+            )
+
+
+def _split(config: Config, source: Source) -> dict[str, np.ndarray]:
+    data = config.data
+    return split(source.labels, data.validation, data.fraction, data.split_seed, source.test)
+
+
+def check_data(config: Config) -> None:
+    """Raise UserError, with a sentence for each, where model or training do not fit the dataset."""
+    name, model, dataset = config.data.name, config.model, DATASETS[config.data.name]
+    problems = []
+    if config.data.download:
+        from statten.data.prepare import fetch
+
+        fetch(config)
+    if model.in_channels != dataset.channels:
+        problems.append(
+            f"model.in_channels: must be {dataset.channels} for {name}, but got {model.in_channels}; "
+            f"use model.in_channels={dataset.channels}"
+        )
+    if model.events != dataset.events:
+        right, got, kind = ("true", "false", "event clips") if dataset.events else ("false", "true", "images")
+        problems.append(
+            f"model.events: must be {right} for {name}, which holds {kind}, but got {got}; use model.events={right}"
+        )
+    if config.data.frames is not None and not dataset.events:
+        problems.append(
+            f"data.frames: must be empty for {name}, which holds images, but got {config.data.frames}; use data.frames=null"
+        )
+    try:
+        source = open_source(config)
+    except UserError as error:
+        raise UserError(problems + error.problems) from None
+    problems += _class_problems(config, len(source.classes))
+    problems += _batch_problems(config, source, len(_split(config, source)["train"]), config.scale.max_workers)
+    if problems:
+        raise UserError(problems)
+
+
+def _class_problems(config: Config, classes: int) -> list[str]:
+    data, given = config.data, config.model.num_classes
+    if given < classes:
+        return [
+            f"model.num_classes: must be at least {classes} for {data.name}, but got {given}; use model.num_classes={classes}"
+        ]
+    if given > classes and not DATASETS[data.name].bundled:
+        return [
+            f"model.num_classes: {data.root} holds {classes} classes, fewer than model.num_classes={given}; if none is "
+            f"missing, use model.num_classes={classes}"
+        ]
+    return []
+
+
+def _batch_problems(config: Config, source: Source, samples: int, world_size: int) -> list[str]:
+    problems = []
+    batch = config.train.batch_size
+    shards = (
+        0
+        if source.shards is None
+        else len(np.unique(source.shards if source.test is None else source.shards[: source.test[0]]))
+    )
+    if 0 < shards < world_size:
+        problems.append(
+            f"scale.workers: {world_size} workers need at least one tar shard each, but the training part of "
+            f"{config.data.name} has {shards}; the most is scale.workers={shards}; make smaller ones with: statten data shard"
+        )
+    if samples < world_size:
+        problems.append(
+            f"scale.workers: {world_size} workers need at least one training sample each, but the training part of "
+            f"{config.data.name} has {samples}; the most is scale.workers={samples}"
+        )
+    elif samples < batch * world_size:
+        problems.append(
+            f"train.batch_size: {world_size} x {batch} samples per step (scale.workers x train.batch_size) must not be more "
+            f"than the training part of {config.data.name}, which has {samples}; the largest is "
+            f"train.batch_size={samples // world_size}"
+        )
+    return problems
+
+
+def make_loaders(config: Config, rank: int = 0, world_size: int = 1, shares: int | None = None) -> Loaders:
+    """Training and validation batches of one rank. The test part is not touched, unless `data.validation` names it.
+
+    Args:
+        shares: batches of `train.batch_size` in a step, dealt out to the ranks in turn; None gives each rank one. What a share
+            reads in a step does not depend on the rank that has it, so a run may go on with another number of ranks.
+    """
+    shares = shares or world_size
+    source, data, train = open_source(config), config.data, config.train
+    parts = _split(config, source)
+    if problems := _batch_problems(config, source, len(parts["train"]), shares):
+        raise UserError(problems)
+    if data.validation == "test" and rank == 0:
+        log.warning("data.validation=test: models are selected on the test part, so its accuracy is not that on unseen data")
+    first, *others = (
+        TrainLoader(
+            source, parts["train"], batch_size=train.batch_size, seed=train.seed, repeats=data.repeats,
+            window=data.shuffle_buffer, rank=share, world_size=shares, workers=data.workers,
+            pin_memory=_pin_memory(config), skip_corrupt=data.skip_corrupt,
+        )
+        for share in range(rank, shares, world_size)
+    )  # fmt: skip
+    return Loaders(first, _eval_loader(config, source, parts["validation"], rank, world_size), tuple(others))
+
+
+def make_test_loader(config: Config, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    """Test batches of one rank; for `evaluate` alone."""
+    source = open_source(config)
+    return _eval_loader(config, source, _split(config, source)["test"], rank, world_size)
+
+
+def _eval_loader(config: Config, source: Source, indices: np.ndarray, rank: int, world_size: int) -> EvalLoader:
+    return EvalLoader(
+        source, indices, batch_size=config.train.eval_batch_size or config.train.batch_size, rank=rank,
+        world_size=world_size, workers=config.data.workers, pin_memory=_pin_memory(config),
+        skip_corrupt=config.data.skip_corrupt,
+    )  # fmt: skip
+
+
+def _pin_memory(config: Config) -> bool:
+    import torch
+
+    return config.scale.device != "cpu" and torch.cuda.is_available()

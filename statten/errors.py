@@ -1,0 +1,41 @@
+"""What can go wrong, and how it is said: one plain sentence for each mistake."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+
+class UserError(ValueError):
+    """The user's input is wrong. `problems` holds one plain sentence per mistake; the command line exits with 2."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(UserError):
+    """A config file, an override or a combination of fields breaks a rule."""
+
+
+class Failed(RuntimeError):
+    """A job that was right to start did not reach its end; the message says why. The command line exits with 1."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error sentence: the closest choice, or all of them when none is close."""
+    choices = [str(c) for c in choices]
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence shows it: in YAML, at most 60 characters."""
+    text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
+    text = text.removesuffix("\n").removesuffix("...").strip()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Superseded(RuntimeError):
+    """A newer attempt writes this run."""

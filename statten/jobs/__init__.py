@@ -1,0 +1,1 @@
+"""Job files, and jobs on a cluster."""

@@ -1,0 +1,183 @@
+"""The energy ledger: one row per operation of the network, whose energies add up to the total.
+
+    operations = rate * timesteps * FLOPs of one timestep
+    E = 4.6 pJ per multiply-accumulate (MAC) of a layer that reads numbers, 0.9 pJ per accumulate (SOP) of one that reads spikes
+
+The two costs are of 32-bit arithmetic in 45 nm (Horowitz: Computing's energy problem, ISSCC 2014).
+`rate` is the mean of the row's input over timesteps, samples and positions; 1 for a layer that reads numbers. Attention's two
+products are rows of their own: K^T V adds where k and v both spike, Q (K^T V) where q spikes. Masks, pooling, BatchNorm (which
+folds into the convolution), biases, residual additions and the neurons' own updates are not counted, as in the literature.
+
+A ledger is a plain document: `check` recomputes it from itself. T timesteps, N tokens, D embedding, d = D/h, b block size.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from statten.config import ModelConfig
+from statten.errors import UserError
+from statten.files import read_json
+from statten.models.operations import Operation
+from statten.registry import BACKBONES
+
+MAC_PJ, AC_PJ = 4.6, 0.9
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What is counted how; part of every ledger."""
+
+    first_layer: Literal["every_timestep", "once"] = "every_timestep"
+    """Whether the first convolution of a repeated image counts T times (the published way) or once (as it is computed here)."""
+    padding: Literal["counted", "skipped"] = "counted"
+    """Whether additions into the zero padding of a 3 x 3 convolution count (the published formula) or not (SpikingJelly's)."""
+    memory_pj_per_byte: float | None = None
+    """Energy of a byte read or written; empty leaves memory out. Horowitz: 160 to 320 for DRAM, 1.25 for an 8 KB cache."""
+    mac_pj: float = MAC_PJ
+    """Energy of a multiply-accumulate."""
+    ac_pj: float = AC_PJ
+    """Energy of an accumulate."""
+
+
+def operations(c: ModelConfig) -> Iterator[Operation]:
+    """The network's convolutions and products in the order of the forward pass."""
+    return BACKBONES[c.backbone].operations(c)
+
+
+def ledger(
+    config: ModelConfig, timesteps: int, counts: Mapping[str, Tensor], samples: int, conventions: Conventions | None = None
+) -> dict[str, Any]:
+    """The ledger of one sample, on average over those that were measured.
+
+    Args:
+        config: the network.
+        timesteps: T that it ran.
+        counts: sums over samples of each point's input, [T, C, H, W] or [T] (meter.py), or [] (SpikeTotals.inputs),
+            which tell nothing of padding.
+        samples: their number.
+        conventions: what is counted how.
+    """
+    conventions = conventions or Conventions()
+    rows = [_row(op, timesteps, counts, samples, config, conventions) for op in operations(config)]
+    return {
+        "unit": "pJ per sample",
+        "samples": samples,
+        "timesteps": timesteps,
+        "block_size": config.block_size,
+        "conventions": vars(conventions).copy(),
+        "rows": rows,
+        "total": _total(rows),
+        "non_spiking": non_spiking(config, timesteps, conventions),
+    }
+
+
+def _row(
+    op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs", "rate": 1.0, "inside": 1.0}
+    row |= {"flops": op.flops, "timesteps": timesteps}
+    bits = 32
+    if op.point is None:
+        if conventions.first_layer == "once" and not config.events:
+            row["timesteps"] = 1
+    else:
+        found = counts[op.point].double()
+        values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
+        row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
+        bits = math.ceil(math.log2(op.levels + 1))
+        if op.kind == "conv3x3" and found.ndim:
+            row["inside"] = _inside(found, op.side)
+    row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
+    return row | _costs(row, conventions)
+
+
+def _inside(counts_TCHW: Tensor, side: int) -> float:
+    """Share of a 3 x 3 convolution's additions that fall inside the map, not on its padding."""
+    reach = counts_TCHW.new_full((side,), 3.0)
+    reach[0] -= 1
+    reach[-1] -= 1
+    total = counts_TCHW.sum().item()
+    return (counts_TCHW * reach[:, None] * reach).sum().item() / (9 * total) if total else 1.0
+
+
+def _costs(row: Mapping[str, Any], conventions: Conventions) -> dict[str, Any]:
+    """What follows from a row's other fields: its operations and energies, and the formula in words."""
+    factors, formula = row["rate"] * row["timesteps"] * row["flops"], "rate * timesteps * flops"
+    if conventions.padding == "skipped" and row["unit"] == "SOPs":
+        factors, formula = factors * row["inside"], formula + " * inside"
+    each = conventions.mac_pj if row["unit"] == "MACs" else conventions.ac_pj
+    memory = (conventions.memory_pj_per_byte or 0.0) * row["bytes"] * row["timesteps"]
+    return {
+        "operations": factors,
+        "formula": f"{formula}; {each:g} pJ each",
+        "pj": factors * each + memory,
+        "memory_pj": memory,
+    }
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, float]:
+    total = {unit.lower(): math.fsum(r["operations"] for r in rows if r["unit"] == unit) for unit in ("MACs", "SOPs")}
+    return total | {name: math.fsum(r[name] for r in rows) for name in ("memory_pj", "pj")}
+
+
+def non_spiking(config: ModelConfig, timesteps: int, conventions: Conventions) -> dict[str, Any]:
+    """A transformer of the same layers and widths that computes with numbers: softmax(Q K^T) V instead of counts.
+
+    An image passes once; a clip passes frame by frame.
+    """
+    passes = timesteps if config.events else 1
+    rows: list[dict[str, Any]] = [
+        {"layer": op.layer, "flops": op.flops, "bytes": 4 * (op.weights + op.inputs + op.outputs)}
+        for op in BACKBONES[config.backbone].dense_operations(config)
+    ]
+    common = {"kind": "dense", "unit": "MACs", "rate": 1.0, "inside": 1.0, "timesteps": passes}
+    rows = [{**row, **common} for row in rows]
+    rows = [row | _costs(row, conventions) for row in rows]
+    return {"rows": rows, "total": _total(rows)}
+
+
+def check(document: Any, source: str = "ledger") -> None:
+    """Recompute a ledger from itself; raises UserError with a sentence for every row or total that does not add up."""
+    try:
+        conventions = Conventions(**document["conventions"])
+        parts = {"": document, "non_spiking: ": document["non_spiking"]}
+        problems = []
+        for prefix, part in parts.items():
+            for row in part["rows"]:
+                problems += _differences(f"{source}: {prefix}{row['layer']}", row, _costs(row, conventions))
+                if not 0 <= row["rate"] <= 2:
+                    problems.append(f"{source}: {prefix}{row['layer']}: rate must be between 0 and 2, but is {row['rate']:g}")
+            problems += _differences(f"{source}: {prefix}total", part["total"], _total(part["rows"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{source}: is not an energy ledger: {type(error).__name__} {error}") from None
+    if problems:
+        raise UserError(problems)
+
+
+def _differences(where: str, written: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, value in found.items():
+        there = written.get(name)
+        if isinstance(value, str):
+            same = there == value
+        else:
+            same = isinstance(there, int | float) and abs(there - value) <= _TOLERANCE * max(abs(value), 1e-12)
+        if not same:
+            problems.append(f"{where}: {name} is written as {there}, but its row gives {value}")
+    return problems
+
+
+def check_file(path: Path) -> dict[str, Any]:
+    """Read a ledger, or a report that holds one, and recompute it; returns the ledger."""
+    document = read_json(path)
+    if document is None:
+        raise UserError(f"{path}: no such file")
+    found = document.get("energy", document) if isinstance(document, dict) else document
+    check(found, str(path))
+    return found

@@ -1,0 +1,47 @@
+"""How a model is run to be measured: evaluation mode, precision, and the time of one sample."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from statten.config import Config
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def latency_ms(model: nn.Module, config: Config, turns: int = 5) -> float:
+    """Median time of one sample alone, in milliseconds; what it shows does not matter."""
+    device, c = next(model.parameters()).device, config.model
+    x = torch.zeros(1, *((c.timesteps,) if c.events else ()), c.in_channels, c.image_size, c.image_size, device=device)
+    times = []
+    with evaluating(model), autocast(config, device):
+        for _ in range(1 + turns):
+            began = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times[1:]))
+
+
+def autocast(config: Config, device: torch.device) -> Any:
+    """The context that gives `train.precision`."""
+    if config.train.precision == "fp32" or (config.train.precision == "amp" and device.type == "cpu"):
+        return nullcontext()
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype)

@@ -1,0 +1,149 @@
+"""What a backbone is: one file with a subclass of `Backbone`, and one line of `statten.registry`.
+
+Whoever needs to know a network - energy ledger, spike meter, reports, search, exports, import of published weights - asks its
+class or its instance here, and knows none by heart. Shapes:
+
+    T timesteps   B batch   C input channels   D embedding   K classes   H, W the image or a map
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from statten.config import ModelConfig
+from statten.errors import UserError
+from statten.models.attention.core import AttentionCore
+from statten.models.norm import BatchNorm2d
+from statten.models.operations import Operation
+from statten.neurons import LIF
+
+Values = Callable[[tuple[Any, ...], Tensor], Tensor]
+"""What is measured at a module, [T, B, ...], from its inputs and its output."""
+
+
+class Backbone(nn.Module):
+    """Images [B, C, H, W], repeated T times, or event clips [B, T, C, H, W] to logits.
+
+    Args:
+        config: the model's part of the config.
+        backend: implementation of the neurons, a key of NEURON_BACKENDS or `auto`.
+    """
+
+    def __init__(self, config: ModelConfig, backend: str = "auto"):
+        super().__init__()
+        self.config, self.backend = config, backend
+        self.timesteps = config.timesteps
+        self.activation_checkpointing = False
+        """Whether blocks keep their input alone, and run again in the backward pass."""
+
+    # What a subclass has.
+
+    def logits(self, x_TBCHW: Tensor) -> Tensor:
+        """Logits [T, B, K] of frames [T, B, C, H, W], or of an image [1, B, C, H, W] for all T."""
+        raise NotImplementedError
+
+    def spiking_layers(self) -> dict[str, LIF]:
+        """Every layer of neurons by name, in the order of the forward pass."""
+        raise NotImplementedError
+
+    @classmethod
+    def operations(cls, config: ModelConfig) -> Iterator[Operation]:
+        """The convolutions and products of one timestep, in the order of the forward pass: rows of the energy ledger."""
+        raise NotImplementedError
+
+    # What it may have.
+
+    def attention_cores(self) -> dict[str, AttentionCore]:
+        """Attention cores by the name that their points begin with, such as blocks.0.attn."""
+        return {}
+
+    def derived_inputs(self) -> dict[str, tuple[nn.Module, Values]]:
+        """Where operations read something else than a layer's own spikes: modules with what is read there, by point."""
+        return {}
+
+    def conv_norms(self) -> Iterator[nn.Sequential]:
+        """Pairs of a convolution and its BatchNorm, of which inference may make one convolution."""
+        for module in self.modules():
+            if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], nn.Conv2d):
+                yield module
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters form a layer, in timm's form."""
+        return {"stem": r"^embed", "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)"}
+
+    @classmethod
+    def dense_operations(cls, config: ModelConfig) -> Iterator[Operation]:
+        """The operations of a network of the same layers and widths that computes with numbers, softmax(Q K^T) V included."""
+        return (operation for operation in cls.operations(config) if operation.kind != "product")
+
+    @classmethod
+    def activations(cls, config: ModelConfig) -> int:
+        """A number that grows with what a sample's forward pass keeps: by it a space's smallest and largest trial are found."""
+        return config.timesteps * sum(operation.outputs for operation in cls.operations(config))
+
+    @classmethod
+    def operators(cls, config: ModelConfig) -> list[str]:
+        """What it needs beside convolutions, neurons and sums, in words: exporters may lack it."""
+        return []
+
+    published_fields: ClassVar[Mapping[str, str]] = {}
+    """Arguments of the published code that shape the network, and the config's fields that they are here."""
+
+    @classmethod
+    def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published state_dict as one of ours; raises UserError."""
+        raise UserError(f"published weights: there is no published form of {cls.__name__}")
+
+    @classmethod
+    def to_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One of our state_dicts under the published names; raises UserError."""
+        raise UserError(f"published weights: there is no published form of {cls.__name__}")
+
+    # What all share.
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K], the mean over timesteps, or [T, B, K] with `per_timestep_logits`.
+
+        Raises:
+            ValueError: x has another shape than the config says.
+        """
+        self._check(x)
+        logits_TBK = self.logits(x.transpose(0, 1) if self.config.events else x.unsqueeze(0))
+        return logits_TBK if self.config.per_timestep_logits else logits_TBK.mean(0)
+
+    def set_timesteps(self, timesteps: int, block_size: int) -> None:
+        """Change T and b: they own no weights. Raises ValueError when b is above T."""
+        if not 1 <= block_size <= timesteps:
+            raise ValueError(
+                f"`block_size` must be between 1 and `timesteps`, but got (block_size={block_size}, timesteps={timesteps})"
+            )
+        self.timesteps = timesteps
+        for core in self.attention_cores().values():
+            core.set_block_size(block_size)
+
+    def _check(self, x: Tensor) -> None:
+        c = self.config
+        frame = (c.in_channels, c.image_size, c.image_size)
+        wanted = (self.timesteps, *frame) if c.events else frame
+        if tuple(x.shape[1:]) != wanted:
+            axes = "[B, T, C, H, W]" if c.events else "[B, C, H, W]"
+            raise ValueError(f"input must be {axes} = [B, {', '.join(map(str, wanted))}], but got {list(x.shape)}")
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal weights with standard deviation 0.02 and biases 0; BatchNorm keeps PyTorch's."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def per_frame(module: nn.Module, x_TBCHW: Tensor) -> Tensor:
+    """Apply a module for [B, C, H, W] to all timesteps at once."""
+    return module(x_TBCHW.flatten(0, 1)).unflatten(0, x_TBCHW.shape[:2])
+
+
+def conv_bn(conv: nn.Conv2d, backend: str) -> nn.Sequential:
+    """A convolution and its BatchNorm."""
+    return nn.Sequential(conv, BatchNorm2d(conv.out_channels, backend))

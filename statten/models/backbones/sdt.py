@@ -1,0 +1,332 @@
+"""The STAtten transformer (Lee et al., CVPR 2025) on the Spike-driven Transformer (Yao et al., NeurIPS 2023). Shapes:
+
+    T timesteps   B batch   C input channels   D embedding   H, W the image or the token grid
+
+The residual stream is real-valued (membrane shortcut): every branch starts with a neuron and ends with a BatchNorm, and there
+is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see the spikes.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, ClassVar, cast
+
+import torch
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from statten.config import ModelConfig
+from statten.errors import UserError
+from statten.models.attention.core import AttentionCore, FramePool
+from statten.models.backbones.base import Backbone, Values, conv_bn, init_weights, per_frame
+from statten.models.memory import MaxPool, checkpointed
+from statten.models.operations import Operation, conv3x3
+from statten.neurons import LIF, PLIF
+from statten.registry import ATTENTION
+
+Neuron = Callable[..., LIF]
+
+
+class PatchEmbed(nn.Module):
+    """Spiking patch splitting: four convolutions, up to four halvings, and a shortcut that keeps the last map's values."""
+
+    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
+        super().__init__()
+        D = config.embed_dim
+        widths = [config.in_channels, D // 8, D // 4, D // 2, D]
+        pairs = pairwise(widths)
+        self.stages = nn.ModuleList(conv_bn(nn.Conv2d(i, o, 3, padding=1, bias=False), backend) for i, o in pairs)
+        self.lifs = nn.ModuleList(neuron() for _ in range(4))
+        self.pools = nn.ModuleList(MaxPool(stride=2) if digit == "1" else nn.Identity() for digit in config.pooling)
+        self.rpe = conv_bn(nn.Conv2d(D, D, 3, padding=1, bias=False), backend)
+
+    def forward(self, x_TBCHW: Tensor, timesteps: int) -> Tensor:
+        """Frames [T, B, C, H, W], or an image [1, B, C, H, W] for all T, to the residual stream [T, B, D, H', W'].
+
+        What one image gives in front of the first neuron is the same at every timestep, and computed once.
+        """
+        x = x_TBCHW
+        for stage, lif, pool in zip(self.stages[:3], self.lifs[:3], self.pools[:3], strict=True):
+            conv, norm = cast(nn.Sequential, stage)
+            x = per_frame(pool, lif(per_frame(conv, x), timesteps, norm))
+        shortcut = per_frame(self.pools[3], per_frame(self.stages[3], x))
+        return _stream(shortcut) + per_frame(self.rpe, self.lifs[3](shortcut))
+
+
+class Attention(nn.Module):
+    """Spikes to q, k and v by one convolution, an attention core, and a projection back to the stream."""
+
+    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
+        super().__init__()
+        D = config.embed_dim
+        kind = PLIF if config.neuron_at("attention") == "plif" else LIF
+        self.lif, self.q_lif, self.k_lif, self.v_lif = (neuron() for _ in range(4))
+        self.qkv = conv_bn(nn.Conv2d(D, 3 * D, 1, bias=False), backend)
+        self.pool = FramePool() if config.events else None
+        self.core = ATTENTION[config.attention](config, kind, backend)
+        self.proj = conv_bn(nn.Conv2d(D, D, 1), backend)
+
+    def forward(self, x_TBDHW: Tensor) -> Tensor:
+        """Residual stream to this branch's addition, both [T, B, D, H, W]."""
+        s = self.lif(x_TBDHW)
+        q, k, v = per_frame(self.qkv, s).chunk(3, dim=2)
+        q, k, v, mask = self.q_lif(q), self.k_lif(k), self.v_lif(v), None
+        if self.pool is not None:
+            q, k, v, mask = (self.pool(spikes) for spikes in (q, k, v, s))
+        return per_frame(self.proj, self.core(q, k, v, mask))
+
+
+class MLP(nn.Module):
+    """Two 1 x 1 convolutions, each behind a neuron."""
+
+    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
+        super().__init__()
+        D, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        self.lif1, self.lif2 = neuron(), neuron()
+        self.fc1 = conv_bn(nn.Conv2d(D, hidden, 1), backend)
+        self.fc2 = conv_bn(nn.Conv2d(hidden, D, 1), backend)
+        self.inner_shortcut = hidden == D
+
+    def forward(self, x_TBDHW: Tensor) -> Tensor:
+        """Residual stream to this branch's addition, both [T, B, D, H, W]."""
+        spikes = self.lif1(x_TBDHW)
+        if self.inner_shortcut:
+            hidden = per_frame(self.fc1, spikes)
+            return hidden + per_frame(self.fc2, self.lif2(x_TBDHW + hidden))
+        conv, norm = self.fc1
+        return per_frame(self.fc2, self.lif2(per_frame(conv, spikes), norm=norm))
+
+
+class Block(nn.Module):
+    """Attention and MLP around the residual stream, with stochastic depth on both."""
+
+    def __init__(self, config: ModelConfig, make_neuron: Callable[[str], Neuron], backend: str, drop_rate: float):
+        super().__init__()
+        self.attn = Attention(config, make_neuron("attention"), backend)
+        self.mlp = MLP(config, make_neuron("mlp"), backend)
+        self.drop_rate = drop_rate
+
+    def forward(self, x_TBDHW: Tensor) -> Tensor:
+        """Residual stream [T, B, D, H, W] to the same."""
+        x = x_TBDHW + self._drop(self.attn(x_TBDHW))
+        return x + self._drop(self.mlp(x))
+
+    def spiking_layers(self) -> dict[str, LIF]:
+        """The neurons of this block by name, in the order of the forward pass."""
+        attn, mlp = self.attn, self.mlp
+        layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
+        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, "mlp.fc1": mlp.lif1, "mlp.fc2": mlp.lif2}
+
+    def _drop(self, branch_TBDHW: Tensor) -> Tensor:
+        if not (self.training and self.drop_rate):
+            return branch_TBDHW
+        # timm draws once per entry of the first axis; that must be a sample with all its timesteps.
+        return drop_path(branch_TBDHW.transpose(0, 1), self.drop_rate, training=True).transpose(0, 1)
+
+
+class STAttenTransformer(Backbone):
+    """The Spike-driven Transformer with STAtten's, or its own, attention.
+
+    Args:
+        config: the model's part of the config.
+        backend: implementation of the neurons, a key of NEURON_BACKENDS or `auto`.
+    """
+
+    published_fields: ClassVar = {
+        "num_classes": "model.num_classes",
+        "img_size": "model.image_size",
+        "in_channels": "model.in_channels",
+        "pooling_stat": "model.pooling",
+        "layer": "model.depth",
+        "dim": "model.embed_dim",
+        "num_heads": "model.num_heads",
+        "mlp_ratio": "model.mlp_ratio",
+        "time_steps": "model.timesteps",
+        "chunk_size": "model.block_size",
+        "TET": "model.per_timestep_logits",
+    }
+
+    def __init__(self, config: ModelConfig, backend: str = "auto"):
+        super().__init__(config, backend)
+
+        def make_neuron(place: str) -> Neuron:
+            kind = PLIF if config.neuron_at(place) == "plif" else LIF  # type: ignore[arg-type]
+            return lambda: kind(config.v_threshold, config.tau, config.surrogate_alpha, backend=backend)
+
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.embed = PatchEmbed(config, make_neuron("embed"), backend)
+        self.blocks = nn.ModuleList(Block(config, make_neuron, backend, rate) for rate in rates)
+        self.head_lif = make_neuron("head")()
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.apply(init_weights)
+
+    def logits(self, x_TBCHW: Tensor) -> Tensor:
+        """As `Backbone.logits`."""
+        x_TBDHW = self.embed(x_TBCHW, self.timesteps)
+        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            x_TBDHW = checkpointed(block, x_TBDHW) if checkpointing else block(x_TBDHW)
+        return self.head(self.head_lif(x_TBDHW.mean((-1, -2))))
+
+    def spiking_layers(self) -> dict[str, LIF]:
+        """As `Backbone.spiking_layers`."""
+        layers = {f"embed.{i}": cast(LIF, lif) for i, lif in enumerate(self.embed.lifs)}
+        for i, block in enumerate(self._blocks()):
+            layers |= {f"blocks.{i}.{name}": lif for name, lif in block.spiking_layers().items()}
+        return {**layers, "head": self.head_lif}
+
+    def attention_cores(self) -> dict[str, AttentionCore]:
+        """As `Backbone.attention_cores`."""
+        return {f"blocks.{i}.attn": block.attn.core for i, block in enumerate(self._blocks())}
+
+    def derived_inputs(self) -> dict[str, tuple[nn.Module, Values]]:
+        """embed.0.pooled (the next convolution's input), blocks.0.attn.query (q in event mode, pooled), blocks.0.attn.mixed
+        (what the projection reads, where it is not the core's own spikes)."""
+        points: dict[str, tuple[nn.Module, Values]] = {}
+        c = self.config
+        for i in (0, 1, 2):
+            if c.pooling[i] == "1":
+                points[f"embed.{i}.pooled"] = (
+                    self.embed.pools[i], lambda _, output: output.unflatten(0, (self.timesteps, -1)),
+                )  # fmt: skip
+        for prefix, core in self.attention_cores().items():
+            if c.events:
+                points[f"{prefix}.query"] = (core, lambda inputs, _: inputs[0])
+            if core.mixes(c):
+                points[f"{prefix}.mixed"] = (core, lambda _, output: output)
+        return points
+
+    @classmethod
+    def operations(cls, config: ModelConfig) -> Iterator[Operation]:
+        """As `Backbone.operations`."""
+        c, core = config, ATTENTION[config.attention]
+        D, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
+        widths, side = [c.in_channels, D // 8, D // 4, D // 2, D], c.image_size
+        for i, (inner, outer) in enumerate(pairwise(widths)):
+            point = None if i == 0 else f"embed.{i - 1}" + (".pooled" if c.pooling[i - 1] == "1" else "")
+            yield conv3x3(f"embed.conv{i}", point, inner, outer, side)
+            side = (side + 1) // 2 if c.pooling[i] == "1" else side
+        yield conv3x3("embed.rpe", "embed.3", D, D, side)
+        N = side * side
+        for i in range(c.depth):
+            block = f"blocks.{i}"
+            yield Operation(f"{block}.attn.qkv", "conv1x1", f"{block}.attn.in", 3 * N * D * D, 3 * D * D, N * D, 3 * N * D)
+            yield from core.operations(c, block, N)
+            yield Operation(
+                f"{block}.attn.proj", "conv1x1", f"{block}.attn.mixed", N * D * D, D * D, N * D, N * D, levels=core.levels(c)
+            )
+            yield Operation(f"{block}.mlp.fc1", "conv1x1", f"{block}.mlp.fc1", N * D * hidden, D * hidden, N * D, N * hidden)
+            yield Operation(f"{block}.mlp.fc2", "conv1x1", f"{block}.mlp.fc2", N * hidden * D, D * hidden, N * hidden, N * D)
+        yield Operation("head", "linear", "head", D * c.num_classes, D * c.num_classes, D, c.num_classes)
+
+    @classmethod
+    def dense_operations(cls, config: ModelConfig) -> Iterator[Operation]:
+        """As `Backbone.dense_operations`, with Q K^T (scores) and the product with V (mix) in each block."""
+        N, D = config.tokens_per_side**2, config.embed_dim
+        for operation in super().dense_operations(config):
+            yield operation
+            if operation.layer.endswith(".qkv"):
+                block = operation.layer.removesuffix(".qkv")
+                for name in ("scores", "mix"):
+                    yield Operation(f"{block}.{name}", "product", None, N * N * D, 0, 2 * N * D, config.num_heads * N * N)
+
+    @classmethod
+    def activations(cls, config: ModelConfig) -> int:
+        """As `Backbone.activations`; the embedding is worth about two blocks."""
+        return config.timesteps * config.embed_dim * (config.depth + 2)
+
+    @classmethod
+    def operators(cls, config: ModelConfig) -> list[str]:
+        """Attention's, and max-pooling."""
+        pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
+        pools += ["attn.pool"] * config.events
+        return ATTENTION[config.attention].operators(config) + [f"max_pool2d ({', '.join(pools)})"] * bool(pools)
+
+    @classmethod
+    def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A published state_dict, with or without "module." prefixes, as one of ours.
+
+        Its `talking_heads` weights never get a gradient, and are dropped.
+
+        Raises:
+            UserError: weights that have no place here, or lack their partners, by name.
+        """
+        theirs = {name.removeprefix("module."): value for name, value in state.items()}
+        theirs = {name: value for name, value in theirs.items() if not name.endswith("talking_heads.weight")}
+        depth = _depth(theirs, "block")
+        names, ours = _modules(depth), {}
+        for i in range(depth):
+            for kind, part, parameters in (("conv", 0, ("weight",)), ("bn", 1, _BATCHNORM)):
+                for parameter in parameters:
+                    keys = [f"block.{i}.attn.{letter}_{kind}.{parameter}" for letter in "qkv"]
+                    missing = [key for key in keys if key not in theirs]
+                    if missing:
+                        raise UserError(f"published weights: {', '.join(missing)} missing")
+                    tensors = [theirs.pop(key) for key in keys]
+                    joined = tensors[0] if parameter == "num_batches_tracked" else torch.cat(tensors)
+                    ours[f"blocks.{i}.attn.qkv.{part}.{parameter}"] = joined
+        unknown = []
+        for name, value in theirs.items():
+            module, _, parameter = name.rpartition(".")
+            if module in names and parameter in _PARAMETERS:
+                ours[f"{names[module]}.{parameter}"] = value
+            else:
+                unknown.append(name)
+        if unknown:
+            raise UserError(f"published weights: no place for {', '.join(unknown)}")
+        return ours
+
+    @classmethod
+    def to_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One of our state_dicts under the published names; the unused `talking_heads` weights are not made up."""
+        depth = _depth(state, "blocks")
+        names, theirs = {ours: published for published, ours in _modules(depth).items()}, {}
+        for name, value in state.items():
+            module, _, parameter = name.rpartition(".")
+            joined = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.([01])", module)
+            if joined:
+                kind = ("conv", "bn")[int(joined[2])]
+                shares = [value] * 3 if parameter == "num_batches_tracked" else value.chunk(3)
+                for letter, share in zip("qkv", shares, strict=True):
+                    theirs[f"block.{joined[1]}.attn.{letter}_{kind}.{parameter}"] = share.clone()
+            elif module in names:
+                theirs[f"{names[module]}.{parameter}"] = value
+            else:
+                raise UserError(f"{name}: the published model has no such weight")
+        return theirs
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+
+def _stream(x: Tensor) -> Tensor:
+    """The residual stream is float32 under mixed precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# The published names are on the left; its q, k and v are one convolution here.
+_PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
+_BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def _modules(depth: int) -> dict[str, str]:
+    """Published module name to ours, for modules that stand for themselves."""
+    names = {"patch_embed.rpe_conv": "embed.rpe.0", "patch_embed.rpe_bn": "embed.rpe.1", "head": "head", "head_lif": "head_lif"}
+    for stage in range(4):
+        suffix = stage or ""
+        names[f"patch_embed.proj_conv{suffix}"] = f"embed.stages.{stage}.0"
+        names[f"patch_embed.proj_bn{suffix}"] = f"embed.stages.{stage}.1"
+        names[f"patch_embed.proj_lif{suffix}"] = f"embed.lifs.{stage}"
+    for i in range(depth):
+        theirs, ours = f"block.{i}", f"blocks.{i}"
+        names |= {f"{theirs}.attn.proj_conv": f"{ours}.attn.proj.0", f"{theirs}.attn.proj_bn": f"{ours}.attn.proj.1"}
+        for layer in (1, 2):
+            names[f"{theirs}.mlp.fc{layer}_conv"] = f"{ours}.mlp.fc{layer}.0"
+            names[f"{theirs}.mlp.fc{layer}_bn"] = f"{ours}.mlp.fc{layer}.1"
+            names[f"{theirs}.mlp.fc{layer}_lif"] = f"{ours}.mlp.lif{layer}"
+    return names
+
+
+def _depth(names: Mapping[str, Any], prefix: str) -> int:
+    found = [int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
+    return max(found, default=-1) + 1

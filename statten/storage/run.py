@@ -1,0 +1,305 @@
+"""The run folder: everything a run is, readable without this package.
+
+    <storage>/<name>/
+        run.json          kind, creation, origin (the checkpoint that it started from)
+        config.yaml       the whole validated config
+        environment.json  versions, commit, hardware
+        splits.json       indices of the train, validation and test parts (split.py: bits, where there are many)
+        initial.safetensors  weights that it started from, if not from the seed
+        metrics.jsonl     one line per finished epoch
+        train.log         warnings and choices of the workers
+        progress.json     where the current epoch is
+        checkpoints/      see checkpoint.py
+        tensorboard/      one event folder
+        result.json       how it ended: finished, failed (with the reason) or stopped
+        evaluation.json   what `evaluate` found on the test part
+        evaluations/      its whole reports, one folder for each dataset, T and b; see evaluation/
+
+A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from statten.config import Config, dump_config, load_config
+from statten.errors import Superseded, UserError, nearest
+from statten.files import exclusive, new_folder, read_json, write_json, write_text
+from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
+from statten.storage.store import is_uri, split_uri, working_copy
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def default_storage() -> Path:
+    """`$STATTEN_STORAGE`, else ./runs."""
+    return working_copy(os.environ.get("STATTEN_STORAGE") or "runs")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class RunFolder:
+    """What runs, trials and sweeps have in common: a marker file that names their kind, a config, one writer at a time."""
+
+    marker = "run.json"
+    noun = "run"
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @cached_property
+    def config(self) -> Config:
+        """The config that it was started with; read once."""
+        return load_config(self.path / "config.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Content of the marker file."""
+        return read_json(self.path / self.marker) or {}
+
+    @classmethod
+    def open(cls, path: Path):
+        """Open an existing folder of this kind; raises UserError when it is none."""
+        if not path.is_dir():
+            raise UserError(f"{path}: no such {cls.noun}; {_neighbours(path)}")
+        if not (path / cls.marker).is_file():
+            raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}")
+        return cls(path)
+
+    @classmethod
+    def at(cls, address: str, attempt: str, writes: bool = False):
+        """The folder that an `address` means on this machine; see `remote.at`."""
+        return cls(at(address, attempt, writes))
+
+    @property
+    def address(self) -> str:
+        """What a worker on any machine finds it by."""
+        mirror = mirror_of(self.path)
+        return mirror.address if mirror else str(self.path.resolve())
+
+    @property
+    def where(self) -> str:
+        """What a person calls it: its URI or its path."""
+        mirror = mirror_of(self.path)
+        return mirror.uri if mirror else str(self.path)
+
+    @property
+    def typed(self) -> str:
+        """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
+        return shlex.quote(self.where)
+
+    def refresh(self, wait: bool = True) -> None:
+        """See what workers elsewhere have written; nothing in a plain folder. Without `wait`, not while a worker here sends."""
+        refresh(self.path, wait)
+
+    def publish(self, attempt: str) -> None:
+        """Show workers elsewhere what was written here; nothing in a plain folder."""
+        if mirror_of(self.path) and (mirror := mirror_of(self.path, self.config.scale.storage_seconds)):
+            mirror.claim(attempt)
+            mirror.push(attempt)
+
+    def hand_over(self, attempt: str) -> str:
+        """Let workers of an attempt, on any machine, write this run, and return the address that they find it by."""
+        write_text(self.path / "attempt", attempt)
+        self.publish(attempt)
+        return self.address
+
+    @contextmanager
+    def writing(self) -> Iterator[str]:
+        """Be the only writer while this is open, and yield the name of this attempt.
+
+        The lock goes with the process, however it ends. Workers of an earlier attempt that outlive it find a new name in
+        the file `attempt` (in a store, in the object), and stop.
+        """
+        attempt, mirror = uuid.uuid4().hex, mirror_of(self.path)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.path, f"this {self.noun}"))
+            if mirror:
+                stack.enter_context(mirror.leased(attempt, f"this {self.noun}"))
+                self._meet(mirror, attempt)
+            write_text(self.path / "attempt", attempt)
+            try:
+                yield attempt
+            finally:
+                if mirror and (patient := mirror_of(self.path, self.config.scale.storage_seconds)):
+                    with suppress(Superseded):
+                        patient.send(attempt)
+
+    def _meet(self, mirror: Mirror, attempt: str) -> None:
+        """Make copy and store agree before anything is written; raises UserError where the name is another run's."""
+        with mirror.store.speaking():
+            if mirror.known:
+                mirror.pull(look)
+            elif self.marker in mirror.store.listing(mirror.name):
+                raise exists(self.path)
+            self.publish(attempt)
+
+
+class Run(RunFolder):
+    """A training run (or a trial of a sweep) on disk."""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        config: Config,
+        origin: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+        weights: Path | None = None,
+    ) -> "Run":
+        """Make the folder, whole or not at all; raises UserError when the name is taken.
+
+        `extra` maps file names to further JSON content, such as splits.json; `weights` is copied to initial.safetensors.
+        """
+        check_name(path.name)
+        refresh(path)
+        try:
+            with new_folder(path) as aside:
+                write_json(aside / cls.marker, {"kind": "run", "created": now(), "origin": origin}, durable=False)
+                write_text(aside / "config.yaml", dump_config(config), durable=False)
+                for name, content in (extra or {}).items():
+                    write_json(aside / name, content, durable=False)
+                if weights:
+                    shutil.copyfile(weights, aside / "initial.safetensors")
+                (aside / "checkpoints").mkdir()
+        except FileExistsError:
+            raise exists(path) from None
+        return cls(path)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended; None while it has not."""
+        return read_json(self.path / "result.json")
+
+    @property
+    def state(self) -> str:
+        """finished, failed, stopped (early, by a sweep) or unfinished."""
+        return (self.result or {}).get("state", "unfinished")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One row per finished epoch; a line that was cut off by a crash is left out."""
+        rows = []
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best epoch, else the newest; raises UserError when no epoch is finished."""
+        rows = self.metrics()
+        name = f"epoch-{best_row(rows)['epoch'] if rows else 0:04d}"
+        if not (self.checkpoint_folder / name).is_dir() and (mirror := mirror_of(self.path)):
+            mirror.fetch(name)
+        paths = checkpoints(self.checkpoint_folder)
+        for path in paths:
+            if path.name == name:
+                return path
+        if not paths:
+            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
+        return paths[-1]
+
+    @property
+    def attempt(self) -> str:
+        """Name of the newest attempt to write this run."""
+        return (self.path / "attempt").read_text(encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """Add a line to train.log from another process than the workers; the person at the screen sees it too."""
+        with suppress(OSError), (self.path / "train.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def fail(self, reason: str, state: str = "failed", cause: str | None = None) -> None:
+        """Record that the run ended without a result, and why; `cause` is one of faults.py's kinds."""
+        causes = {"cause": cause} if cause else {}
+        write_json(self.path / "result.json", {"state": state, "reason": reason, **causes, "ended": now()})
+
+    def stop(self, reason: str) -> None:
+        """Record that a sweep stopped this trial early, and why."""
+        self.fail(reason, "stopped")
+
+
+def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The epoch that a run is judged by: highest validation top-1, then lowest validation loss."""
+    return max(rows, key=lambda row: (row["val/top1"], -row["val/loss"]))
+
+
+# Names and places.
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless a folder's name is one that every file system and TensorBoard can show."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"--name: must be letters, digits, '.', '_' or '-', at most 100 and starting with a letter or digit, "
+            f"but got {name!r}; the nearest is {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-_')[:100] or 'run'!r}"
+        )
+
+
+def exists(path: Path) -> UserError:
+    """The error for a name that is taken."""
+    return UserError(f"{path}: exists already; choose another --name, or continue it with: statten resume {path.name}")
+
+
+def free_name(storage: Path, stem: str) -> str:
+    """The first of stem-001, stem-002, ... that is not taken."""
+    taken = {path.name for path in storage.iterdir()} if storage.is_dir() else set()
+    taken |= taken_names(storage)
+    number = 1
+    while f"{stem}-{number:03d}" in taken:
+        number += 1
+    return f"{stem}-{number:03d}"
+
+
+def locate(target: str | Path, storage: Path) -> Path:
+    """The folder that a name, path or URI means, up to date; names are looked up in the storage first."""
+    if is_uri(str(target)):
+        uri, target = split_uri(str(target))
+        storage = working_copy(uri)
+    path = storage / target
+    refresh(path)
+    if path.exists():
+        return path
+    if Path(target).exists():
+        refresh(Path(target))
+        return Path(target)
+    raise UserError(f"{target}: no such run or sweep in {storage}; {_neighbours(path)}")
+
+
+def _neighbours(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.glob("*/") if not p.name.startswith(".")) if path.parent.is_dir() else []
+    return nearest(path.name, names) if names else f"{path.parent} holds none"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    names = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
+    return sorted(path for path in folder.glob("epoch-*") if names.fullmatch(path.name))

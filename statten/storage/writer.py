@@ -1,0 +1,238 @@
+"""What `fit` tells, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard, and the log file."""
+
+import errno
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from statten.config import Config
+from statten.errors import Superseded
+from statten.files import FULL, append_line, write_json, write_text
+from statten.storage.mirror import Sender, mirror_of
+from statten.storage.run import Run, now
+
+log = logging.getLogger("statten")
+
+
+class RunReport:
+    """What `fit` reports, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard.
+
+    Where the storage is away, every write but that of the progress waits for it, at most `scale.storage_seconds`.
+
+    Args:
+        then: called on every rank after each epoch with the metrics: Ray's own report.
+        leave: called on every rank after each step; true asks for a checkpoint, and to leave.
+    """
+
+    PROGRESS_SECONDS = 0.5
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        attempt: str,
+        rank: int = 0,
+        then: Callable[[dict[str, float]], object] | None = None,
+        leave: Callable[[], bool] = lambda: False,
+    ):
+        self.run, self.config, self.attempt, self.rank, self.then, self.leave = run, config, attempt, rank, then, leave
+        mirror = mirror_of(run.path, config.scale.storage_seconds) if rank == 0 else None
+        self._sender = Sender(mirror, attempt) if mirror else None
+        self._events: Any = None
+        self._purge: int | None = None
+        self._progress_at = 0.0
+
+    def begin(self, state: Any) -> None:
+        """Make the folder agree with the state that training starts from."""
+        if self.rank == 0:
+            self._patiently(self._begin, state)
+
+    def _begin(self, state: Any) -> None:
+        self._check_attempt()
+        for aside in self.run.checkpoint_folder.glob(".epoch-*"):  # a killed process did not finish it
+            shutil.rmtree(aside, ignore_errors=True)
+        (self.run.path / "result.json").unlink(missing_ok=True)
+        rows = [row for row in self.run.metrics() if row["epoch"] < state.epoch]
+        stale = (self.run.path / "metrics.jsonl").exists()
+        if state.metrics:
+            # The last finished epoch comes from the checkpoint: a crash may have struck between the two.
+            rows.append(state.metrics)
+        if stale or rows:
+            write_text(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            self._purge = state.epoch
+            if state.metrics:
+                self._write_events(state)
+
+    def step(self, state: Any, steps: int) -> bool:
+        """Tell where the epoch is, a few times a second."""
+        if self.rank == 0 and time.monotonic() - self._progress_at >= self.PROGRESS_SECONDS:
+            self._progress_at = time.monotonic()
+            progress = {"epoch": state.epoch, "epochs": self.config.train.total_epochs, "step": state.step, "steps": steps}
+            with suppress(OSError):  # nobody needs it to go on
+                write_json(self.run.path / "progress.json", {**progress, "time": time.time()}, durable=False)
+        return self.leave()
+
+    def checkpoint(self, state: Any) -> None:
+        """Write a checkpoint inside an epoch."""
+        if self.rank == 0:
+            self._await_store()
+            self._patiently(self._save, state)
+            self._send()
+
+    def epoch(self, state: Any) -> None:
+        """Keep a finished epoch."""
+        if self.rank == 0:
+            self._await_store()
+            self._patiently(self._save, state)
+            self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
+            self._patiently(self._write_events, state)
+            self._send()
+        if self.then:
+            self._await_store()  # who hears of the epoch may look for it there
+            self.then(dict(state.metrics))
+
+    def end(self, state: Any) -> None:
+        """Keep the result of the whole run."""
+        if self.rank == 0:
+            self._patiently(self._end, state)
+
+    def _end(self, state: Any) -> None:
+        self._check_attempt()
+        best = {**state.best, "checkpoint": str(self.run.best_checkpoint().relative_to(self.run.path))}
+        seconds = sum(row["seconds"] for row in self.run.metrics())
+        result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
+        write_json(self.run.path / "result.json", {**result, "ended": now()})
+        (self.run.path / "progress.json").unlink(missing_ok=True)
+
+    def close(self, failed: bool) -> None:
+        """Close the event file, mark the HParams session as ended and see that a store has everything."""
+        if self._events is not None:
+            from torch.utils.tensorboard.summary import hparams
+
+            end = hparams({}, {})[2]
+            if failed:
+                from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
+                from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+                content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
+                content.session_end_info.status = STATUS_FAILURE
+                end.value[0].metadata.plugin_data.content = content.SerializeToString()
+            with suppress(OSError):  # storage that is away or full has been told of
+                self._events.file_writer.add_summary(end)
+                self._events.close()
+            self._events = None
+        if self._sender:
+            with suppress(*[RuntimeError] if failed else []):  # there is a better reason already
+                self._sender.close()
+
+    def _await_store(self) -> None:
+        """Files of this run change again: what is on its way to a store must have arrived."""
+        if self._sender:
+            self._sender.wait()
+
+    def _send(self) -> None:
+        if self._sender:
+            self._sender.start()
+
+    def _patiently(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Write to the run's folder, which must be there: an empty mount point, or a folder made anew, is not it."""
+        began, pause = time.monotonic(), 0.0
+        while True:
+            try:
+                if not (self.run.path / self.run.marker).is_file():
+                    raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self.run.path))
+                write(*arguments)
+                if pause:
+                    log.warning("the storage is back after %.0f s", time.monotonic() - began)
+                return
+            except OSError as error:
+                seconds = self.config.scale.storage_seconds
+                if error.errno in FULL or time.monotonic() - began >= seconds:
+                    raise
+                if not pause:
+                    log.warning("waiting for the storage, up to %g s (scale.storage_seconds): %s", seconds, error)
+            pause = min(max(0.5, 2 * pause), 15.0)
+            time.sleep(pause)
+
+    def _check_attempt(self) -> None:
+        if self.run.attempt != self.attempt:
+            raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
+
+    def _save(self, state: Any) -> None:
+        from statten.storage import checkpoint  # torch, which a folder that is only read does not need
+
+        self._check_attempt()
+        checkpoint.save(state, self.run.checkpoint_folder)
+        checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
+
+    def _write_events(self, state: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self._events is None:  # made with the first row, so that no event file is empty
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
+            for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
+                self._events.file_writer.add_summary(summary)
+        try:
+            # HParams shows a tag's last value: the best so far needs a tag of its own.
+            values = {**state.metrics, "best/top1": state.best["val/top1"]}
+            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if tag != "epoch"]
+            self._events.file_writer.add_summary(Summary(value=scalars), state.epoch)
+            self._events.flush()
+        except OSError:
+            self._events, self._purge = None, state.epoch  # the writer's thread ended with it
+            raise
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose storage may be away when a line is written: that line is then on the screen alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+
+@contextmanager
+def logging_to(path: Path, rank: int) -> Iterator[None]:
+    """Also write rank 0's log lines of this package to a file of the run folder."""
+    logger = logging.getLogger("statten")
+    if rank:
+        yield
+        return
+    handler = _LogFile(path, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any]:
+    """What TensorBoard's HParams page needs: all hyperparameters, the few that it shows at first marked."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    flat = {}
+    for part in ("data", "model", "train"):
+        for name, value in getattr(config, part).model_dump(mode="json").items():
+            if value is not None:
+                flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    experiment, start, _ = hparams(flat, {"best/top1": 0.0, "val/loss": 0.0})
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    shown = {*(point or {}), "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}
+    for field in content.experiment.hparam_infos:
+        field.differs = field.name in shown
+    plugin.content = content.SerializeToString()
+    return [experiment, start]
