@@ -24,6 +24,7 @@ BY_RULE = {
     "data.auto_augment": "timm's name of a policy, or empty",
     "model.pooling": "four digits 0 or 1, as text",
     "scale.workers": "whole number from 1 to 4096, or two as `[min, max]`",
+    "space": "text, or a list of texts",
     "scale.neuron_backend": "`auto` or a backend of `statten/registry.py`",
 }
 
@@ -37,7 +38,7 @@ def kind(annotation: Any, metadata: Iterable[Any] = (), many: bool = False) -> s
         return " or ".join(filter(None, [", ".join(f"`{a}`" for a in arguments[:-1]), f"`{arguments[-1]}`"]))
     if origin in (Union, UnionType):
         names = [kind(a, metadata, many) for a in arguments if a is not NoneType]
-        return " or ".join([*dict.fromkeys(names), *(["empty"] if NoneType in arguments else [])])
+        return " or ".join(dict.fromkeys(names)) + (", or empty" if NoneType in arguments else "")
     if origin is tuple:
         return f"{('', 'one', 'two', 'three')[len(arguments)]} {kind(arguments[0], metadata, many=True)}"
     if origin is list:
@@ -84,7 +85,7 @@ def default(field: Any) -> str:
         return f'`"{value}"`'
     if isinstance(value, dict):
         return f"`{value}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{value:g}`".replace("e-0", "e-") if isinstance(value, float) else f"`{value}`"
 
 
 def table(part: type[Part], prefix: str = "") -> Iterator[str]:
@@ -113,7 +114,7 @@ def config_page() -> str:
         part: Any = field.annotation
         lines += [f"## {name}", "", f"{part.__doc__.strip()}", "", *table(part, f"{name}.")]
         if part is ModelConfig:
-            lines += ["### The neuron of each place { #neuron }", "", NeuronMap.__doc__.strip(), "",
+            lines += ["### The neuron of each place", "", NeuronMap.__doc__.strip(), "",
                       *table(NeuronMap, "model.neuron.")]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
@@ -123,8 +124,8 @@ def recipes_page() -> str:
     lines = [
         "# Recipes and job files", "", NOTE,
         "## Recipes", "",
-        "A recipe is a complete config with a name: `statten train NAME`. `statten recipes` lists them too. The published ones are",
-        "those of the paper; each file in `statten/recipes/` opens with its source, what to expect and what is unknown.", "",
+        "A recipe is a complete config with a name: `statten train NAME`. `statten recipes` lists them too. Ten are those of",
+        "the paper; each file in `statten/recipes/` opens with its source, what to expect and what is unknown.", "",
         "| recipe | data | image | T | b | depth | dim | epochs | batch | training |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name in recipe_names():
@@ -142,8 +143,8 @@ def recipes_page() -> str:
         "A job file holds a command with everything that it needs. `statten run FILE` runs it here, `statten submit FILE` sends",
         "the same file to a cluster: see [Several workers, several machines](clusters.md). Complete ones lie in `jobs/`.", "",
         "```yaml", *(line[4:] for line in (example() or "").splitlines()), "```", "", *table(JobFile),
-        "### What must run where { #runtime }", "", Runtime.__doc__ or "", "", *table(Runtime, "runtime."),
-        "### Which field belongs to which command { #commands }", "", "| command | must say | may say |", "|---|---|---|",
+        "### What must run where", "", Runtime.__doc__ or "", "", *table(Runtime, "runtime."),
+        "### Which field belongs to which command", "", "| command | must say | may say |", "|---|---|---|",
     ]  # fmt: skip
     for command, (needed, optional) in FIELDS.items():
         names = [", ".join(f"`{JobFile.model_fields[f].alias or f}`" for f in fields) for fields in (needed, optional)]
