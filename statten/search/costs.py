@@ -165,7 +165,8 @@ def _run(documents: list[dict[str, Any]], device: str, threads: int, gpus: float
             try:
                 return ray.get(pending, timeout=SECONDS)
             finally:
-                for reference in pending:
+                _, late = ray.wait(pending, num_returns=len(pending), timeout=0)
+                for reference in late:  # only these: Ray aborts this process over a task that is cancelled while it ends
                     ray.cancel(reference, force=True)
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
             return [pool.submit(measure, document, device, threads).result(SECONDS) for document in documents]

@@ -108,7 +108,7 @@ from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 from statten.errors import Failed
 from statten.machine import killed_for_memory
-from statten.recovery import Recovery
+from statten.cluster.recovery import Recovery
 from statten.storage.run import Run
 from ray.exceptions import RayActorError
 run, counted = Run(Path(sys.argv[2])), killed_for_memory()
