@@ -1,7 +1,7 @@
 """Write docs/config.md and docs/recipes.md from the docstrings of the fields, the recipes and the job files.
 
-    python docs/generate.py            # write them
-    python docs/generate.py --check    # exit code 1 where they are not what would be written
+python docs/generate.py            # write them
+python docs/generate.py --check    # exit code 1 where they are not what would be written
 """
 
 import re
@@ -103,11 +103,11 @@ def config_page() -> str:
     """docs/config.md."""
     lines = [
         "# Config reference", "", NOTE,
-        "Every field of a run. A recipe or a YAML file sets some of them, `--set PATH=VALUE` replaces single ones, the rest keep",
-        "their defaults. *Empty* is written `null` in YAML. Some rules tie fields together, such as `model.block_size`, which is",
-        "at most `model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.",
+        "Every field of a run. A recipe or a YAML file sets some of them, `--set PATH=VALUE` replaces single ones, the rest",
+        "keep their defaults. *Empty* is written `null` in YAML. Some rules tie fields together, such as `model.block_size`,",
+        "which is at most `model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.",
         "",
-        "YAML is read so that numbers are decimal without leading zeros, as in JSON: `3e-4` is a number, and `0011` and `yes` are",
+        "YAML is read so that numbers are decimal without leading zeros, as in JSON: `3e-4` is a number, `0011` and `yes` are",
         "text. A key that is given twice is an error.", "",
     ]  # fmt: skip
     for name, field in Config.model_fields.items():
@@ -126,7 +126,8 @@ def recipes_page() -> str:
         "## Recipes", "",
         "A recipe is a complete config with a name: `statten train NAME`. `statten recipes` lists them too. Ten are those of",
         "the paper; each file in `statten/recipes/` opens with its source, what to expect and what is unknown.", "",
-        "| recipe | data | image | T | b | depth | dim | epochs | batch | training |", "|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | data | image | T | b | depth | dim | epochs | batch | training |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name in recipe_names():
         c = load_config(name)
@@ -140,8 +141,9 @@ def recipes_page() -> str:
         lines += ["", f"### {name}", "", "```text", *head, "```"]
     lines += [
         "", "## Job files", "",
-        "A job file holds a command with everything that it needs. `statten run FILE` runs it here, `statten submit FILE` sends",
-        "the same file to a cluster: see [Several workers, several machines](clusters.md). Complete ones lie in `jobs/`.", "",
+        "A job file holds a command with everything that it needs. `statten run FILE` runs it here, `statten submit FILE`",
+        "sends the same file to a cluster: see [Several workers, several machines](clusters.md). Complete ones lie in `jobs/`.",
+        "",
         "```yaml", *(line[4:] for line in (example() or "").splitlines()), "```", "", *table(JobFile),
         "### What must run where", "", Runtime.__doc__ or "", "", *table(Runtime, "runtime."),
         "### Which field belongs to which command", "", "| command | must say | may say |", "|---|---|---|",

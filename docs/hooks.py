@@ -1,4 +1,4 @@
-"""For mkdocs: files of the repository that pages link to become part of the site, at the place that they have in the repository.
+"""For mkdocs: files of the repository that pages link to become part of the site, at their place in the repository.
 
 Links are written as they hold in the repository, such as `../cluster/README.md`; here they are turned into those of the site,
 where docs/ is the top.
