@@ -4,7 +4,6 @@ Cases of a comparison take turns, so that whatever else the machine does falls o
 above 1 says that ours is better.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -34,7 +33,7 @@ from statten.data.transforms import sample_transform
 from statten.display import console
 from statten.errors import UserError, nearest
 from statten.files import write_json
-from statten.machine import environment
+from statten.machine import environment, whole_cores
 from statten.models import Backbone, build_model, fold_batch_norm
 from statten.models.attention import statten as counts
 from statten.neurons import LIF, NEURON_BACKENDS, packed_spikes
@@ -230,7 +229,7 @@ def bench_data(
     Both have the same files, the same transform, the same number of processes, and read whole shuffled epochs. Files are
     synthetic, of ImageNet's usual size, and in the memory of the operating system. Then the time to list class folders.
     """
-    batch, workers = batch or 32, workers or min(16, os.cpu_count() or 1)
+    batch, workers = batch or 32, workers or min(16, whole_cores())
     with tempfile.TemporaryDirectory() as temporary:
         folders, shards = Path(temporary) / "folders", Path(temporary) / "shards"
         _write_photos(folders, images)

@@ -30,6 +30,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, else what it is called."""
+    return next((line for text in str(error).splitlines() if (line := text.strip())), type(error).__name__)
+
+
 def shown(value: Any) -> str:
     """A value as a sentence shows it: in YAML, at most 60 characters."""
     text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)

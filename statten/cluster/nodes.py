@@ -12,7 +12,8 @@ import torch
 
 from statten.cluster.session import ray_cluster
 from statten.config import ScaleConfig
-from statten.errors import UserError
+from statten.errors import UserError, first_line
+from statten.machine import whole_cores
 from statten.storage.mirror import mirror_of
 from statten.training.preflight import Preflight
 
@@ -48,7 +49,7 @@ class Share:
 def survey(address: str | None) -> list[Node]:
     """The machines of the cluster at an address (or $RAY_ADDRESS), where nothing is started; without one, this machine."""
     with joined(address) as there:
-        return living() if there else [Node(socket.gethostname(), os.cpu_count() or 1, torch.cuda.device_count())]
+        return living() if there else [Node(socket.gethostname(), whole_cores(), torch.cuda.device_count())]
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -
             except ray.exceptions.RayError as error:
                 if node not in living():
                     continue  # lost since it was listed: nothing will run there
-                raise UserError(f"{what}: {node.name} does not answer: {str(error).splitlines()[0]}") from None
+                raise UserError(f"{what}: {node.name} does not answer: {first_line(error)}") from None
     finally:
         probe.unlink(missing_ok=True)
     if blind:

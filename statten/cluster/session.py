@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from statten.cluster.token import own_token, token_file, token_refused
-from statten.errors import UserError
+from statten.errors import UserError, first_line
 
 # Read by Ray when it is imported or started, in this process and in its workers.
 _ENVIRONMENT = {
@@ -72,10 +72,10 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         if address is None:
-            raise UserError(f"Ray cannot start on this machine: {_first_line(error)}") from None
+            raise UserError(f"Ray cannot start on this machine: {first_line(error)}") from None
         if "InvalidAuthToken" in str(error.__cause__):
             raise UserError(f"scale.address: {token_refused(address)}") from None
-        raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {_first_line(error)}") from None
+        raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {first_line(error)}") from None
     try:
         yield ray.cluster_resources()
     finally:
@@ -100,7 +100,3 @@ def free_port(host: str = "127.0.0.1") -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind((host, port))
             return port
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

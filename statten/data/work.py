@@ -1,9 +1,10 @@
 """Many small pieces of work on files, side by side: reading, decoding and compressing leave Python's lock free."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from statten.machine import whole_cores
 
 T = TypeVar("T")
 
@@ -17,7 +18,7 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 def default_workers() -> int:
     """Threads for work on files."""
-    return min(32, os.cpu_count() or 1)
+    return min(32, whole_cores())
 
 
 def gathered(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:

@@ -19,6 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from statten.errors import first_line
+from statten.machine import compiler, usable_cores, usable_memory
+
 State = Literal["ok", "missing", "broken"]
 GIB = 2**30
 # Ray puts sockets below its temporary folder, and a socket's path has at most 107 characters.
@@ -115,7 +118,7 @@ def package_check(name: str) -> Callable[[], str]:
         try:
             importlib.import_module(name)
         except Exception as error:
-            detail = f"installed, but cannot be imported: {type(error).__name__}: {_first_line(error)}"
+            detail = f"installed, but cannot be imported: {type(error).__name__}: {first_line(error)}"
             raise Broken(detail, _reinstall(name)) from error
         return metadata.version(name)
 
@@ -154,7 +157,7 @@ def check_gpu() -> str:
             torch.cuda.init()
             reason = "it finds no device"
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         raise Broken(f"an NVIDIA driver is here, but PyTorch cannot use it: {reason}", _driver(torch.version.cuda))
     names = []
     for index in range(torch.cuda.device_count()):
@@ -223,22 +226,19 @@ def _reinstall(name: str) -> str:
     return f"make setup, or: pip install --force-reinstall '{wanted[0]}'" if wanted else ""
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 # The machine.
 
 
 def check_compiler() -> str:
-    """A C++ compiler."""
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        path = shutil.which(name) if name else None
-        if path:
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True)
-            return f"{shown.stdout.splitlines()[0]} at {path}"
-    raise Missing("no C++ compiler; only native neurons need one", "apt-get install g++")
+    """The C++ compiler that native neurons will take."""
+    try:
+        path = compiler()
+    except LookupError as reason:
+        if os.environ.get("CXX"):
+            raise Broken(f"{reason}; native neurons need it", "unset CXX, or set it to a C++ compiler") from None
+        raise Missing("no C++ compiler; only native neurons need one", "apt-get install g++") from None
+    shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    return f"{shown.stdout.splitlines()[0]} at {path}"
 
 
 def check_cpu() -> str:
@@ -246,21 +246,9 @@ def check_cpu() -> str:
     return f"{usable_cores():g} cores of {os.cpu_count()}"
 
 
-def usable_cores() -> float:
-    """Cores after affinity and a container's quota."""
-    cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read(Path("/sys/fs/cgroup/cpu.max")).split()
-    if len(quota) == 2 and quota[0] != "max":
-        cores = min(cores, int(quota[0]) / int(quota[1]))
-    return cores
-
-
 def check_memory() -> str:
     """Memory that this process may use."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
-    if limit.isdigit():
-        total = min(total, int(limit))
+    total = usable_memory()
     if total < 3 * GIB:
         raise Broken(f"{total / GIB:.1f} GiB; torch and Ray need 3", "give the machine or the container more memory")
     return f"{total / GIB:.1f} GiB"

@@ -11,7 +11,6 @@ from statten.display import console
 from statten.doctor.checks import (
     Broken,
     Check,
-    _first_line,
     _reinstall,
     check_compiler,
     check_cpu,
@@ -31,6 +30,7 @@ from statten.doctor.checks import (
     ray_temp,
 )
 from statten.doctor.cluster import ClusterProbe, cluster_checks
+from statten.errors import first_line
 from statten.storage.run import default_storage
 
 
@@ -79,7 +79,7 @@ def run_check(name: str, check: Callable[[], str], required: bool = True) -> Che
     except Broken as found:
         return Check(name, found.state, found.detail, found.fix, required)
     except Exception as error:
-        return Check(name, "broken", f"{type(error).__name__}: {_first_line(error)}", _reinstall(name), required)
+        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}", _reinstall(name), required)
 
 
 def healthy(checks: Sequence[Check]) -> bool:

@@ -4,7 +4,6 @@ The part is cut into chunks, each measured for itself and kept as a file until a
 stopped evaluation goes on with those that are missing, and what is added up at the end does not depend on who measured what.
 """
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from statten.config import Config
 from statten.data import EvalLoader, make_test_loader
 from statten.errors import UserError
+from statten.machine import peak_memory
 from statten.metrics.inference import autocast, evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.models import Backbone
@@ -103,7 +103,7 @@ def _record(logits: Tensor, target: Tensor) -> Tensor:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 def merge(parts: list[Measured]) -> Measured:

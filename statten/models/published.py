@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
-from statten.errors import ConfigError, UserError
+from statten.errors import ConfigError, UserError, first_line
 from statten.models.backbones.base import Backbone
 from statten.models.factory import build_model
 from statten.registry import BACKBONES
@@ -167,8 +167,7 @@ def read_published(path: str | Path, ema: bool = True) -> Published:
         with torch.serialization.safe_globals([argparse.Namespace]):
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a checkpoint that can be read safely: {reason}") from None
+        raise UserError(f"{path}: not a checkpoint that can be read safely: {first_line(error)}") from None
     if not isinstance(saved, dict) or not {"state_dict", "args"} <= set(saved):
         raise UserError(f"{path}: must hold state_dict and args, as the published trainer writes them")
     if not isinstance(saved["args"], argparse.Namespace):

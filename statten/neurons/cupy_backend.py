@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statten.errors import first_line
 from statten.files import cache_folder
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable, frames
@@ -293,8 +294,7 @@ class CupyBackend(CompiledBackend):
             x = torch.zeros(1, 8, device="cuda")
             self.kernels.forward(frames(x), torch.empty_like(x), 0.5, Dynamics(), None, 1, None)
         except Exception as error:
-            words = str(error).strip().splitlines()
-            raise Unavailable(f"a kernel does not run: {words[0] if words else type(error).__name__}") from None
+            raise Unavailable(f"a kernel does not run: {first_line(error)}") from None
 
 
 BACKEND = CupyBackend()

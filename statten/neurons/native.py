@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statten import machine
 from statten.files import cache_folder
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable
@@ -168,7 +168,10 @@ def _call(function: str, problem: _Problem, *tensors: Tensor) -> None:
 @functools.cache
 def library() -> Any:
     """The compiled library, from the cache or made now; raises Unavailable with the compiler's words."""
-    compiler = _compiler()
+    try:
+        compiler = machine.compiler()
+    except LookupError as reason:
+        raise Unavailable(str(reason)) from None
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     # -march=native builds for this processor: machines that share a home directory must not share the file.
     key = "\n".join([*(path.read_text() for path in SOURCES), *FLAGS, compiler, version, _processor()])
@@ -185,18 +188,6 @@ def library() -> Any:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise Unavailable(f"cannot load {target}: {error}; remove it, and it is made anew") from None
-
-
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    if named:
-        if found := shutil.which(named):
-            return found
-        raise Unavailable(f"$CXX names {named}, which is not on the PATH")
-    for name in ("c++", "g++", "clang++"):
-        if found := shutil.which(name):
-            return found
-    raise Unavailable("there is no C++ compiler; install one, on Debian and Ubuntu with: apt-get install g++")
 
 
 def _processor() -> str:

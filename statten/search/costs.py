@@ -9,11 +9,8 @@ import concurrent.futures
 import hashlib
 import json
 import multiprocessing
-import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +25,7 @@ from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
 from statten.errors import Failed, UserError
 from statten.files import cache_folder, read_json, write_json
-from statten.machine import killed_for_memory
+from statten.machine import killed_for_memory, peak_memory, usable_memory
 from statten.training.faults import LESS_MEMORY, Diverged, classify
 
 STEPS = 4
@@ -47,7 +44,7 @@ class Cost:
     validation_seconds: float
     """Validation, per batch."""
     there_bytes: int
-    """Memory of the GPU, or of the machine."""
+    """Memory of the GPU, or what the machine or its container leaves a process."""
 
 
 class _Noise(Source):
@@ -105,8 +102,7 @@ def measure(document: dict[str, Any], device: str, threads: int) -> dict[str, An
     if place.type == "cuda":
         peak, there = torch.cuda.max_memory_reserved(place), torch.cuda.get_device_properties(place).total_memory
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        peak, there = peak_memory(), usable_memory()
     steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
     return asdict(Cost(peak, statistics.median(steps), clock.validated / 2, there))
 

@@ -1,7 +1,6 @@
 """What a sweep will be and cost, before it starts."""
 
 import itertools
-import os
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from statten.config import METRICS, Config, constraint, with_overrides
 from statten.data import make_loaders
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
+from statten.machine import whole_cores
 from statten.models import build_model
 from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
@@ -68,7 +68,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     trial, search = preflight(config, capacity), config.search
     make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
     if capacity is None:
-        capacity = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        capacity = {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
     check_objectives(config, trial.device)
     gpus = config.scale.gpus_per_worker * trial.world_size if trial.device == "cuda" else 0.0
     at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statten.config import Config, constraint, dump_config, get_field
-from statten.errors import UserError
+from statten.errors import UserError, first_line
 from statten.files import new_folder, read_json, write_json, write_text
 from statten.space.loading import load_space
 from statten.space.space import Space
@@ -123,8 +123,7 @@ class Sweep(RunFolder):
             try:
                 return RDBStorage(url)
             except Exception as error:  # SQLAlchemy's drivers raise what they like
-                what = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise UserError(f"search.storage: {url} cannot be opened: {what}") from None
+                raise UserError(f"search.storage: {url} cannot be opened: {first_line(error)}") from None
         path = str(self.path / "study.journal")
         return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 

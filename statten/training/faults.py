@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from statten.data import CorruptSample
-from statten.errors import Failed, UserError
+from statten.errors import Failed, UserError, first_line
 from statten.files import FULL
 
 Kind = Literal["lost", "memory", "diverged", "input", "error"]
@@ -73,19 +73,19 @@ def classify(error: BaseException) -> Fault:
 def _known(error: BaseException) -> Fault | None:
     text, names = str(error).lower(), {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, Diverged):
-        return Fault("diverged", _first(error))
+        return Fault("diverged", first_line(error))
     if isinstance(error, UserError | CorruptSample):
         return Fault("input", "; ".join(str(error).splitlines()))
     if isinstance(error, Failed):
-        return Fault("error", _first(error))  # judged before
+        return Fault("error", first_line(error))  # judged before
     # By name: torch and Ray both have an OutOfMemoryError, and neither need be imported to read a message.
     if names & {"OutOfMemoryError", "MemoryError"} or any(phrase in text for phrase in _MEMORY):
-        return Fault("memory", f"out of memory: {_first(error)}; {LESS_MEMORY}")
+        return Fault("memory", f"out of memory: {first_line(error)}; {LESS_MEMORY}")
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" ({error.filename})" if error.filename else ""
         return Fault("error", f"the disk of the run is full{where}: {error.strerror}; free some space")
     if isinstance(error, Preempted):
-        return Fault("lost", _first(error))
+        return Fault("lost", first_line(error))
     if names & {"NodeDiedError", "LocalRayletDiedError", "OwnerDiedError"}:
         return Fault("lost", "the node of a worker is gone")
     if names & {"RayActorError", "WorkerCrashedError", "WorkerHealthCheckTimeoutError", "ActorPlacementGroupRemoved"}:
@@ -93,14 +93,9 @@ def _known(error: BaseException) -> Fault | None:
     if names & {"DistBackendError", "DistNetworkError", "DistStoreError"} or (
         isinstance(error, RuntimeError | OSError) and any(phrase in text for phrase in (*_COLLATERAL, *_HARDWARE))
     ):
-        return Fault("lost", f"a worker lost its connection or its device: {_first(error)}")
+        return Fault("lost", f"a worker lost its connection or its device: {first_line(error)}")
     return None
 
 
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first(error)}" if str(error).strip() else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

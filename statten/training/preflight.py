@@ -1,13 +1,13 @@
 """What would fail, found before a machine is spent: data, device, precision, memory."""
 
 import dataclasses
-import os
 
 import torch
 
 from statten.config import Config, ScaleConfig
 from statten.data import check_data, make_loaders
 from statten.errors import UserError
+from statten.machine import whole_cores
 from statten.models import build_model
 
 # Before anything starts.
@@ -52,7 +52,7 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
         config: the run.
         capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
     """
-    capacity = capacity or {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    capacity = capacity or {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
     scale, problems = config.scale, []
     device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
     cpus = int(capacity.get("CPU", 0))

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from statten.machine import compiler
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.cupy_backend import CupyKernels, Variant, source
-from statten.neurons.native import _compiler
 
 _BEFORE = """
 #define __global__
@@ -35,7 +35,7 @@ def compiled(variant: Variant) -> ctypes.CDLL:
     options = [option.replace("--std", "-std") for option in variant.options()]
     stem = Path(_folder.name) / hashlib.sha256(" ".join(options).encode()).hexdigest()
     stem.with_suffix(".cpp").write_text(_BEFORE.replace("BLOCK", str(BLOCK)) + source())
-    command = [_compiler(), *options, "-O1", "-w", "-fPIC", "-shared", str(stem) + ".cpp", "-o", str(stem) + ".so"]
+    command = [compiler(), *options, "-O1", "-w", "-fPIC", "-shared", str(stem) + ".cpp", "-o", str(stem) + ".so"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(stem) + ".so")

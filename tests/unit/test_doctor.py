@@ -155,7 +155,7 @@ def test_rays_folder(tmp_path, monkeypatch):
 def test_cores_are_those_of_this_process():
     """A process that is bound to one core sees one."""
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from statten.doctor.checks import usable_cores; print(usable_cores())"
+    code += "from statten.machine import usable_cores; print(usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) <= 1
 

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError
 from statten.cluster.recovery import Recovery
 from statten.config import load_config
 from statten.data import CorruptSample
-from statten.errors import Failed, UserError
+from statten.errors import Failed, UserError, first_line
 from statten.machine import killed_for_memory
 from statten.storage.run import Run
 from statten.training.faults import Diverged, classify
@@ -146,3 +146,11 @@ def test_a_worker_that_the_kernel_ended_for_want_of_memory_is_not_replaced(tmp_p
             assert killed_for_memory() == counted, "another group's want of memory is not ours"
     finally:
         cgroup.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [("one\ntwo", "one"), ("\n \n  two  \nthree", "two"), ("", "RuntimeError"), (" \n ", "RuntimeError")],
+)
+def test_what_an_error_says_first(text, first):
+    assert first_line(RuntimeError(text)) == first
