@@ -1,4 +1,4 @@
-"""README, "From a sweep to an ImageNet number": its job files, in ImageNet's layout, from sweep to report."""
+"""docs/imagenet.md, "From a sweep to an ImageNet number": its job files, in ImageNet's layout, from sweep to report."""
 
 import json
 from pathlib import Path
