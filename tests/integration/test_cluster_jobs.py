@@ -15,9 +15,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from conftest import MARK, forget_token, marked
+from processes import MARK, forget_token, marked
 
-from statten import cli
 from statten.cluster.token import make_token
 from statten.doctor import checks as doctor
 from statten.doctor import cluster as doctor_cluster
@@ -187,16 +186,12 @@ def until(condition, seconds: float = 120):
 
 
 @pytest.fixture
-def typed(cluster, monkeypatch, capsys):
-    """Type a command that ends by itself, in this process; returns its exit code and what it printed."""
+def typed(typed, cluster):
+    """Type a command for the cluster that ends by itself, in this process; returns its exit code and what it printed."""
 
     def type_(command: str, *arguments: object) -> tuple[int, str]:
-        line = [command, "--address", cluster.url, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["statten", *line])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        shown = capsys.readouterr()
-        return caught.value.code, shown.out + shown.err
+        code, out, err = typed(command, "--address", cluster.url, *arguments)
+        return code, out + err
 
     return type_
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import object_store
 import pytest
 import ray
-from conftest import forget_token
+from processes import forget_token
 from ray.cluster_utils import Cluster
 
 from statten import search
