@@ -43,8 +43,8 @@ def test_a_job_file_travels_unchanged(work):
         f"python -m statten.cli run job.yaml --resume --name job --set train.epochs=2 --storage {work}/runs"
     )
     assert {path.name for _, path in sent.files} == {"job.yaml", "space.yaml"}
-    parcel = rehearse(sent, work, lambda parcel: None)
-    assert set(parcel.names) == {"job.yaml", "space.yaml"}
+    package = rehearse(sent, work, lambda package: None)
+    assert set(package.names) == {"job.yaml", "space.yaml"}
 
 
 def test_relative_places_become_absolute_and_stay_at_home(work):
@@ -53,7 +53,7 @@ def test_relative_places_become_absolute_and_stay_at_home(work):
     text = "command: train\nrecipe: cifar10_2_256\nname: mine\noverrides: {data.root: images}\n"
     sent = from_file(job_file(work, text), work, storage="s3://bucket/runs")
     assert sent.name == "mine" and sent.entrypoint.endswith(f"--storage s3://bucket/runs --set data.root={work}/images")
-    assert set(rehearse(sent, work, lambda parcel: None).names) == {"job.yaml", "space.yaml"}
+    assert set(rehearse(sent, work, lambda package: None).names) == {"job.yaml", "space.yaml"}
 
 
 def test_an_evaluation_has_a_name_but_no_folder(work):
@@ -143,7 +143,7 @@ def test_an_address_where_somebody_else_answers(status, body, sentence, work):
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match=sentence):
-            client.Cluster(f"http://127.0.0.1:{server.server_port}")
+            client.JobClient(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
 

@@ -14,7 +14,7 @@ from statten.evaluation import evaluate
 from statten.metrics.accuracy import Accuracy
 from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.storage.run import Run
-from statten.training.loop import NoReport, fit, make_state, reported, step_optimizer, validate
+from statten.training.loop import NoCallback, fit, make_state, reported, step_optimizer, validate
 from statten.training.worker import run_fit
 
 SHORT = {
@@ -48,7 +48,7 @@ class Killed(Exception):
     pass
 
 
-class Checkpoints(NoReport):
+class Checkpoints(NoCallback):
     """Writes a checkpoint at the end; or after some steps, and is killed then."""
 
     def __init__(self, folder, epochs, killed_after=None):
@@ -116,7 +116,7 @@ def test_the_moving_average_is_its_formula_and_is_what_validation_and_evaluation
     config = load_config("digits", {**SHORT, "train.ema_decay": 0.75})
     expected: dict[str, torch.Tensor] = {}
 
-    class Follow(NoReport):
+    class Follow(NoCallback):
         def step(self, state, steps):
             for name, value in state.model.state_dict().items():
                 if name not in expected or not value.is_floating_point():  # the average starts with the first step
@@ -127,10 +127,10 @@ def test_the_moving_average_is_its_formula_and_is_what_validation_and_evaluation
     state = make_state(config)
     loaders = make_loaders(config)
     fit(state, loaders, config, Follow())
-    assert state.judged is state.ema.module
+    assert state.eval_model is state.ema.module
     for name, value in state.ema.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
-    averaged, trained = (validate(model, loaders.validation, config) for model in (state.judged, state.model))
+    averaged, trained = (validate(model, loaders.validation, config) for model in (state.eval_model, state.model))
     assert state.metrics["val/loss"] == averaged["val/loss"] != trained["val/loss"]
 
 
@@ -228,12 +228,12 @@ def test_amp_is_float32_on_a_cpu():
 
 def test_a_state_without_an_average_is_judged_by_its_model():
     state = make_state(load_config("digits", SHORT))
-    assert state.judged is state.model and dataclasses.replace(state).ema is None
+    assert state.eval_model is state.model and dataclasses.replace(state).ema is None
 
 
 def test_fit_reports_what_it_says_that_it_reports():
     """A sweep is refused objectives that are not in this list, so it must be the whole row."""
     config = load_config("digits", {**TINY, "train.epochs": 1, "data.skip_corrupt": True, "search.objectives": ["latency_ms"]})
     state = make_state(config)
-    fit(state, make_loaders(config), config, NoReport())
+    fit(state, make_loaders(config), config, NoCallback())
     assert {*state.metrics, "peak_memory_mib"} == {"epoch", *reported(config)}  # memory is measured on a GPU
