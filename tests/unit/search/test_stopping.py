@@ -3,7 +3,7 @@
 import pytest
 
 from statten.config import SearchConfig
-from statten.search.stopping import Done, Rival, dominated, unhealthy
+from statten.search.stopping import Done, Rival, dominated, underperforming, unhealthy
 
 
 def rival(number, *values):
