@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from statten.config import Config, parse_overrides, with_overrides
@@ -20,7 +19,7 @@ from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, load_weights
 from statten.storage.run import Run
 from statten.training.loop import to_device
-from statten.training.preflight import Preflight, pick_device, preflight
+from statten.training.preflight import Preflight, preflight, this_device
 
 _LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
 """The published evaluation at a larger size: resized to 320, the centre of 288."""
@@ -83,10 +82,7 @@ class Target:
         """The model with its weights on its device, in evaluation mode; raises UserError where they do not fit."""
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
-        device = torch.device(pick_device(self.config.scale))
-        if device.type == "cuda":
-            device = torch.device("cuda", torch.cuda.current_device())
-        return to_device(model.eval().double() if self.exact else model.eval(), device)
+        return to_device(model.eval().double() if self.exact else model.eval(), this_device(self.config.scale))
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""

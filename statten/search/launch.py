@@ -152,6 +152,8 @@ def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: 
             failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
         ),
     ).fit()
+    if searcher.active:  # Tune keeps Ctrl-C to itself: it ends the trials and returns as if all were done
+        raise KeyboardInterrupt
 
 
 def _trial_name(trial: Any) -> str:

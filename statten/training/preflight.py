@@ -20,6 +20,11 @@ def pick_device(scale: ScaleConfig) -> str:
     return scale.device
 
 
+def this_device(scale: ScaleConfig) -> torch.device:
+    """The device of this process: of several GPUs the one that it was given."""
+    return torch.device("cuda", torch.cuda.current_device()) if pick_device(scale) == "cuda" else torch.device("cpu")
+
+
 @dataclasses.dataclass(frozen=True)
 class Preflight:
     """What a run will be, before it starts."""

@@ -14,7 +14,7 @@ from statten.storage.run import Run
 from statten.storage.writer import RunWriter, logging_to
 from statten.training.faults import classify
 from statten.training.loop import fit, make_state
-from statten.training.preflight import pick_device
+from statten.training.preflight import this_device
 from statten.training.watchdog import Watchdog
 
 
@@ -65,49 +65,37 @@ def run_fit(
         then: called on every rank after each epoch with its metrics.
         asked: whether this worker is asked to go; all ranks then write a checkpoint after the same step, and raise Preempted.
     """
-    with logging_to(run.path / "train.log", rank), Watchdog(run.config.scale.hang_seconds, run.path / "train.log") as watchdog:
+    config = run.config
+    agreed = Agreement(asked or (lambda: False))
+    with logging_to(run.path / "train.log", rank), Watchdog(config.scale.hang_seconds, run.path / "train.log") as watchdog:
 
         def leave() -> bool:
             watchdog.alive()
             return asked is not None and agreed()
 
-        agreed = Agreement(asked or (lambda: False))
-        return _run_fit(run, attempt, rank, world_size, threads, then, leave)
-
-
-def _run_fit(
-    run: Run,
-    attempt: str,
-    rank: int,
-    world_size: int,
-    threads: int | None,
-    then: Callable[[dict[str, float]], object] | None,
-    leave: Callable[[], bool],
-) -> dict[str, float] | None:
-    config = run.config
-    if threads:
-        torch.set_num_threads(threads)
-    device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
-    report = RunWriter(run, config, attempt, rank, then, leave)
-    failed = True
-    try:
-        elastic = config.scale.min_workers < config.scale.max_workers
-        loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
-        state = make_state(config, device)
-        if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
-            state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
-        report.begin(state)
-        best = fit(state, loaders, config, report)
-        report.end(state)
-        failed = False
-        return best
-    except Exception as error:
-        fault = classify(error)
-        if not fault.retry and not isinstance(error, Superseded):
-            with suppress(OSError):  # the reason may be the disk; the command says it too
-                run.fail(fault.reason, cause=fault.kind)
-            if world_size == 1:
-                return None
-        raise
-    finally:  # a stopped trial leaves through SystemExit
-        report.close(failed)
+        if threads:
+            torch.set_num_threads(threads)
+        device = this_device(config.scale)
+        writer = RunWriter(run, config, attempt, rank, then, leave)
+        failed = True
+        try:
+            elastic = config.scale.min_workers < config.scale.max_workers
+            loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
+            state = make_state(config, device)
+            if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
+                state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
+            writer.begin(state)
+            best = fit(state, loaders, config, writer)
+            writer.end(state)
+            failed = False
+            return best
+        except Exception as error:
+            fault = classify(error)
+            if not fault.retry and not isinstance(error, Superseded):
+                with suppress(OSError):  # the reason may be the disk; the command says it too
+                    run.fail(fault.reason, cause=fault.kind)
+                if world_size == 1:
+                    return None
+            raise
+        finally:  # a stopped trial leaves through SystemExit
+            writer.close(failed)
