@@ -1,7 +1,6 @@
 """Wrong input gets one plain sentence and exit code 2, and leaves nothing behind."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,11 +10,12 @@ import pytest
 
 from statten import cli
 from statten.config import load_config
+from statten.machine import whole_cores
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.run import Run
 
-CORES = os.cpu_count() or 1
+CORES = whole_cores()
 
 # (arguments, what the sentence must hold). {runs} is the storage; it holds a run `taken`, a sweep `swept` and a file `file`.
 CASES = [
