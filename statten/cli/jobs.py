@@ -36,7 +36,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, send nothing.")] = False,
 ) -> None:
     """Send a job to a Ray cluster; the same job again goes on where it was."""
-    from statten.jobs.client import Cluster, rehearse
+    from statten.jobs.client import JobClient, rehearse
     from statten.jobs.submit import from_command, from_file
 
     if len(words) == 1 and (words[0].endswith((".yaml", ".yml")) or Path(words[0]).is_file()):
@@ -48,16 +48,21 @@ def submit(
         checked = from_command(words, command, parameters)
     shown = sys.stderr if as_json else sys.stdout
 
-    def tell(parcel: Any) -> None:
-        print(f"working directory: {len(parcel.names)} files of {folder.resolve()}, {parcel.size} packed", file=shown)
-        if parcel.secrets:
-            print(f"left at home, as secrets: {', '.join(parcel.secrets)}", file=shown)
+    def tell(package: Any) -> None:
+        print(f"working directory: {len(package.names)} files of {folder.resolve()}, {package.size} packed", file=shown)
+        if package.secrets:
+            print(f"left at home, as secrets: {', '.join(package.secrets)}", file=shown)
 
     if dry_run:
-        parcel = rehearse(checked, folder, tell)
-        document = {"name": checked.name, "entrypoint": checked.entrypoint, "files": list(parcel.names), "bytes": parcel.bytes}
+        package = rehearse(checked, folder, tell)
+        document = {
+            "name": checked.name,
+            "entrypoint": checked.entrypoint,
+            "files": list(package.names),
+            "bytes": package.bytes,
+        }
         return _print(document) if as_json else print(f"{checked.entrypoint}\nNothing was sent.")
-    cluster = Cluster(address)
+    cluster = JobClient(address)
     id = cluster.submit(checked, folder, tell)
     if as_json:
         return _print({"id": id, "name": checked.name, "address": cluster.url, "entrypoint": checked.entrypoint})
@@ -71,9 +76,9 @@ def submit(
 def jobs(address: Address = None, as_json: Json = False) -> None:
     """List a cluster's jobs."""
     from statten.display import console, table
-    from statten.jobs.client import Cluster
+    from statten.jobs.client import JobClient
 
-    cluster = Cluster(address)
+    cluster = JobClient(address)
     found = cluster.jobs()
     if as_json:
         return _print([dataclasses.asdict(job) for job in found])
@@ -86,9 +91,9 @@ def jobs(address: Address = None, as_json: Json = False) -> None:
 @jobs_app.command()
 def status(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Say how a job is."""
-    from statten.jobs.client import Cluster
+    from statten.jobs.client import JobClient
 
-    job = Cluster(address).find(id)
+    job = JobClient(address).find(id)
     if as_json:
         return _print(dataclasses.asdict(job))
     return print(f"{job.id}  {job.status}{_ending(job)}\n  command  {job.command}")
@@ -103,7 +108,7 @@ def logs(
     """Print what a job has printed."""
     from statten.jobs import client
 
-    cluster = client.Cluster(address)
+    cluster = client.JobClient(address)
     job = cluster.find(id)
     if not follow:
         return _write(cluster.logs(job.id))
@@ -117,10 +122,10 @@ def logs(
 @jobs_app.command()
 def stop(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Stop a job; what it finished is kept, and the same job submitted again goes on from there."""
-    from statten.jobs.client import Cluster
+    from statten.jobs.client import JobClient
 
     began = time.monotonic()
-    job = Cluster(address).stop(id)
+    job = JobClient(address).stop(id)
     if as_json:
         return _print({**dataclasses.asdict(job), "seconds": time.monotonic() - began})
     return print(f"{job.id}  {job.status}{_ending(job)}")
@@ -131,7 +136,7 @@ def wait(id: Id, address: Address = None, as_json: Json = False) -> None:
     """Wait until a job has ended, and end with its exit code."""
     from statten.jobs import client
 
-    cluster = client.Cluster(address)
+    cluster = client.JobClient(address)
     job = cluster.find(id)
     try:
         job = client.wait(cluster, job, client.eprint)

@@ -49,7 +49,7 @@ class Share:
 def survey(address: str | None) -> list[Node]:
     """The machines of the cluster at an address (or $RAY_ADDRESS), where nothing is started; without one, this machine."""
     with joined(address) as there:
-        return living() if there else [Node(socket.gethostname(), whole_cores(), torch.cuda.device_count())]
+        return alive_nodes() if there else [Node(socket.gethostname(), whole_cores(), torch.cuda.device_count())]
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def joined(address: str | None) -> Iterator[bool]:
         yield there
 
 
-def living() -> list[Node]:
+def alive_nodes() -> list[Node]:
     """The machines of the cluster that this process has joined."""
     import ray
 
@@ -126,7 +126,7 @@ def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = living()
+    nodes = alive_nodes()
     if len(nodes) < 2 or (mirrored and mirror_of(folder)):
         return
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
@@ -144,7 +144,7 @@ def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -
                 if not ray.get(look, timeout=SECONDS):
                     blind.append(node.name)
             except ray.exceptions.RayError as error:
-                if node not in living():
+                if node not in alive_nodes():
                     continue  # lost since it was listed: nothing will run there
                 raise UserError(f"{what}: {node.name} does not answer: {first_line(error)}") from None
     finally:

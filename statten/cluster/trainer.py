@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from statten.cluster.nodes import Node, capacity, check_shared, living, place
+from statten.cluster.nodes import Node, alive_nodes, capacity, check_shared, place
 from statten.cluster.session import ray_cluster
 from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
@@ -76,7 +76,7 @@ def check_nodes(config: Config, path: Path) -> list[Node]:
     check_shared(path.parent)
     if config.data.root is not None:
         check_shared(Path(config.data.root), "data.root", mirrored=False)
-    return living()
+    return alive_nodes()
 
 
 def show_places(machines: list[Node], plan: Preflight, scale: ScaleConfig, trials: int = 1) -> None:

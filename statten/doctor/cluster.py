@@ -57,15 +57,15 @@ class ClusterProbe:
         return self._found
 
     def _by_job(self) -> dict[str, Any]:
-        from statten.jobs.client import Cluster, Submission  # Ray, which is itself among what is checked
+        from statten.jobs.client import JobClient, Submission  # Ray, which is itself among what is checked
 
         try:
-            cluster = Cluster(self.address)
+            cluster = JobClient(self.address)
             name = f"statten-doctor-{int(time.time())}"
             command = f"python probe.py '' {shlex.quote(self.storage)}"
             with tempfile.TemporaryDirectory(prefix="statten-") as folder:
                 shutil.copy(_PROBE, folder)
-                id = cluster.submit(Submission(name, command), Path(folder), lambda parcel: None)
+                id = cluster.submit(Submission(name, command), Path(folder), lambda package: None)
             deadline = time.monotonic() + self.timeout
             while (job := cluster.job(id)).live:
                 if time.monotonic() > deadline:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from statten.cluster.token import read_token, token_refused
 from statten.errors import Failed, UserError, nearest
 from statten.jobs.file import SUBMITTED, Runtime
-from statten.jobs.package import Parcel, pack, travelling
+from statten.jobs.package import Package, pack, travelling
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -95,7 +95,7 @@ def dashboard_url(address: str | None = None) -> str:
     return url.rstrip("/")
 
 
-class Cluster:
+class JobClient:
     """The jobs of one cluster."""
 
     def __init__(self, address: str | None = None):
@@ -201,7 +201,7 @@ class Cluster:
         taken = [int(job.id.rpartition("-")[2]) for job in same if job.id.rpartition("-")[2].isdigit()]
         return f"{name}-{max(taken, default=0) + 1}"
 
-    def submit(self, submission: Submission, folder: Path, tell: Callable[[Parcel], object]) -> str:
+    def submit(self, submission: Submission, folder: Path, tell: Callable[[Package], object]) -> str:
         """Pack the working directory and send a job; returns its ID.
 
         Args:
@@ -211,9 +211,9 @@ class Cluster:
         """
         id = self.check_free(submission.name)
         with tempfile.TemporaryDirectory(prefix="statten-") as aside:
-            parcel = _packed(submission, folder, Path(aside), self._token, tell)
+            package = _packed(submission, folder, Path(aside), self._token, tell)
             environment = {**submission.runtime.environment, SUBMITTED: submission.name}
-            runtime: dict[str, Any] = {"working_dir": str(parcel.file), "env_vars": environment}
+            runtime: dict[str, Any] = {"working_dir": str(package.file), "env_vars": environment}
             if submission.runtime.install and submission.runtime.packages:
                 runtime["pip"] = {"packages": submission.runtime.packages, "pip_check": False}
             with self._plainly():
@@ -224,7 +224,7 @@ class Cluster:
 
 
 def follow(
-    cluster: Cluster,
+    cluster: JobClient,
     job: Job,
     write: Callable[[str], object],
     notice: Callable[[str], object],
@@ -266,7 +266,7 @@ def follow(
         time.sleep(max(poll, 4 * (time.monotonic() - began)))
 
 
-def wait(cluster: Cluster, job: Job, notice: Callable[[str], object]) -> Job:
+def wait(cluster: JobClient, job: Job, notice: Callable[[str], object]) -> Job:
     """Wait until a job has ended."""
     lost = False
     while job.live:
@@ -284,25 +284,25 @@ def wait(cluster: Cluster, job: Job, notice: Callable[[str], object]) -> Job:
     return job
 
 
-def _forgotten(cluster: Cluster, job: Job) -> str:
+def _forgotten(cluster: JobClient, job: Job) -> str:
     return (
         f"{job.id}: {cluster.url} knows this job no longer, for its head was started anew; what is finished is kept in the "
         "storage, and the same job submitted again goes on from there"
     )
 
 
-def rehearse(submission: Submission, folder: Path, tell: Callable[[Parcel], object]) -> Parcel:
+def rehearse(submission: Submission, folder: Path, tell: Callable[[Package], object]) -> Package:
     """Pack what would be sent, check that what the job reads is in it, and send nothing."""
     with tempfile.TemporaryDirectory(prefix="statten-") as aside:
         return _packed(submission, folder, Path(aside), read_token(), tell)
 
 
-def _packed(submission: Submission, folder: Path, aside: Path, token: str | None, tell: Callable[[Parcel], object]) -> Parcel:
-    parcel = pack(folder, aside / "working_dir.zip", submission.leave_out, token)
-    if problems := list(travelling(parcel.names, folder, submission.files)):
+def _packed(submission: Submission, folder: Path, aside: Path, token: str | None, tell: Callable[[Package], object]) -> Package:
+    package = pack(folder, aside / "working_dir.zip", submission.leave_out, token)
+    if problems := list(travelling(package.names, folder, submission.files)):
         raise UserError(problems)
-    tell(parcel)
-    return parcel
+    tell(package)
+    return package
 
 
 def _job(details: Any) -> Job:

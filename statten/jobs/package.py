@@ -40,7 +40,7 @@ _KEY = b"PRIVATE KEY-----"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Package:
     """A packed working directory."""
 
     file: Path
@@ -58,7 +58,7 @@ class Parcel:
         return shown(self.bytes)
 
 
-def pack(folder: Path, file: Path, leave_out: Collection[Path] = (), token: str | None = None) -> Parcel:
+def pack(folder: Path, file: Path, leave_out: Collection[Path] = (), token: str | None = None) -> Package:
     """Pack a working directory.
 
     Args:
@@ -85,7 +85,7 @@ def pack(folder: Path, file: Path, leave_out: Collection[Path] = (), token: str 
     size = file.stat().st_size
     if size > LIMIT:
         raise _too_large(folder, kept)
-    return Parcel(file, tuple(kept), size, tuple(secrets))
+    return Package(file, tuple(kept), size, tuple(secrets))
 
 
 def survey(folder: Path, leave_out: Collection[Path] = (), token: str | None = None) -> tuple[list[str], list[str]]:
@@ -168,7 +168,7 @@ def _too_large(folder: Path, kept: list[str]) -> UserError:
     )
 
 
-def travelling(parcel_names: Collection[str], folder: Path, paths: Collection[tuple[str, Path]]) -> Iterator[str]:
+def travelling(package_names: Collection[str], folder: Path, paths: Collection[tuple[str, Path]]) -> Iterator[str]:
     """A sentence for every needed file (what it is, path) that does not travel."""
     for what, path in paths:
         try:
@@ -176,5 +176,5 @@ def travelling(parcel_names: Collection[str], folder: Path, paths: Collection[tu
         except ValueError:
             yield f"{what}: {path} lies outside of {folder}, the folder that travels; copy it there"
             continue
-        if name not in parcel_names:
+        if name not in package_names:
             yield f"{what}: {path} would be left at home, as data, runs, secrets and what git ignores are; move or rename it"

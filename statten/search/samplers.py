@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from statten.config import SearchConfig
 from statten.errors import UserError
-from statten.space.domains import Domain, Interval, Listed, Steps
+from statten.space.domains import Choices, Domain, Grid, Range
 from statten.space.space import Space
 
 # A grid is held in memory, and nobody waits for more trials than these.
@@ -252,8 +252,8 @@ def _key(params: dict[str, Any]) -> frozenset[tuple[str, Any]]:
 
 def _domain(distribution: BaseDistribution) -> Domain:
     if isinstance(distribution, CategoricalDistribution):
-        return Listed(tuple(distribution.choices))
+        return Choices(tuple(distribution.choices))
     assert isinstance(distribution, IntDistribution | FloatDistribution), distribution
     if distribution.step is None:
-        return Interval(distribution.low, distribution.high, distribution.log)
-    return Steps(distribution.low, distribution.high, distribution.step, distribution.log)
+        return Range(distribution.low, distribution.high, distribution.log)
+    return Grid(distribution.low, distribution.high, distribution.step, distribution.log)

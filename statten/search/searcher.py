@@ -222,17 +222,17 @@ class OptunaSearcher(Searcher):
 
     def _verdict(self, trial: Trial, rows: list[dict[str, float]]) -> str | None:
         search = self.search
-        if reason := stopping.sick(search, rows, self.config.model.num_classes):
+        if reason := stopping.unhealthy(search, rows, self.config.model.num_classes):
             return reason
         if spent := self._spent():
             return f"stopped at epoch {len(rows)}: {spent}"
         if search.stopping == "front":
-            return stopping.hopeless(search, rows, list(self.done.values()))
+            return stopping.dominated(search, rows, list(self.done.values()))
         if search.stopping == "none":
             return None
         rivals = [stopping.Rival(t.number, t.intermediate_values) for t in self._trials() if t.intermediate_values]
         me = next(rival for rival in rivals if rival.number == trial.number)
-        return stopping.poor(search, self.epochs, me, rivals)
+        return stopping.underperforming(search, self.epochs, me, rivals)
 
     def _mirror(self, trial: Trial, rows: list[dict[str, float]]) -> bool:
         """Bring the epochs that the run folder has and the study has not into the study; whether there were any.

@@ -37,7 +37,7 @@ class Done:
     """Objectives in their order."""
 
 
-def poor(search: SearchConfig, epochs: int, me: Rival, rivals: Iterable[Rival]) -> str | None:
+def underperforming(search: SearchConfig, epochs: int, me: Rival, rivals: Iterable[Rival]) -> str | None:
     """Why the first objective is too poor to go on, by `search.stopping`: asha, hyperband or median."""
     epoch, eta, grace = max(me.values), search.reduction_factor, search.grace_epochs
     sign = 1 if search.directions[search.metric] == "max" else -1
@@ -73,7 +73,7 @@ def _is_rung(epoch: int, grace: int, eta: int) -> bool:
     return grace == epoch
 
 
-def hopeless(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) -> str | None:
+def dominated(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) -> str | None:
     """Why a trial's best case cannot enter the Pareto front.
 
     The best case of each objective is its present value, better by the most that any finished trial still gained after the
@@ -95,7 +95,7 @@ def hopeless(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) ->
     return None
 
 
-def sick(search: SearchConfig, rows: Sequence[Row], classes: int) -> str | None:
+def unhealthy(search: SearchConfig, rows: Sequence[Row], classes: int) -> str | None:
     """Why a trial's network cannot recover: in two epochs running a layer is dead or saturated, or the loss far above guessing.
 
     One epoch is no proof: BatchNorm's running statistics, by which validation runs, take some steps to settle.

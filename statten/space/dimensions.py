@@ -8,7 +8,7 @@ from typing import Any
 
 from statten.config import field_at
 from statten.errors import ConfigError, nearest
-from statten.space.domains import Domain, Interval, Listed, Steps, same
+from statten.space.domains import Choices, Domain, Grid, Range, same
 from statten.space.expressions import Expression, literal, parse, parse_condition
 
 COUPLE = "couple."
@@ -68,7 +68,7 @@ class Divisors(Dimension):
         whole = known[self.of]
         if isinstance(whole, bool) or not isinstance(whole, int) or whole < 1:
             raise ConfigError(f"{self.name}: divisors_of must name a whole number above 0, but {self.of} is {literal(whole)}")
-        return Listed(tuple(d for d in range(1, whole + 1) if whole % d == 0))
+        return Choices(tuple(d for d in range(1, whole + 1) if whole % d == 0))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Multiples(Dimension):
                 f"{self.name}: no multiple of {self.of.text} = {step} lies in [{self.low}, {self.high}]{where}; "
                 f"the nearest is {close}"
             )
-        return Steps(low, high, step)
+        return Grid(low, high, step)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Couple(Dimension):
 
     def domain(self, known: Mapping[str, Any]) -> Domain:
         """The rows."""
-        return Listed(tuple(map(self._text, self.rows)))
+        return Choices(tuple(map(self._text, self.rows)))
 
     def fields(self, value: Any) -> dict[str, Any]:
         """What a row sets."""
@@ -208,7 +208,7 @@ def make_dimension(name: str, rule: Any) -> Dimension:
     low, high, step, log = _range(name, kind, value, rule)
     if "multiple_of" in rule:
         return Multiples(name, (name,), low, high, _expression(name, "multiple_of", rule["multiple_of"]), condition=condition)
-    values = Interval(low, high, log) if kind == "float" and step is None else Steps(low, high, step or 1, log)
+    values = Range(low, high, log) if kind == "float" and step is None else Grid(low, high, step or 1, log)
     return Plain(name, (name,), values, condition=condition)
 
 
@@ -244,7 +244,7 @@ def _expression(name: str, word: str, text: Any) -> Expression:
         raise ConfigError([f"{name}: {word}: {problem}" for problem in error.problems]) from None
 
 
-def _choices(name: str, values: Any) -> Listed:
+def _choices(name: str, values: Any) -> Choices:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{name}: choices must be a list of at least one value, but got {values!r}")
     if any(isinstance(v, list | dict) for v in values):
@@ -255,7 +255,7 @@ def _choices(name: str, values: Any) -> Listed:
     for i, value in enumerate(values):
         if any(same(value, other) for other in values[:i]):
             raise ConfigError(f"{name}: choices must differ, but {literal(value)} is given twice")
-    return Listed(tuple(values))
+    return Choices(tuple(values))
 
 
 def _couple(name: str, kind: str, rows: Any, condition: Expression | None) -> Couple:

@@ -33,7 +33,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Listed:
+class Choices:
     """One of some values, which have no order. `param` is what Optuna calls a value."""
 
     values: tuple[Any, ...]
@@ -81,11 +81,11 @@ class Listed:
     def keep(self, allowed: Callable[[Any], bool]) -> "tuple[Domain, str]":
         """What is left, and how its name tells it from the whole."""
         left = tuple(value for value in self.values if allowed(value))
-        return (self, "") if len(left) == len(self.values) else (Listed(left), "|" + ",".join(map(str, left)))
+        return (self, "") if len(left) == len(self.values) else (Choices(left), "|" + ",".join(map(str, left)))
 
 
 @dataclass(frozen=True)
-class Steps:
+class Grid:
     """Evenly spaced numbers from low to high, both included."""
 
     low: Any
@@ -148,12 +148,12 @@ class Steps:
         if len(left) == len(self):
             return self, ""
         if not left:
-            return Listed(()), "|"
+            return Choices(()), "|"
         gaps = {round((b - a) / self.step) for a, b in itertools.pairwise(left)} or {1}
         if len(gaps) > 1 or (self.log and gaps != {1}):
-            return Listed(tuple(left)), "|" + ",".join(map(str, left))
+            return Choices(tuple(left)), "|" + ",".join(map(str, left))
         step = type(self.step)(Decimal(str(self.step)) * gaps.pop())
-        return Steps(left[0], left[-1], step, self.log), f"|{left[0]}..{left[-1]}" + (f":{step}" if step != self.step else "")
+        return Grid(left[0], left[-1], step, self.log), f"|{left[0]}..{left[-1]}" + (f":{step}" if step != self.step else "")
 
     @property
     def _whole(self) -> bool:
@@ -166,7 +166,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Interval:
+class Range:
     """Any number from low to high."""
 
     low: float
@@ -225,7 +225,7 @@ class Interval:
         """What is left: the longest run of allowed numbers, asked for as a share of it, so that one name serves all runs."""
         runs = self.runs(allowed)
         if not runs:
-            return Listed(()), "|"
+            return Choices(()), "|"
         longest, _ = max(runs, key=lambda run: run[1])
         return replace(longest, pieces=len(runs)), "|share"
 
@@ -253,7 +253,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Share(Interval):
+class Share(Range):
     """What a constraint leaves of an interval. Optuna is asked for the share of the way from its low to its high end: the
     ends move with other fields, and under one name Optuna knows one range only."""
 
@@ -286,4 +286,4 @@ class Share(Interval):
         return FloatDistribution(0.0, 1.0)
 
 
-Domain = Listed | Steps | Interval
+Domain = Choices | Grid | Range

@@ -9,7 +9,7 @@ from typing import Any
 from statten.config import Config, read_yaml, with_overrides
 from statten.errors import ConfigError, UserError, nearest
 from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Plain, make_dimension
-from statten.space.domains import Domain, Interval, Listed, Share
+from statten.space.domains import Choices, Domain, Range, Share
 from statten.space.expressions import Expression, parse
 from statten.space.space import Point, Space, shown_point
 
@@ -115,7 +115,7 @@ def _in_order(dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
                 place(owner[path], (*waiting, dimension))
         ordered.append(dimension)
 
-    for dimension in sorted(dimensions, key=lambda d: isinstance(d, Plain) and isinstance(d.values, Interval)):
+    for dimension in sorted(dimensions, key=lambda d: isinstance(d, Plain) and isinstance(d.values, Range)):
         place(dimension, ())
     return tuple(ordered)
 
@@ -129,7 +129,7 @@ def _check_values(dimension: Dimension, base: Config) -> None:
         rows = [{dimension.name: dimension.source}]
     elif isinstance(dimension, Plain):
         values = dimension.values
-        rows = [{dimension.name: v} for v in (values.values if isinstance(values, Listed) else (values.low, values.high))]
+        rows = [{dimension.name: v} for v in (values.values if isinstance(values, Choices) else (values.low, values.high))]
     for row in rows:
         try:
             with_overrides(base, row)
@@ -157,7 +157,7 @@ def _check_constraints(space: Space) -> None:
         dimension = space.dimensions[i]
         if not isinstance(dimension, Plain):
             continue
-        if not isinstance(dimension.values, Interval):
+        if not isinstance(dimension.values, Range):
             if len(dimension.values) > MOST_VALUES:
                 raise ConfigError(
                     f"{dimension.name}: must have at most {MOST_VALUES} values beside a constraint, but has "

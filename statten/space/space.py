@@ -29,7 +29,7 @@ import yaml
 from statten.config import Config, get_field, with_overrides
 from statten.errors import ConfigError, UserError
 from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Divisors, Plain, Searched, read
-from statten.space.domains import Domain, Listed, Steps, Suggests
+from statten.space.domains import Choices, Domain, Grid, Suggests
 from statten.space.expressions import Expression
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Space:
         return tuple(
             d.name
             for d in self.dimensions
-            if isinstance(d, Divisors | Couple) or (isinstance(d, Plain) and isinstance(d.values, Listed))
+            if isinstance(d, Divisors | Couple) or (isinstance(d, Plain) and isinstance(d.values, Choices))
         )
 
     @cached_property
@@ -387,6 +387,6 @@ def shown_point(point: Point) -> str:
 
 
 def _some(domain: Domain) -> str:
-    if isinstance(domain, Listed):
+    if isinstance(domain, Choices):
         return ", ".join(map(str, domain.values))
-    return f"[{domain.low:g}, {domain.high:g}]" + (f" in steps of {domain.step:g}" if isinstance(domain, Steps) else "")
+    return f"[{domain.low:g}, {domain.high:g}]" + (f" in steps of {domain.step:g}" if isinstance(domain, Grid) else "")

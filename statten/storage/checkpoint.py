@@ -61,7 +61,7 @@ class TrainState:
         return next(self.model.parameters()).device
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model by which training is judged: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 

@@ -19,7 +19,7 @@ from statten.storage.run import Run, now
 log = logging.getLogger("statten")
 
 
-class RunReport:
+class RunWriter:
     """What `fit` reports, written to the run folder by rank 0: checkpoint, then metrics, then TensorBoard.
 
     Where the storage is away, every write but that of the progress waits for it, at most `scale.storage_seconds`.

@@ -38,7 +38,7 @@ logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch
 M = TypeVar("M", bound=nn.Module)
 
 
-class Report(Protocol):
+class Callback(Protocol):
     """What `fit` tells while it runs; called on every rank."""
 
     def step(self, state: TrainState, steps: int) -> bool:
@@ -51,7 +51,7 @@ class Report(Protocol):
         """An epoch is done and validated; its metrics are in `state.metrics`."""
 
 
-class NoReport:
+class NoCallback:
     """Tells nobody."""
 
     def step(self, state: TrainState, steps: int) -> bool:
@@ -61,7 +61,7 @@ class NoReport:
     def epoch(self, state: TrainState) -> None: ...
 
 
-def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | None = None) -> dict[str, float]:
+def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback | None = None) -> dict[str, float]:
     """Train from `state` to the last epoch, validate after every epoch, and return the best epoch's metrics.
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
@@ -72,7 +72,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
     epoch goes on after the step at which another number of ranks left it. BatchNorm normalises each share by itself.
     Training accuracy is counted against the labels that samples had before mixing.
     """
-    train, report = config.train, report or NoReport()
+    train, callback = config.train, callback or NoCallback()
     model = state.model
     if config.scale.cuda_graphs:
         record_graphs(model, loaders.train, config, state.device)
@@ -101,11 +101,11 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             state.step += 1
             if state.ema is not None:
                 state.ema.update(model, step=epoch * steps + state.step)
-            leave, every = report.step(state, steps), train.checkpoint_every_steps
+            leave, every = callback.step(state, steps), train.checkpoint_every_steps
             if state.step < steps and (leave or (every and state.step % every == 0)):
                 average_statistics(state)
                 state.sums = totals.summed().tolist()
-                report.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
+                callback.checkpoint(dataclasses.replace(state, seconds=state.seconds + time.monotonic() - began))
                 if leave:
                     raise Preempted(f"asked to go after step {state.step} of epoch {epoch + 1}, and a checkpoint is written")
 
@@ -115,7 +115,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             "epoch": epoch + 1,
             "train/loss": trained["loss"],
             "train/top1": trained["top1"],
-            **validate(state.judged, loaders.validation, config),
+            **validate(state.eval_model, loaders.validation, config),
             **left_out(loaders, config, state.device),
             **cost(state, config),
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
@@ -129,7 +129,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, report: Report | No
             )
         state.epoch, state.step, state.sums, state.seconds = epoch + 1, 0, None, 0.0
         state.metrics, state.best = metrics, best_row([row for row in (state.best, metrics) if row])
-        report.epoch(state)
+        callback.epoch(state)
     return state.best
 
 
@@ -171,7 +171,7 @@ def cost(state: TrainState, config: Config) -> dict[str, float]:
     """What a sweep may look for beside accuracy and energy: parameters, and where it does so, latency and peak memory."""
     found = {"parameters": float(sum(p.numel() for p in state.model.parameters() if p.requires_grad))}
     if "latency_ms" in config.search.metrics:
-        found["latency_ms"] = latency_ms(state.judged, config)
+        found["latency_ms"] = latency_ms(state.eval_model, config)
     if "peak_memory_mib" in config.search.metrics:
         found["peak_memory_mib"] = torch.cuda.max_memory_allocated(state.device) / 2**20
     return found

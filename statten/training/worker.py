@@ -11,7 +11,7 @@ from statten.errors import Superseded
 from statten.metrics.accuracy import is_distributed
 from statten.storage.checkpoint import load_newest, load_weights
 from statten.storage.run import Run
-from statten.storage.writer import RunReport, logging_to
+from statten.storage.writer import RunWriter, logging_to
 from statten.training.faults import classify
 from statten.training.loop import fit, make_state
 from statten.training.preflight import pick_device
@@ -88,7 +88,7 @@ def _run_fit(
     if threads:
         torch.set_num_threads(threads)
     device = torch.device("cuda", torch.cuda.current_device()) if pick_device(config.scale) == "cuda" else torch.device("cpu")
-    report = RunReport(run, config, attempt, rank, then, leave)
+    report = RunWriter(run, config, attempt, rank, then, leave)
     failed = True
     try:
         elastic = config.scale.min_workers < config.scale.max_workers

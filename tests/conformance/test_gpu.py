@@ -8,7 +8,7 @@ from statten.data import make_loaders
 from statten.models import build_model
 from statten.neurons import LIF, NEURON_BACKENDS
 from statten.neurons.dynamics import Dynamics, Unavailable, Wanted
-from statten.training.loop import NoReport, fit, make_state, record_graphs, to_device
+from statten.training.loop import NoCallback, fit, make_state, record_graphs, to_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -89,7 +89,7 @@ def test_a_recorded_training_pass_is_the_eager_one(precision):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-class NoWaiting(NoReport):
+class NoWaiting(NoCallback):
     """Makes PyTorch refuse whatever waits for the GPU, from the third step of an epoch to its end."""
 
     def step(self, state, steps):

@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from evaluated import TINY
 
-from statten import cli
 from statten.config import RECIPES, dump_config, get_field, load_config, recipe_names, with_overrides
 from statten.data.transforms import sample_transform
 from statten.errors import ConfigError, UserError
@@ -162,27 +161,19 @@ def test_a_shipped_job_is_sound(path, monkeypatch):
         enter(job)
 
 
-def run(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["statten", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    shown = capsys.readouterr()
-    return caught.value.code, shown.out, shown.err
-
-
-def test_a_job_is_the_command_line_that_it_holds(tmp_path, monkeypatch, capsys):
+def test_a_job_is_the_command_line_that_it_holds(tmp_path, monkeypatch, typed):
     path = tmp_path / "job.yaml"
     path.write_text(
         "command: train\nrecipe: digits\nname: n-1\n"
         f"storage: {tmp_path}/runs\noverrides: {{model.pooling: '0011', train.lr: 1e-3, data.frames: null}}\n"
         "resources: {cpus_per_worker: 1, device: cpu}\nruntime: {packages: ['numpy>=2'], environment: {STATTEN_JOB: yes}}\n"
     )
-    typed = "--set model.pooling=0011 --set train.lr=0.001 --set scale.cpus_per_worker=1 --set scale.device=cpu"
+    words = "--set model.pooling=0011 --set train.lr=0.001 --set scale.cpus_per_worker=1 --set scale.device=cpu"
     monkeypatch.setenv("STATTEN_JOB", "no")
-    ours = run(["run", str(path), "--dry-run", "--json"], monkeypatch, capsys)
-    theirs = run(["train", "digits", *typed.split(), "--dry-run", "--json"], monkeypatch, capsys)
+    ours = typed("run", path, "--dry-run", "--json")
+    theirs = typed("train", "digits", *words.split(), "--dry-run", "--json")
     assert ours == theirs and ours[0] == 0 and json.loads(ours[1])["config"]["model"]["pooling"] == "0011"
-    more = run(["run", str(path), "--set", "model.depth=1", "--dry-run", "--json"], monkeypatch, capsys)
+    more = typed("run", path, "--set", "model.depth=1", "--dry-run", "--json")
     assert json.loads(more[1])["config"]["model"]["depth"] == 1
     assert load_job(path).arguments()[-4:] == ["--name", "n-1", "--storage", f"{tmp_path}/runs"]
 
@@ -196,16 +187,15 @@ def test_a_job_merges_several_spaces(tmp_path):
         load_job(path)
 
 
-def test_a_job_evaluates_a_run(tmp_path, monkeypatch, capsys):
-    tiny = {"model.depth": 1, "model.embed_dim": 16, "model.timesteps": 1, "model.block_size": 1, "train.epochs": 1}
-    made = Run.create(tmp_path / "made", load_config("digits", {**tiny, "data.fraction": 0.1}))
+def test_a_job_evaluates_a_run(tmp_path, typed):
+    made = Run.create(tmp_path / "made", load_config("digits", {**TINY, "train.epochs": 1, "data.fraction": 0.1}))
     with made.writing() as attempt:
         run_fit(made, attempt, threads=1)
     path = tmp_path / "job.yaml"
     path.write_text(f"command: evaluate\ntarget: made\nstorage: {tmp_path}\noverrides: {{model.timesteps: 2}}\n")
-    code, out, _ = run(["run", str(path), "--json"], monkeypatch, capsys)
+    code, out, _ = typed("run", path, "--json")
     assert code == 0 and json.loads(out)["timesteps"] == 2 and json.loads(out)["samples"] == 359
-    code, out, err = run(["run", str(path), "--dry-run"], monkeypatch, capsys)
+    code, out, err = typed("run", path, "--dry-run")
     assert (code, out) == (2, "") and "which has no plan to print" in err
 
 

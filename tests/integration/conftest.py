@@ -9,21 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-import ray
-
-MARK = "STATTEN_TEST"
-
-
-def marked(mark: str) -> list[int]:
-    """Processes that carry a mark in their environment: what a command started, Ray's daemons and workers included."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-        except OSError:
-            continue  # gone, or not ours
-    return found
+from processes import MARK, marked
 
 
 class Command:
@@ -83,12 +69,6 @@ def no_token(tmp_path_factory):
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
         yield
-
-
-def forget_token() -> None:
-    """Have Ray read token and mode anew; a process keeps those that it met first."""
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray._raylet.Config.initialize("")
 
 
 @pytest.fixture(scope="module")

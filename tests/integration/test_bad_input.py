@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from statten import cli
 from statten.config import load_config
 from statten.machine import whole_cores
 from statten.search.sweep import Sweep
@@ -140,22 +139,18 @@ def storage(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[arguments for arguments, _ in CASES])
-def test_one_sentence_and_exit_code_2(arguments, sentence, storage, monkeypatch, capsys):
+def test_one_sentence_and_exit_code_2(arguments, sentence, storage, typed):
     before = sorted(storage.rglob("*"))
-    monkeypatch.setattr("statten.display.console.stderr", False)
     arguments = arguments.replace("{runs}", str(storage)).split()
     if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data"):
         arguments += ["--storage", str(storage)]
-    monkeypatch.setattr(sys, "argv", ["statten", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    shown = capsys.readouterr()
-    assert caught.value.code == 2, shown
-    assert shown.out == ""
-    lines = shown.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("statten: "), shown.err
+    code, out, err = typed(*arguments)
+    assert code == 2, (out, err)
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("statten: "), err
     assert sentence.replace("{{", "{").replace("}}", "}") in lines[0]
-    assert not re.search(r"Traceback|Error\(|<class", shown.err)
+    assert not re.search(r"Traceback|Error\(|<class", err)
     assert sorted(storage.rglob("*")) == before, "nothing is written"
 
 
@@ -169,13 +164,10 @@ def test_all_mistakes_of_a_file_are_said_in_a_real_process(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_prints_a_plan_and_starts_nothing(tmp_path, monkeypatch, capsys):
-    arguments = ["train", "digits", "--dry-run", "--json", "--storage", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", ["statten", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-    plan = json.loads(capsys.readouterr().out)
+def test_a_dry_run_prints_a_plan_and_starts_nothing(tmp_path, typed):
+    code, out, _ = typed("train", "digits", "--dry-run", "--json", "--storage", tmp_path / "runs")
+    assert code == 0
+    plan = json.loads(out)
     assert plan["parameters"] > 10_000 and plan["world_size"] == 1 and plan["memory_bytes"] > 0
     assert plan["config"] == load_config("digits").model_dump(mode="json")
     assert not Path(tmp_path / "runs").exists()

@@ -15,15 +15,14 @@ import uuid
 from pathlib import Path
 
 import pytest
-from conftest import MARK, forget_token, marked
+from processes import MARK, forget_token, marked
 
-from statten import cli
 from statten.cluster.token import make_token
 from statten.doctor import checks as doctor
 from statten.doctor import cluster as doctor_cluster
 from statten.doctor import diagnose
 from statten.errors import UserError
-from statten.jobs.client import Cluster
+from statten.jobs.client import JobClient
 from statten.search.sweep import Sweep
 from statten.storage.run import Run
 
@@ -187,23 +186,19 @@ def until(condition, seconds: float = 120):
 
 
 @pytest.fixture
-def typed(cluster, monkeypatch, capsys):
-    """Type a command that ends by itself, in this process; returns its exit code and what it printed."""
+def typed(typed, cluster):
+    """Type a command for the cluster that ends by itself, in this process; returns its exit code and what it printed."""
 
     def type_(command: str, *arguments: object) -> tuple[int, str]:
-        line = [command, "--address", cluster.url, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["statten", *line])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        shown = capsys.readouterr()
-        return caught.value.code, shown.out + shown.err
+        code, out, err = typed(command, "--address", cluster.url, *arguments)
+        return code, out + err
 
     return type_
 
 
 @pytest.mark.slow
 def test_jobs_from_a_sweep_to_an_evaluation(statten, typed, cluster, work, tmp_path):
-    here, runs = Cluster(cluster.url), tmp_path / "runs"
+    here, runs = JobClient(cluster.url), tmp_path / "runs"
     code, sent = typed("submit", "sweep.yaml")
     assert code == 0 and "working directory: 3 files of" in sent and " B packed" in sent and "submitted sweep-1" in sent
     relay = Relay(cluster.url)
@@ -289,22 +284,22 @@ def test_doctor_looks_at_every_node(cluster, tmp_path, monkeypatch):
 
 def test_tokens(cluster, monkeypatch, tmp_path):
     """A missing token, a wrong one and one that others can read are each one sentence; none of them is shown."""
-    assert Cluster(cluster.url).version().startswith("2.60")
+    assert JobClient(cluster.url).version().startswith("2.60")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "no-token-of-this-cluster")
     with pytest.raises(UserError, match="refuses the token of RAY_AUTH_TOKEN; take") as caught:
-        Cluster(cluster.url)
+        JobClient(cluster.url)
     assert "no-token-of" not in str(caught.value)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(UserError, match=r"asks for a token, and there is none here; copy ~/.ray/auth_token"):
-        Cluster(cluster.url)
+        JobClient(cluster.url)
     (tmp_path / "token").write_text("0" * 64)
     (tmp_path / "token").chmod(0o644)
     with pytest.raises(UserError, match=r"its mode is 644; type: chmod 600 .*token"):
-        Cluster(cluster.url)
+        JobClient(cluster.url)
     (tmp_path / "token").chmod(0o600)
     with pytest.raises(UserError, match=f"refuses the token of {tmp_path}/token"):
-        Cluster(cluster.url)
+        JobClient(cluster.url)
     join = f"from statten.cluster.session import ray_cluster as join\nwith join({cluster.address!r}): pass"
     quick = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}
     done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, env=quick, check=False)

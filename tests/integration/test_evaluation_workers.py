@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from evaluated import make_run
+from safetensors.torch import load_file
 
 
 def evaluate(*arguments: object) -> dict:

@@ -14,7 +14,7 @@ from pathlib import Path
 import object_store
 import pytest
 import ray
-from conftest import forget_token
+from processes import forget_token
 from ray.cluster_utils import Cluster
 
 from statten import search
@@ -94,7 +94,7 @@ def cluster(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_folder_that_one_machine_does_not_see_is_refused(cluster, tmp_path):
-    assert sorted(node.cpus for node in nodes.living()) == [0, 2]
+    assert sorted(node.cpus for node in nodes.alive_nodes()) == [0, 2]
     nodes.check_shared(tmp_path / "runs" / "of" / "all")
     assert list(tmp_path.iterdir()) == [], "nothing is left"
     handle = os.open(tmp_path, os.O_RDONLY)  # the name of an open folder means something to its process alone
@@ -110,11 +110,11 @@ def test_a_folder_that_one_machine_does_not_see_is_refused(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_machine_that_is_lost_while_it_is_asked_has_no_say(cluster, tmp_path, monkeypatch):
-    lost, there = Node("lost", 1, 0, "a" * 56), nodes.living()
+    lost, there = Node("lost", 1, 0, "a" * 56), nodes.alive_nodes()
     listed = iter([[lost, *there], there])
-    monkeypatch.setattr(nodes, "living", lambda: next(listed))
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: next(listed))
     nodes.check_shared(tmp_path)
-    monkeypatch.setattr(nodes, "living", lambda: [lost, *there])
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: [lost, *there])
     with pytest.raises(UserError, match=r"^--storage: lost does not answer: "):
         nodes.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from statten.errors import UserError
-from statten.jobs import package as parcel
+from statten.jobs import package
 from statten.jobs.package import pack, shown, survey, travelling
 
 TOKEN = "5f" * 32
@@ -65,7 +65,7 @@ def test_what_git_ignores_stays(folder):
     assert set(kept) == {*TRAVELS, ".gitignore"}
 
 
-def test_a_parcel_depends_on_names_and_contents_alone(folder, tmp_path):
+def test_a_package_depends_on_names_and_contents_alone(folder, tmp_path):
     first = pack(folder, tmp_path / "a.zip", [folder / "storage", folder / "images"], TOKEN)
     os.utime(folder / "train.py", (1, 1))
     second = pack(folder, tmp_path / "b.zip", [folder / "storage", folder / "images"], TOKEN)
@@ -76,7 +76,7 @@ def test_a_parcel_depends_on_names_and_contents_alone(folder, tmp_path):
 
 
 def test_too_much_names_the_largest(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(parcel, "LIMIT", 20_000)
+    monkeypatch.setattr(package, "LIMIT", 20_000)
     (folder / "big").mkdir()
     (folder / "big" / "noise.npy").write_bytes(os.urandom(30_000))
     with pytest.raises(UserError, match=r"at most 19\.5 KiB .* the largest are big \(29\.3 KiB\), ") as caught:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from evaluated import TINY
 from safetensors.torch import load_file
 
 from statten.config import load_config
@@ -13,17 +14,16 @@ from statten.evaluation import evaluate
 from statten.metrics.accuracy import Accuracy
 from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.storage.run import Run
-from statten.training.loop import NoReport, fit, make_state, reported, step_optimizer, validate
+from statten.training.loop import NoCallback, fit, make_state, reported, step_optimizer, validate
 from statten.training.worker import run_fit
 
-TINY = {
-    "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 2, "model.block_size": 1,
-    "data.fraction": 0.1, "train.batch_size": 24, "train.epochs": 2,
+SHORT = {
+    **TINY, "model.num_heads": 2, "model.timesteps": 2, "data.fraction": 0.1, "train.batch_size": 24, "train.epochs": 2,
 }  # fmt: skip
-CLIPS = {**TINY, "model.image_size": 8, "model.pooling": "0001"}
+CLIPS = {**SHORT, "model.image_size": 8, "model.pooling": "0001"}
 EVERYTHING = {
     "images": ("digits", {
-        **TINY, "data.augment": True, "train.optimizer": "lamb", "train.mixup": 0.5, "train.cutmix": 1.0,
+        **SHORT, "data.augment": True, "train.optimizer": "lamb", "train.mixup": 0.5, "train.cutmix": 1.0,
         "train.mixup_prob": 0.8, "train.mixup_off_epoch": 1, "train.ema_decay": 0.9, "train.layer_decay": 0.7,
         "train.clip_grad": 0.05, "train.clip_mode": "agc", "train.warmup_epochs": 1, "train.cooldown_epochs": 1,
         "train.lr_update": "epoch", "train.loss": "bce", "model.drop_path": 0.2,
@@ -48,7 +48,7 @@ class Killed(Exception):
     pass
 
 
-class Checkpoints(NoReport):
+class Checkpoints(NoCallback):
     """Writes a checkpoint at the end; or after some steps, and is killed then."""
 
     def __init__(self, folder, epochs, killed_after=None):
@@ -94,7 +94,7 @@ def test_resuming_with_all_of_it_on_ends_in_the_same_bits(kind, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"])
 def test_every_optimizer_survives_a_checkpoint(optimizer, tmp_path):
-    config = load_config("digits", {**TINY, "train.optimizer": optimizer, "train.momentum": 0.8})
+    config = load_config("digits", {**SHORT, "train.optimizer": optimizer, "train.momentum": 0.8})
     first = make_state(config)
     batches = [batch for _, batch in zip(range(4), make_loaders(config).train.batches(0), strict=False)]
     for step, (x, y) in enumerate(batches):
@@ -113,10 +113,10 @@ def test_every_optimizer_survives_a_checkpoint(optimizer, tmp_path):
 
 
 def test_the_moving_average_is_its_formula_and_is_what_validation_and_evaluation_see(tmp_path):
-    config = load_config("digits", {**TINY, "train.ema_decay": 0.75})
+    config = load_config("digits", {**SHORT, "train.ema_decay": 0.75})
     expected: dict[str, torch.Tensor] = {}
 
-    class Follow(NoReport):
+    class Follow(NoCallback):
         def step(self, state, steps):
             for name, value in state.model.state_dict().items():
                 if name not in expected or not value.is_floating_point():  # the average starts with the first step
@@ -127,15 +127,15 @@ def test_the_moving_average_is_its_formula_and_is_what_validation_and_evaluation
     state = make_state(config)
     loaders = make_loaders(config)
     fit(state, loaders, config, Follow())
-    assert state.judged is state.ema.module
+    assert state.eval_model is state.ema.module
     for name, value in state.ema.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-7)
-    averaged, trained = (validate(model, loaders.validation, config) for model in (state.judged, state.model))
+    averaged, trained = (validate(model, loaders.validation, config) for model in (state.eval_model, state.model))
     assert state.metrics["val/loss"] == averaged["val/loss"] != trained["val/loss"]
 
 
 def test_evaluation_takes_the_average_unless_told_otherwise(tmp_path):
-    run = Run.create(tmp_path / "averaged", load_config("digits", {**TINY, "train.ema_decay": 0.9}))
+    run = Run.create(tmp_path / "averaged", load_config("digits", {**SHORT, "train.ema_decay": 0.9}))
     with run.writing() as attempt:
         run_fit(run, attempt, threads=1)
     files = {name: load_file(run.best_checkpoint() / name) for name in (MODEL, EMA)}
@@ -145,7 +145,7 @@ def test_evaluation_takes_the_average_unless_told_otherwise(tmp_path):
     assert averaged["loss"] != trained["loss"]
     assert (averaged["weights"], trained["weights"]) == ("averaged (EMA)", "trained")
 
-    plain = Run.create(tmp_path / "plain", load_config("digits", {**TINY, "train.epochs": 1}))
+    plain = Run.create(tmp_path / "plain", load_config("digits", {**SHORT, "train.epochs": 1}))
     with plain.writing() as attempt:
         run_fit(plain, attempt, threads=1)
     assert not (plain.best_checkpoint() / EMA).exists()
@@ -153,7 +153,7 @@ def test_evaluation_takes_the_average_unless_told_otherwise(tmp_path):
 
 
 def test_training_accuracy_under_mixing_is_that_of_the_labels_before_it():
-    config = load_config("digits", {**TINY, "train.epochs": 1, "train.mixup": 1.0})
+    config = load_config("digits", {**SHORT, "train.epochs": 1, "train.mixup": 1.0})
     counted, add = [], Accuracy.add
 
     def noted(self, loss, logits, target):
@@ -173,7 +173,7 @@ def test_layer_decay_gives_each_block_its_rate():
         "model.depth": 3, "model.neuron": "plif", "train.layer_decay": 0.5, "train.lr": 0.08, "train.warmup_epochs": 1,
         "train.warmup_lr": 0.008,
     }  # fmt: skip
-    config = load_config("digits", {**TINY, **options})
+    config = load_config("digits", {**SHORT, **options})
     state = make_state(config)
     rate_of = {id(p): group for group in state.optimizer.param_groups for p in group["params"]}
     state.scheduler.step(1)
@@ -190,7 +190,7 @@ def test_layer_decay_gives_each_block_its_rate():
 @pytest.mark.parametrize("mode", ["norm", "value", "agc"])
 def test_clip_modes_clip(mode):
     plain = {"train.optimizer": "sgd", "train.momentum": 1e-9, "train.weight_decay": 0.0, "train.lr": 1.0}
-    config = load_config("digits", {**TINY, **plain, "train.clip_grad": 0.01, "train.clip_mode": mode})
+    config = load_config("digits", {**SHORT, **plain, "train.clip_grad": 0.01, "train.clip_mode": mode})
     moved = {}
     for name, clip in (("clipped", 0.01), ("free", None)):
         state = make_state(config)
@@ -219,7 +219,7 @@ def test_clip_modes_clip(mode):
 def test_amp_is_float32_on_a_cpu():
     runs = {}
     for precision in ("fp32", "amp"):
-        config = load_config("digits", {**TINY, "train.epochs": 1, "train.precision": precision})
+        config = load_config("digits", {**SHORT, "train.epochs": 1, "train.precision": precision})
         state = make_state(config)
         assert not state.scaler.is_enabled()
         runs[precision] = fit(state, make_loaders(config), config)["val/loss"]
@@ -227,13 +227,13 @@ def test_amp_is_float32_on_a_cpu():
 
 
 def test_a_state_without_an_average_is_judged_by_its_model():
-    state = make_state(load_config("digits", TINY))
-    assert state.judged is state.model and dataclasses.replace(state).ema is None
+    state = make_state(load_config("digits", SHORT))
+    assert state.eval_model is state.model and dataclasses.replace(state).ema is None
 
 
 def test_fit_reports_what_it_says_that_it_reports():
     """A sweep is refused objectives that are not in this list, so it must be the whole row."""
     config = load_config("digits", {**TINY, "train.epochs": 1, "data.skip_corrupt": True, "search.objectives": ["latency_ms"]})
     state = make_state(config)
-    fit(state, make_loaders(config), config, NoReport())
+    fit(state, make_loaders(config), config, NoCallback())
     assert {*state.metrics, "peak_memory_mib"} == {"epoch", *reported(config)}  # memory is measured on a GPU

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from evaluated import TINY
 
 from statten.config import load_config
 from statten.errors import UserError
@@ -26,14 +27,13 @@ from statten.storage.run import Run, checkpoints
 from statten.training.loop import make_state
 from statten.training.worker import Agreement, run_fit
 
-TINY = {
-    "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 1, "model.block_size": 1,
-    "train.epochs": 3, "train.warmup_epochs": 0, "train.batch_size": 256, "scale.device": "cpu",
+SHORT = {
+    **TINY, "model.num_heads": 2, "train.epochs": 3, "train.warmup_epochs": 0, "train.batch_size": 256, "scale.device": "cpu",
 }  # fmt: skip
 
 
 def new_run(path: Path, **fields) -> Run:
-    return Run.create(path, load_config("digits", {**TINY, **fields}))
+    return Run.create(path, load_config("digits", {**SHORT, **fields}))
 
 
 def finish(run: Run, then=None):
@@ -259,7 +259,7 @@ def test_nothing_that_is_read_back_is_unpickled(tmp_path, two_epochs):
             for read in (
                 lambda: two_epochs.config, lambda: two_epochs.result, lambda: two_epochs.info, two_epochs.metrics,
                 two_epochs.best_checkpoint, lambda: load_weights(two_epochs.path / "initial.safetensors"),
-                lambda: load_newest(make_state(load_config("digits", TINY)), two_epochs.checkpoint_folder),
+                lambda: load_newest(make_state(load_config("digits", SHORT)), two_epochs.checkpoint_folder),
                 *(lambda path=path: load_weights(path, averaged=True) for path in checkpoints(two_epochs.checkpoint_folder)),
             ):  # fmt: skip
                 try:

@@ -58,7 +58,7 @@ def test_points_count_divisors_by_parent():
 
 def test_the_demo_searches_the_space_of_the_file_that_it_names():
     config = load_config("digits")
-    shipped = load_space(Path(__file__).parents[2] / "search_spaces" / "digits.yaml", config)
+    shipped = load_space(Path(__file__).parents[3] / "search_spaces" / "digits.yaml", config)
     assert list(make_space(demo.SPACE, config).points()) == list(shipped.points())
 
 

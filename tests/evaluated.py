@@ -13,6 +13,8 @@ from statten.storage.checkpoint import save
 from statten.storage.run import Run
 from statten.training.loop import make_state
 
+# The smallest model that the tests train on digits.
+TINY = {"model.depth": 1, "model.embed_dim": 16, "model.timesteps": 1, "model.block_size": 1}
 SMALL = {"model.depth": 1, "model.embed_dim": 32, "scale.device": "cpu", "train.batch_size": 64}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from evaluated import TINY
 from ray.tune.search import Searcher
 
 from statten.config import load_config
@@ -24,8 +25,9 @@ from statten.storage.run import Run
 from statten.training.preflight import memory_bytes
 from statten.training.worker import run_fit
 
-TINY = {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 1, "model.timesteps": 1, "model.block_size": 1,
-        "data.fraction": 0.05, "train.epochs": 2, "train.batch_size": 16, "search.firing_range": None}  # fmt: skip
+SHORT = {
+    **TINY, "model.num_heads": 1, "data.fraction": 0.05, "train.epochs": 2, "train.batch_size": 16, "search.firing_range": None,
+}  # fmt: skip
 TIMES = {"model.timesteps": {"choices": [1, 2, 4]}, "model.block_size": {"divisors_of": "model.timesteps"}}
 
 
@@ -34,7 +36,7 @@ class Stopped(BaseException):
 
 
 def new(path, space=TIMES, **fields):
-    config = load_config("digits", {**TINY, **{f"search.{k}": v for k, v in fields.items() if "__" not in k},
+    config = load_config("digits", {**SHORT, **{f"search.{k}": v for k, v in fields.items() if "__" not in k},
                                     **{k.replace("__", "."): v for k, v in fields.items() if "__" in k}})  # fmt: skip
     return Sweep.create(path, config, make_space(space, config))
 

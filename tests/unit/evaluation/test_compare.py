@@ -1,15 +1,12 @@
 """Comparison of models on the same samples."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from evaluated import make_run
 from scipy.stats import t
 
-from statten import cli
-from statten.display import console
 from statten.errors import UserError
 from statten.evaluation.compare import compare, compare_summary, group_pair, interval, pair
 
@@ -87,15 +84,12 @@ def test_the_bootstrap_of_groups_is_that_over_samples():
     assert found["interval"] == pytest.approx(plain, abs=0.3) and found["difference"] == pytest.approx(100 * gain.mean())
 
 
-def test_groups_of_runs_are_one_model_under_several_seeds(tmp_path, monkeypatch, capsys):
+def test_groups_of_runs_are_one_model_under_several_seeds(tmp_path, typed, capsys):
     runs = [make_run(tmp_path / f"r{seed}", train__seed=seed) for seed in range(3)]
     other = make_run(tmp_path / "wide", model__mlp_ratio=1)
-    monkeypatch.setattr(console, "stderr", console.stderr)  # --json changes it
-    monkeypatch.setattr(sys, "argv", ["statten", "compare", "r0,r1,r2", "wide", "--storage", str(tmp_path), "--json"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-    report = json.loads(capsys.readouterr().out)
+    code, out, _ = typed("compare", "r0,r1,r2", "wide", "--storage", tmp_path, "--json")
+    assert code == 0
+    report = json.loads(out)
     top1 = [m["top1"] for m in report["models"]]
     assert [g["seeds"] for g in report["groups"]] == [3, 1] and report["groups"][0]["name"] == "r0, r1, r2"
     assert report["groups"][0]["top1_mean"] == pytest.approx(np.mean(top1[:3]))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from evaluated import TINY
 
 from statten.config import load_config
 from statten.data import make_loaders
@@ -10,9 +11,9 @@ from statten.training.loop import fit, make_state, step_optimizer, stream
 from statten.training.losses import make_loss
 from statten.training.preflight import preflight
 
-TINY = {
-    "model.depth": 1, "model.embed_dim": 16, "model.num_heads": 2, "model.timesteps": 1, "model.block_size": 1,
-    "train.epochs": 1, "train.warmup_epochs": 0, "train.batch_size": 64, "scale.device": "cpu", "data.augment": True,
+SHORT = {
+    **TINY, "model.num_heads": 2, "train.epochs": 1, "train.warmup_epochs": 0, "train.batch_size": 64, "scale.device": "cpu",
+    "data.augment": True,
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def test_fields_and_their_mistakes():
 
 
 def test_the_preflight_asks_for_the_least_and_plans_for_the_most():
-    config = load_config("digits", {**TINY, "scale.workers": [2, 4], "scale.cpus_per_worker": 1})
+    config = load_config("digits", {**SHORT, "scale.workers": [2, 4], "scale.cpus_per_worker": 1})
     plan = preflight(config, {"CPU": 2.0})
     assert (plan.world_size, plan.min_workers) == (4, 2) and plan.steps_per_epoch == make_loaders(
         config, 0, 4
@@ -46,7 +47,7 @@ def test_the_preflight_asks_for_the_least_and_plans_for_the_most():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_step_reads_the_same_whatever_the_number_of_ranks(world_size):
-    config = load_config("digits", TINY)
+    config = load_config("digits", SHORT)
     full = [make_loaders(config, rank, 4).train for rank in range(4)]
     ranks = [make_loaders(config, rank, world_size, 4) for rank in range(world_size)]
     shares = sorted((share for loaders in ranks for share in loaders.shares), key=lambda share: share.rank)
@@ -61,7 +62,7 @@ def test_a_step_reads_the_same_whatever_the_number_of_ranks(world_size):
 
 
 def test_one_rank_with_two_shares_takes_the_step_of_two_ranks():
-    config = load_config("digits", {**TINY, "train.batch_size": 400, "train.optimizer": "sgd"})
+    config = load_config("digits", {**SHORT, "train.batch_size": 400, "train.optimizer": "sgd"})
     loaders = make_loaders(config, 0, 1, 2)
     assert loaders.train.steps_per_epoch == 1 and len(loaders.shares) == 2
     ours, theirs = make_state(config), make_state(config)

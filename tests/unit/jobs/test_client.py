@@ -1,4 +1,4 @@
-"""What is checked before a job is sent, how it goes on under its name, and when it is started again."""
+"""What is checked before a job is sent, and when it is started again."""
 
 import http.server
 import os
@@ -11,51 +11,24 @@ import time
 
 import pytest
 
-from statten import cli
-from statten.cli.resume import begun, ended
-from statten.config import load_config, with_overrides
 from statten.errors import UserError
 from statten.jobs import client, file
 from statten.jobs.client import dashboard_url, rehearse
 from statten.jobs.file import JobFile, check_submitted_storage, run_with_retries
 from statten.jobs.submit import from_file
-from statten.search.samplers import trials_of
-from statten.search.sweep import Sweep
-from statten.space.loading import make_space
-from statten.storage.run import Run
-from statten.training.worker import run_fit
 
-SMALL = {
-    "model.depth": 1,
-    "model.embed_dim": 16,
-    "model.timesteps": 1,
-    "model.block_size": 1,
-    "data.fraction": 0.1,
-    "scale.neuron_backend": "torch",
-}
 SPACE = "model.timesteps: {choices: [1, 2]}\nmodel.block_size: {divisors_of: model.timesteps}\n"
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STATTEN_STORAGE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "space.yaml").write_text(SPACE)
-    return tmp_path
+def work(work):
+    (work / "space.yaml").write_text(SPACE)
+    return work
 
 
 def job_file(work, text, name="job.yaml"):
     (work / name).write_text(text)
     return work / name
-
-
-def typed(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["statten", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    shown = capsys.readouterr()
-    return caught.value.code, shown.out, shown.err
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,8 +43,8 @@ def test_a_job_file_travels_unchanged(work):
         f"python -m statten.cli run job.yaml --resume --name job --set train.epochs=2 --storage {work}/runs"
     )
     assert {path.name for _, path in sent.files} == {"job.yaml", "space.yaml"}
-    parcel = rehearse(sent, work, lambda parcel: None)
-    assert set(parcel.names) == {"job.yaml", "space.yaml"}
+    package = rehearse(sent, work, lambda package: None)
+    assert set(package.names) == {"job.yaml", "space.yaml"}
 
 
 def test_relative_places_become_absolute_and_stay_at_home(work):
@@ -80,7 +53,7 @@ def test_relative_places_become_absolute_and_stay_at_home(work):
     text = "command: train\nrecipe: cifar10_2_256\nname: mine\noverrides: {data.root: images}\n"
     sent = from_file(job_file(work, text), work, storage="s3://bucket/runs")
     assert sent.name == "mine" and sent.entrypoint.endswith(f"--storage s3://bucket/runs --set data.root={work}/images")
-    assert set(rehearse(sent, work, lambda parcel: None).names) == {"job.yaml", "space.yaml"}
+    assert set(rehearse(sent, work, lambda package: None).names) == {"job.yaml", "space.yaml"}
 
 
 def test_an_evaluation_has_a_name_but_no_folder(work):
@@ -100,8 +73,8 @@ def test_an_evaluation_has_a_name_but_no_folder(work):
          "train cifar10_2_256 --name n --set data.root=data --resume --set data.root={work}/data"),
     ],
 )  # fmt: skip
-def test_a_plain_command_travels(words, entrypoint, work, monkeypatch, capsys):
-    code, out, err = typed(monkeypatch, capsys, "submit", "--dry-run", "--", *shlex.split(words))
+def test_a_plain_command_travels(words, entrypoint, work, typed):
+    code, out, err = typed("submit", "--dry-run", "--", *shlex.split(words))
     assert (code, err) == (0, "")
     assert f"python -m statten.cli {entrypoint.format(work=work)}\nNothing was sent.\n" in out
 
@@ -127,12 +100,12 @@ def test_a_plain_command_travels(words, entrypoint, work, monkeypatch, capsys):
         (["outside.yaml", "--working-dir", "inner"], "outside.yaml lies outside of inner, the folder that travels"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_a_sentence_before_anything_is_sent(arguments, sentence, work, monkeypatch, capsys):
+def test_a_mistake_is_a_sentence_before_anything_is_sent(arguments, sentence, work, typed):
     job_file(work, "command: train\nrecipe: digits\nstorage: runs\n")
     job_file(work, "command: train\nrecipe: digits\nstorage: runs\n", "outside.yaml")
     (work / "inner").mkdir()
     arguments = [*arguments[:1], "--dry-run", *arguments[1:]] if "--working-dir" in arguments else arguments
-    code, out, err = typed(monkeypatch, capsys, "submit", *arguments)
+    code, out, err = typed("submit", *arguments)
     assert code == 2 and sentence in err and "Traceback" not in err and "submitted" not in out
     assert all(line.startswith("statten: ") for line in err.splitlines())
 
@@ -170,7 +143,7 @@ def test_an_address_where_somebody_else_answers(status, body, sentence, work):
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match=sentence):
-            client.Cluster(f"http://127.0.0.1:{server.server_port}")
+            client.JobClient(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
 
 
@@ -185,46 +158,7 @@ def test_rays_variables_do_not_win_over_an_address(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where it goes on.
-
-
-def test_a_run_goes_on_under_its_name(work, monkeypatch, capsys):
-    monkeypatch.setattr("statten.display.console.stderr", False)
-    config = load_config("digits", {**SMALL, "train.epochs": 1})
-    assert not begun(work / "r", config)
-    run = Run.create(work / "r", config)
-    assert begun(run.path, config) and not ended(run.path)
-    with pytest.raises(
-        UserError, match=r"r is another run, for it differs in model.depth, train.epochs; choose another --name"
-    ):
-        begun(run.path, load_config("digits", {**SMALL, "train.epochs": 2, "model.depth": 2}))
-    with run.writing() as attempt:
-        run_fit(run, attempt, threads=1)
-    assert ended(run.path)
-    settings = [word for field, value in {**SMALL, "train.epochs": 1}.items() for word in ("--set", f"{field}={value}")]
-    line = ["train", "digits", *settings, "--name", "r", "--storage", work]
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    code, out, _ = typed(monkeypatch, capsys, *line, "--resume")
-    assert code == 0 and f"{run.path}: is finished" in out
-    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
-    code, _, err = typed(monkeypatch, capsys, *line)
-    assert code == 2 and "exists already" in err
-    code, _, err = typed(monkeypatch, capsys, *line, "--set", "train.lr=0.5", "--resume")
-    assert code == 2 and "it differs in train.lr" in err
-
-
-def test_a_sweep_goes_on_under_its_name(tmp_path):
-    config = load_config("digits")
-    space = make_space({"model.depth": {"int": [1, 2]}}, config)
-    counted = with_overrides(config, {"search.trials": trials_of(config.search, space)})  # as `tune` does
-    sweep = Sweep.create(tmp_path / "s", counted, space)
-    assert begun(sweep.path, config, space) and not ended(sweep.path)
-    with pytest.raises(UserError, match="s is another sweep, for it differs in the search space"):
-        begun(sweep.path, config, make_space({"model.depth": {"int": [1, 3]}}, config))
-    with pytest.raises(UserError, match=r"holds no run\.json"):
-        begun(sweep.path, config)
-    sweep.study().set_user_attr("ended", sweep.trials)
-    assert ended(sweep.path)
+# Where it is written.
 
 
 def test_a_submitted_job_finds_its_storage_or_says_so(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import transforms
 
-from statten import cli
 from statten.data import CorruptSample, make_test_loader, split_document
 from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
@@ -26,7 +24,7 @@ from statten.files import write_json
 from statten.metrics.energy import Conventions, check_file
 from statten.metrics.inference import evaluating
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -396,15 +394,12 @@ def test_the_published_checkpoints_are_evaluated_on_image_files(tmp_path, name):
         ("energy check {run}/run.json", "is not an energy ledger"),
     ],
 )
-def test_sentences(runs, tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_sentences(runs, tmp_path, typed, arguments, sentence):
     words = arguments.replace("{run}", str(runs["digits"].path)).split()
     if words[0] == "evaluate":
         words += ["--storage", str(tmp_path / "s")]
     before = sorted(runs["digits"].path.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["statten", *words])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    shown = capsys.readouterr()
-    assert caught.value.code == 2 and shown.out == "" and sentence in shown.err
-    assert all(line.startswith("statten: ") for line in shown.err.strip().splitlines())
+    code, out, err = typed(*words)
+    assert code == 2 and out == "" and sentence in err
+    assert all(line.startswith("statten: ") for line in err.strip().splitlines())
     assert sorted(runs["digits"].path.rglob("*")) == before and not (tmp_path / "s").exists()

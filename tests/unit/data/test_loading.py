@@ -3,14 +3,12 @@
 import hashlib
 import json
 import random
-import sys
 
 import formats
 import numpy as np
 import pytest
 import torch
 
-from statten import cli
 from statten.config import build_config
 from statten.data import CorruptSample, check_split, make_loaders, make_test_loader, open_source, split_document, split_indices
 from statten.data.check import check
@@ -298,16 +296,12 @@ def test_check_of_clips_and_shards(roots):
         ("shard event_folder --root {clips} --output {new}", 2, "only"),
     ],
 )  # fmt: skip
-def test_the_commands(arguments, code, words, roots, damaged, tmp_path, monkeypatch, capsys):
+def test_the_commands(arguments, code, words, roots, damaged, tmp_path, typed):
     names = {"good": roots["folders"], "damaged": damaged, "clips": roots["clips"], "new": tmp_path / "new"}
-    monkeypatch.setattr("statten.display.console.stderr", False)  # as in a new process
-    monkeypatch.setattr(sys, "argv", ["statten", "data", *arguments.format(**names).split()])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    shown = capsys.readouterr()
-    assert caught.value.code == code, shown
-    assert words in (shown.err if code == 2 else shown.out)
+    ended, out, err = typed("data", *arguments.format(**names).split())
+    assert ended == code, (out, err)
+    assert words in (err if code == 2 else out)
     if code == 2:
-        assert shown.out == "" and len(shown.err.strip().splitlines()) == 1
+        assert out == "" and len(err.strip().splitlines()) == 1
     if "--json" in arguments:
-        json.loads(shown.out)
+        json.loads(out)

@@ -1,0 +1,31 @@
+"""What tests of every folder use: a command typed in this process, and the folder that it is typed in."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Type a command in this process: `code, out, err = typed("train", "digits")`, printed as by a process of its own."""
+
+    def type_(*words: object) -> tuple[int, str, str]:
+        from statten import cli
+
+        monkeypatch.setattr("statten.display.console.stderr", False)  # as in a new process; --json changes it
+        monkeypatch.setattr(sys, "argv", ["statten", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        shown = capsys.readouterr()
+        return caught.value.code, shown.out, shown.err
+
+    return type_
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A user's folder, which is the working directory and the home, where no storage is set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STATTEN_STORAGE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
