@@ -61,9 +61,8 @@ def control_groups(controller: str, root: Path = GROUPS, membership: Path = MEMB
         for number, controllers, path in (line.split(":", 2) for line in membership.read_text().splitlines()):
             if number == "0" or controller in controllers.split(","):
                 base = root if number == "0" else root / controller
-                group = base / path.strip(
-                    "/"
-                )  # in a container it may not be there: then its group is the root of what is mounted
+                # In a container it may not be there: then its group is the root of what is mounted.
+                group = base / path.strip("/")
                 yield from (group, *(folder for folder in group.parents if folder.is_relative_to(base)))
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from statten.cluster.token import own_token, token_file, token_refused
 from statten.errors import UserError, first_line
+from statten.machine import whole_cores
 
 # Read by Ray when it is imported or started, in this process and in its workers.
 _ENVIRONMENT = {
@@ -58,6 +59,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         if address is None:
             ray.init(
                 address="local",  # without it, a cluster that crashed here some day would be waited for
+                num_cpus=whole_cores(),
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 dashboard_port=free_port() if dashboard else None,

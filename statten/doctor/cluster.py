@@ -199,7 +199,8 @@ def _knock(address: str, fix: str) -> None:
     """Fail early, and clearly, where nothing listens."""
     if address in ("auto", "local"):
         return
-    if not address.rpartition(":")[2].isdigit():
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
         raise Broken(f"{address} is no address", "write host:port, ray://host:port or auto")
     try:
         knock(address, 5)

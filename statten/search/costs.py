@@ -145,8 +145,8 @@ def _key(document: dict[str, Any], device: str, threads: int) -> str:
     import ray
 
     machines = {node["NodeManagerHostname"] for node in ray.nodes()} if ray.is_initialized() else {platform.node()}
-    surroundings = [sorted(machines), torch.__version__, device, threads, [field.name for field in fields(Cost)]]
-    return hashlib.sha256(json.dumps([document, surroundings], sort_keys=True).encode()).hexdigest()[:24]
+    hardware, held = [sorted(machines), usable_memory(), device, threads], [field.name for field in fields(Cost)]
+    return hashlib.sha256(json.dumps([document, torch.__version__, hardware, held], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _run(documents: list[dict[str, Any]], device: str, threads: int, gpus: float) -> list[dict[str, Any]]:

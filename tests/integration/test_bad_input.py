@@ -1,7 +1,6 @@
 """Wrong input gets one plain sentence and exit code 2, and leaves nothing behind."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from statten.config import load_config
+from statten.machine import whole_cores
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.run import Run
 
-CORES = os.cpu_count() or 1
+CORES = whole_cores()
 
 # (arguments, what the sentence must hold). {runs} is the storage; it holds a run `taken`, a sweep `swept` and a file `file`.
 CASES = [

@@ -1,6 +1,8 @@
 """What a process may use, by files as the kernel shows them."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,24 @@ def test_doctor_and_native_neurons_mean_the_same_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(checks.Broken, match="\\$CXX names no-such-compiler, which is not on the PATH"):
         checks.check_compiler()
+
+
+def test_plans_and_ray_count_the_cores_of_this_process():
+    """Bound to one core, a process has one, whatever the machine has."""
+    code = """if True:
+        import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        from statten.cluster.nodes import survey
+        from statten.cluster.session import ray_cluster
+        from statten.config import load_config
+        from statten.errors import UserError
+        from statten.training.preflight import preflight
+        try:
+            preflight(load_config("digits", {"scale.workers": 2, "scale.cpus_per_worker": 1}))
+        except UserError as error:
+            print(error)
+        with ray_cluster(None) as resources:
+            print(survey(None)[0].cpus, resources["CPU"])
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "2 workers of 1 cores need 2 cores, but there are 1" in done.stdout and done.stdout.splitlines()[-1] == "1 1.0"

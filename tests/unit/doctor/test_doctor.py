@@ -162,7 +162,8 @@ def test_cores_are_those_of_this_process():
 
 @pytest.mark.parametrize(
     ("address", "message"),
-    [("nonsense", "is no address"), ("host:", "is no address"), ("127.0.0.1:{port}", "nothing answers"),
+    [("nonsense", "is no address"), ("host:", "is no address"), ("6379", "is no address"),
+     ("127.0.0.1:{port}", "nothing answers"),
      ("ray://127.0.0.1:{port}", "nothing answers"), ("no-such-host.invalid:6379", "nothing answers")],
 )  # fmt: skip
 def test_a_cluster_that_is_not_there(address, message):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from statten.config import load_config
 from statten.errors import Failed, UserError
@@ -51,6 +52,15 @@ def test_what_only_a_sweep_decides_is_not_measured_anew(cache):
     }
     assert len(keys) == 1
     assert costs._key(costs._document(load_config("digits", {**FIELDS, "train.batch_size": 32})), "cpu", 1) not in keys
+
+
+def test_a_container_of_another_size_is_measured_anew(monkeypatch):
+    """What is there is the container's limit, and what was remembered under another limit does not hold."""
+    document, threads, keys = costs._document(load_config("digits", FIELDS)), torch.get_num_threads(), set()
+    for there in (2**31, 2**32):
+        monkeypatch.setattr(costs, "usable_memory", lambda there=there: there)
+        keys.add(costs._key(document, "cpu", 1))
+    assert len(keys) == 2 and costs.measure(document, "cpu", threads)["there_bytes"] == 2**32
 
 
 def test_a_trial_that_does_not_fit_is_refused(cache, planned, monkeypatch):
