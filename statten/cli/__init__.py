@@ -9,7 +9,7 @@ import typer
 # In the order of --help: each registers its commands.
 from statten.cli import train, resume, evaluate, show, data, machine  # isort: skip
 from statten.cli.jobs import jobs_app
-from statten.cli.options import app
+from statten.cli.options import STOPPED, app
 from statten.errors import Failed, UserError
 
 __all__ = ["app", "data", "evaluate", "machine", "main", "resume", "show", "train"]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except USAGE_ERROR as error:
         _fail([error.format_message().rstrip(".")], 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail(["stopped; what is finished is kept, and `statten resume NAME` goes on from there"], 1)
+        _fail([STOPPED], 1)
     except Failed as error:
         _fail([str(error)], 1)
 
