@@ -26,7 +26,7 @@ from scipy.stats import kendalltau
 
 from statten.config import Config, load_config, with_overrides
 from statten.data import make_loaders
-from statten.evaluation.anytime import recalibrate_norms
+from statten.evaluation.grid import recalibrate_norms
 from statten.files import write_json
 from statten.machine import environment
 from statten.training.loop import fit, make_state, validate

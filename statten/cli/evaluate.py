@@ -92,12 +92,12 @@ def grid(
 ) -> None:
     """Accuracy and energy of one set of weights at every (timesteps, block size), on the validation part."""
     path = locate(target, begin(as_json, storage))
-    from statten.evaluation import anytime as times
+    from statten.evaluation import grid as grids
 
-    report = times.grid(
+    report = grids.grid(
         path, overrides, timesteps=timesteps or None, recalibrate=recalibrate, part=part, data=data, ema=ema, storage=storage
     )
-    return print_json(report) if as_json else times.grid_summary(report)
+    return print_json(report) if as_json else grids.grid_summary(report)
 
 
 @app.command()

@@ -151,7 +151,7 @@ def promote(
     if use_grid:
         from statten.config import parse_overrides
         from statten.display import console
-        from statten.evaluation.anytime import best_pair
+        from statten.evaluation.grid import best_pair
 
         chosen, why, report = best_pair(source, overrides)
         console.print(why)

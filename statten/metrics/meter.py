@@ -11,7 +11,7 @@ Points: the spiking layers by their names (embed.0, blocks.0.attn.q, ...), and w
     blocks.0.attn.pairs    additions of K^T V: pairs of a k and a v that spike at the same token (of a head), [T]
     blocks.0.attn.mixed    what the projection reads (0, 1 or 2 in event mode; mixed_nonzero, [T], counts those above 0)
 
-Validation in training wants totals alone, which cost less: `statten.metrics.SpikeTotals`. B batch, T timesteps.
+Validation in training wants totals alone, which cost less: `spikes.SpikeTotals`. B batch, T timesteps.
 """
 
 from functools import partial

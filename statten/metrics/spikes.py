@@ -89,7 +89,7 @@ class SpikeTotals(FiringRates):
         self._sums[-1] += len(inputs[0])
 
     def inputs(self) -> tuple[dict[str, Tensor], int]:
-        """Spikes at every point of `statten.energy.operations`, float64 [], and the samples that gave them; over all ranks."""
+        """Spikes at every point of `Backbone.operations`, float64 [], and the samples that gave them; over all ranks."""
         found = torch.cat([self._spikes[:, 0].double(), self._sums[:-1], self._pairs.sum(1), self._sums[-1:]])
         *values, samples = sum_over_ranks(found).cpu()
         names = [*self.names, *self._derived, *(f"{prefix}.pairs" for prefix in self._cores)]

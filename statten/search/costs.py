@@ -1,6 +1,6 @@
 """What training a config costs, measured: a few real steps on made-up samples, in a process of their own.
 
-An estimate of memory (train.memory_bytes) knows shapes, but neither the allocator nor the libraries; of time it knows nothing.
+An estimate of memory (training/preflight.py) knows shapes, but not the allocator and the libraries; of time it knows nothing.
 So before a sweep starts, its smallest and its largest trial take four steps each, with everything that training does to a
 batch but reading it. Shapes that this user has measured before on the same hardware are remembered.
 """

@@ -115,7 +115,7 @@ class RunFolder:
 
     @classmethod
     def at(cls, address: str, attempt: str, writes: bool = False):
-        """The folder that an `address` means on this machine; see `remote.at`."""
+        """The folder that an `address` means on this machine; see `mirror.at`."""
         return cls(at(address, attempt, writes))
 
     @property

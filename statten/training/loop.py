@@ -148,7 +148,7 @@ def validate(model: nn.Module, loader: Iterable[Batch], config: Config, prefix: 
     """Loss, top-1, top-5, energy and firing rates per layer over all samples of all ranks.
 
     The loss is the plain cross-entropy of the mean logits, whatever the training loss is. `energy_uj` is the energy of one
-    sample in microjoules by the ledger's default conventions (energy.py).
+    sample in microjoules by the ledger's default conventions (metrics/energy.py).
     """
     device = next(model.parameters()).device
     totals, spikes = Accuracy(device), SpikeTotals(model, device)  # type: ignore[arg-type]

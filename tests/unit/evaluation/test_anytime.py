@@ -10,7 +10,8 @@ from torch import nn
 from statten.data import make_loaders, make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate, open_target
-from statten.evaluation.anytime import anytime, best_pair, early_exit, grid, recalibrate_norms
+from statten.evaluation.anytime import anytime, early_exit
+from statten.evaluation.grid import best_pair, grid, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured
 from statten.models import Backbone
 

@@ -17,7 +17,8 @@ from statten.data import CorruptSample, make_test_loader, split_document
 from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
 from statten.evaluation import measure as measuring
-from statten.evaluation.anytime import anytime, grid
+from statten.evaluation.anytime import anytime
+from statten.evaluation.grid import grid
 from statten.evaluation.measure import chunk_path, compact, load, measure, merge
 from statten.evaluation.report import build, calibration, classes, confusion, headline, layers, warnings
 from statten.files import write_json
