@@ -499,7 +499,7 @@ class FiredSweep(Fired):
         """Trials with a result, and what must never change about them."""
         return {int(run.name): (run.result, run.metrics()) for run in self.runs if run.state in ("finished", "stopped")}
 
-    def eval_model(self, asked: int) -> dict[str, Any]:
+    def judged(self, asked: int) -> dict[str, Any]:
         """What the study and the trials' folders say in the end."""
         sweep, after = Sweep.open(self.path), self._ended()
         trials = sweep.study().get_trials(deepcopy=False)
