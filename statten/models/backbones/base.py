@@ -27,12 +27,12 @@ class Backbone(nn.Module):
 
     Args:
         config: the model's part of the config.
-        backend: implementation of the neurons, a key of NEURON_BACKENDS or `auto`.
+        backend: implementation of the neurons that a subclass makes, a key of NEURON_BACKENDS or `auto`.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__()
-        self.config, self.backend = config, backend
+        self.config = config
         self.timesteps = config.timesteps
         self.activation_checkpointing = False
         """Whether blocks keep their input alone, and run again in the backward pass."""
