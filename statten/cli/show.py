@@ -72,7 +72,10 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
     if not rows:
         return console.print(f"{folder} holds no runs yet; start with: statten train digits")
     cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"][:16].replace("T", " ")] for r in rows]
-    return console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
+    console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
+    for problem in (row["problem"] for row in rows if "problem" in row):
+        console.print(f"damaged: {problem}", markup=False)
+    return None
 
 
 @app.command()

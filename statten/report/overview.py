@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from statten.display import console, duration, numeral, table
+from statten.errors import UserError
 from statten.report.trials import STATES, SweepTrials
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
@@ -18,12 +19,16 @@ from statten.storage.run import Run, best_row
 
 
 def overview(storage: Path) -> list[dict[str, Any]]:
-    """One row per run and sweep, oldest first."""
+    """One row per run and sweep, oldest first; one that cannot be read says why under `problem`."""
     rows = []
     for path in sorted(storage.glob("*/")) if storage.is_dir() else []:
         folder = open_folder(path)
         if folder is not None:
-            rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
+            try:
+                rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
+            except UserError as error:  # one that cannot be read hides no other
+                nothing = {"progress": "-", "best": "-", "created": ""}
+                rows.append({"name": folder.name, "kind": folder.noun, "state": "damaged", **nothing, "problem": str(error)})
     return sorted(rows, key=lambda row: row["created"])
 
 
@@ -68,7 +73,7 @@ def details(path: Path) -> dict[str, Any]:
         "kind": "run",
         "name": run.name,
         "state": run.state,
-        "reason": (run.result or {}).get("reason"),
+        "reason": (run.result or {}).get("reason") if run.ended else None,
         "config": run.config.model_dump(mode="json"),
         "epochs": run.metrics(),
         "evaluation": (run.path / "evaluation.json").is_file(),

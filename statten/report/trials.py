@@ -25,6 +25,7 @@ NOT_RUN = {
     "duplicate_of": "the same configuration as another trial",
     "too_large": "too large for the memory",
     "put_off": "fewer timesteps went first",
+    "lost": "not in the study any more, and without a folder",
 }
 """Why a trial was proposed and not trained, by its user attribute."""
 LABELS = {

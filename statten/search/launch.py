@@ -95,6 +95,8 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
 
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
+        for sentence in searcher.rebuilt:
+            console.print(sentence, markup=False)
         if sweep.ended and not searcher.unfinished:
             raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
                             f"statten extend {sweep.name} --trials 8")  # fmt: skip

@@ -52,7 +52,8 @@ def source_of(path: Path, trial: int | None = None) -> tuple[Run, dict[str, Any]
         last = len(list((path / "trials").glob("[0-9]*"))) - 1
         raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
     number = sweep.best_trial().number if trial is None else trial
-    return sweep.trial(number), {"sweep": path.name, "trial": number}
+    known = next((t for t, _ in sweep.rows() if t.number == number), None)
+    return sweep.checked(known) if known else sweep.trial(number), {"sweep": path.name, "trial": number}
 
 
 def promote_front(

@@ -139,11 +139,23 @@ class Space:
         return True
 
     def from_config(self, config: Config) -> Point | None:
-        """The point at which a whole config lies; None where it lies outside.
+        """The point at which a whole config lies; None where it lies outside, or is not the base's at that point."""
+        try:
+            point = self.point_of(config)
+            return None if self.differing(config, point) else point
+        except UserError:
+            return None
 
-        Its parts data, model and train must be the base's at that point, except for the seed and for fields that only say
-        where a run is kept.
+    def differing(self, config: Config, point: Point) -> list[str]:
+        """Fields of data, model and train in which a config is not the base at a point.
+
+        Left out are the seed, and those that only say where a run is kept.
         """
+        there, here = _compared(self.config(point)), _compared(config)
+        return [field for field in there if there[field] != here[field]]
+
+    def point_of(self, config: Config) -> Point:
+        """The point of a config's searched fields, whatever the others are; raises UserError where it lies outside."""
 
         def choose(dimension: Dimension, name: str, domain: Domain) -> Any:
             value = dimension.value({path: _at(config, path) for path in dimension.paths})
@@ -151,11 +163,7 @@ class Space:
                 raise UserError(f"{name}: {value!r} is outside")
             return domain.settled(value)
 
-        try:
-            point = self.walk(choose)
-            return point if _compared(self.config(point)) == _compared(config) else None
-        except UserError:
-            return None
+        return self.walk(choose)
 
     # -- what samplers ask for ----------------------------------------------------------------------------------------
 
