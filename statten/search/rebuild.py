@@ -32,7 +32,7 @@ def rebuild(sweep: Sweep, study: "optuna.Study") -> list[str]:
             if number < len(trials) and (problem := sweep.disagreement(trials[number])):
                 problems.append(problem)
             if run.path.parent == here and (fields := sweep.space.differing(run.config, point)):
-                edited.update(dict.fromkeys(fields, number))
+                edited = {**dict.fromkeys(fields, number), **edited}
             if run.path.parent != here and not run.ended:
                 raise UserError(f"{run.path} is not finished")
         except UserError as error:

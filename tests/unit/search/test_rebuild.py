@@ -17,6 +17,10 @@ from statten.search.transfer import take_over
 from statten.space.loading import make_space
 
 
+SEED = 1
+"""One with which the first four draws are four configurations."""
+
+
 def told(sweep):
     """What the study says of each trial that was run."""
     return [(t.number, t.state, t.values, t.user_attrs["point"], t.intermediate_values) for t, _ in sweep.rows()]
@@ -30,7 +34,7 @@ def curves(sweep):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished sweep of four trials, and its journal as it was after each of them."""
-    sweep = new(tmp_path_factory.mktemp("trained") / "s", trials=4, sampler="random", scheduler="none")
+    sweep = new(tmp_path_factory.mktemp("trained") / "s", trials=4, sampler="random", scheduler="none", seed=SEED)
     journals = [(sweep.path / "study.journal").read_bytes()]
     for _ in range(4):
         drive(sweep, 1)
@@ -124,7 +128,7 @@ def test_a_damaged_folder_takes_no_other_along(sweep):
     assert searcher.rebuilt[1].startswith("trial 1 is left out: ") and "config.yaml" in searcher.rebuilt[1]
     assert states(sweep) == ["COMPLETE"] * 4 and sweep.trial(3).state == "finished"
     write_json(sweep.trial(0).path / "result.json", [])
-    assert [row["state"] for row in overview(sweep.path.parent)] == ["finished"]
+    assert [(row["name"], row["progress"]) for row in overview(sweep.path.parent)] == [("s", "4/4 trials")]
 
 
 def test_taken_over_trials_come_back_without_being_touched(trained, tmp_path):
@@ -163,6 +167,7 @@ def test_a_damaged_line_of_metrics_hides_no_other(sweep):
     assert run.best_checkpoint() == best, "result.json knows"
     (run.path / "result.json").unlink()
     assert run.best_checkpoint() == best, "and so does the newest checkpoint"
+    write_json(run.path / "result.json", {"state": "finished", "best": {"epoch": int(best.name[-4:])}})
     shutil.rmtree(best)
     with pytest.raises(UserError, match=f"the checkpoint of its best epoch, {best.name}, is not there"):
         run.best_checkpoint()
