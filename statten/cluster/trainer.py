@@ -56,7 +56,7 @@ def resume(run: Run) -> Run:
     if run.state == "finished":
         raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
     config = run.config
-    with ray_cluster(config.scale.address):
+    with run.resumable(), ray_cluster(config.scale.address):
         machines = check_nodes(config, run.path)
         plan = preflight(config, capacity(machines))
         show_places(machines, plan, config.scale)
@@ -177,8 +177,14 @@ def _torch_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Leaves signals alone: with Ray's own handler Ctrl-C ends the process with 0 and without a word."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     gpu = plan.device == "cuda"
-    return TorchTrainer(
+    return Trainer(
         worker,
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),

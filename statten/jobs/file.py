@@ -186,6 +186,12 @@ def enter(job: JobFile) -> None:
 # Again, after a failure.
 
 
+STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+"""Exit codes of a command that was stopped from outside."""
+STOP_SECONDS = 30
+"""How long a stopped command may take to end."""
+
+
 def run_with_retries(job: JobFile, line: list[str]) -> int:
     """Run a job's command line in a process of its own, again after a failure, and return the last exit code.
 
@@ -195,7 +201,7 @@ def run_with_retries(job: JobFile, line: list[str]) -> int:
     again = ["--resume"] if job.command in RESUMABLE and "--resume" not in line else []
     for failures in range(job.retries + 1):
         code = _child([sys.executable, "-m", "statten.cli", *line, *(again if failures else [])])
-        if code in (0, 2) or failures == job.retries:
+        if code in (0, 2, *STOPPED) or failures == job.retries:
             return code
         left = job.retries - failures
         print(f"statten: the job ended with exit code {code}; it is started again, at most {left} times", file=sys.stderr)
@@ -204,20 +210,18 @@ def run_with_retries(job: JobFile, line: list[str]) -> int:
 
 def _child(command: list[str]) -> int:
     """Run a command to its end; whoever stops this process stops it too. A signal n counts as exit code 128 + n."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with subprocess.Popen(command) as process:
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signal.SIGINT)
+            if number != signal.SIGINT:  # a terminal sends that to both
+                process.send_signal(number)
             try:
-                code = process.wait()
-            except BaseException:
+                code = process.wait(STOP_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.terminate()
-                raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+                code = process.wait()
     return code if code >= 0 else 128 - code
 
 

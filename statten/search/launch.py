@@ -71,7 +71,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
+    with sweep.resumable(), ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, sweep.path)
         plan = plan_sweep(config, sweep.space, nodes.capacity(machines))
         show_places(machines, plan.trial, config.scale, plan.concurrent)
@@ -154,8 +154,6 @@ def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: 
             failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
         ),
     ).fit()
-    if searcher.active:  # Tune keeps Ctrl-C to itself: it ends the trials and returns as if all were done
-        raise KeyboardInterrupt
 
 
 def _trial_name(trial: Any) -> str:

@@ -135,6 +135,24 @@ class RunFolder:
         """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
         return shlex.quote(self.where)
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it, as it is typed in a shell."""
+        if mirror_of(self.path):
+            return f"statten resume {self.typed}"
+        storage = self.path.absolute().parent
+        elsewhere = "" if storage == default_storage().absolute() else f" --storage {shlex.quote(str(storage))}"
+        return f"statten resume {shlex.quote(self.name)}{elsewhere}"
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Whoever is stopped by a signal meanwhile is told how to go on; see cli/stopping.py."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            error.add_note(self.resume_command)
+            raise
+
     def refresh(self, wait: bool = True) -> None:
         """See what workers elsewhere have written; nothing in a plain folder. Without `wait`, not while a worker here sends."""
         refresh(self.path, wait)
@@ -160,6 +178,7 @@ class RunFolder:
         """
         attempt, mirror = uuid.uuid4().hex, mirror_of(self.path)
         with ExitStack() as stack:
+            stack.enter_context(self.resumable())
             stack.enter_context(exclusive(self.path, f"this {self.noun}"))
             if mirror:
                 stack.enter_context(mirror.leased(attempt, f"this {self.noun}"))
