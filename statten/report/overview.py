@@ -1,6 +1,5 @@
 """What lies in the storage: the lists and tables behind `runs`, `show` and a sweep's summary."""
 
-import fcntl
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from statten.errors import UserError
 from statten.report.trials import STATES, SweepTrials
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
-from statten.storage.run import Run, best_row
+from statten.storage.run import Run, best_row, written
 
 
 def overview(storage: Path) -> list[dict[str, Any]]:
@@ -46,7 +45,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 def _sweep_row(sweep: Sweep) -> dict[str, Any]:
     found, trials = counts(sweep), sweep.trials
-    ended = sum(found.values()) - found.get("running", 0)
+    ended = sum(found.values()) - found.get("running", 0) - found.get("unfinished", 0)
     values = [best_row(rows)["val/top1"] for trial, _ in sweep.rows() if (rows := sweep.trial(trial.number).metrics())]
     return {
         "name": sweep.name,
@@ -59,8 +58,10 @@ def _sweep_row(sweep: Sweep) -> dict[str, Any]:
 
 
 def counts(sweep: Sweep) -> dict[str, int]:
-    """Number of trials by state: complete, pruned, fail, running."""
-    return dict(Counter(trial.state.name.lower() for trial, _ in sweep.rows()))
+    """Number of trials by state: complete, pruned, fail, running, or unfinished where no process trains them."""
+    running = "running" if written(sweep.path) else "unfinished"
+    states = (trial.state.name.lower() for trial, _ in sweep.rows())
+    return dict(Counter(running if state == "running" else state for state in states))
 
 
 def details(path: Path) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     counted = ", ".join(f"{number} {state}" for state, number in states.items())
     title = f"sweep {document['name']}: {len(trials)} of {document['planned']} trials" + (f" ({counted})" if counted else "")
     if most is not None and len(trials) > most:
-        keep = {t["trial"] for t in trials if t["state"] == "running" or t["trial"] in best}
+        keep = {t["trial"] for t in trials if t["state"] in ("running", "unfinished") or t["trial"] in best}
         others = [t["trial"] for t in trials if t["trial"] not in keep]
         keep |= set(others[len(others) - max(0, most - len(keep)) :])
         trials = [t for t in trials if t["trial"] in keep][-most:]
@@ -157,18 +158,6 @@ def watch(path: Path, seconds: float = 1.0) -> None:
                 return
             # A sweep of thousands of trials takes its time to be read: leave the machine to the training.
             time.sleep(max(seconds, 4 * (time.monotonic() - began)))
-
-
-def written(path: Path) -> bool:
-    """Whether a process is writing a run or a sweep: it holds the folder's lock."""
-    try:
-        with (path / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def sweep_summary(sweep: Sweep, began: float) -> None:

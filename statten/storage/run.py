@@ -18,6 +18,7 @@
 A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -337,6 +338,18 @@ def _row(line: bytes) -> dict[str, float] | None:
 def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
     """The epoch that a run is judged by: highest validation top-1, then lowest validation loss."""
     return max(rows, key=lambda row: (row["val/top1"], -row["val/loss"]))
+
+
+def written(path: Path) -> bool:
+    """Whether a process is writing a run or a sweep: it holds the folder's lock."""
+    try:
+        with (path / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 # Names and places.

@@ -16,7 +16,6 @@ from statten.search.sweep import Sweep
 from statten.search.transfer import take_over
 from statten.space.loading import make_space
 
-
 SEED = 1
 """One with which the first four draws are four configurations."""
 
