@@ -18,6 +18,7 @@ from statten.machine import environment
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
+from statten.training.resuming import check_resumable
 from statten.training.worker import run_fit
 
 RESIZE_SECONDS = 30.0
@@ -56,6 +57,8 @@ def resume(run: Run) -> Run:
     if run.state == "finished":
         raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
     config = run.config
+    if changed := check_resumable(run):
+        console.print(f"changed since its newest checkpoint: {', '.join(changed)}", markup=False)
     with run.resumable(), ray_cluster(config.scale.address):
         machines = check_nodes(config, run.path)
         plan = preflight(config, capacity(machines))

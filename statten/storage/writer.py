@@ -171,7 +171,7 @@ class RunWriter:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need
 
         self._check_attempt()
-        checkpoint.save(state, self.run.checkpoint_folder)
+        checkpoint.save(state, self.run.checkpoint_folder, self.config)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:
