@@ -6,20 +6,15 @@ from contextlib import contextmanager
 
 from statten.errors import Failed
 
-
-class Signalled(KeyboardInterrupt):
-    """A signal asks this process to go."""
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(signal.Signals(number).name)
+_received = list[int]()
+"""Signals that came, the first of them first: where Ray waits, it raises a KeyboardInterrupt of its own for each."""
 
 
 class Stopped(Failed):
     """A command that a signal stopped, in a sentence; `code` is the command line's exit code."""
 
-    def __init__(self, error: KeyboardInterrupt):
-        number = getattr(error, "number", signal.SIGINT)
+    def __init__(self, error: BaseException):
+        number = _received[0] if _received else signal.SIGINT
         self.code = 128 + number
         who = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         command = _command(error)
@@ -29,14 +24,13 @@ class Stopped(Failed):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Meanwhile each of the signals raises `Signalled`, the first two times: who asks twice does not want to wait."""
-    received = 0
+    """Meanwhile each of the signals raises KeyboardInterrupt, the first two times: who asks twice does not want to wait."""
+    _received.clear()
 
     def stop(number: int, frame: object) -> None:
-        nonlocal received
-        received += 1
-        if received <= 2:
-            raise Signalled(number)
+        _received.append(number)
+        if len(_received) <= 2:
+            raise KeyboardInterrupt(signal.Signals(number))
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # nohup's
     before = {number: signal.signal(number, stop) for number in numbers}
@@ -44,7 +38,7 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():  # what Ray does at the exit is short
-            signal.signal(number, signal.SIG_IGN if received else handler)
+            signal.signal(number, signal.SIG_IGN if _received else handler)
 
 
 def _command(error: BaseException) -> str | None:

@@ -214,7 +214,7 @@ def _child(command: list[str]) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt as error:
-            number = getattr(error, "number", signal.SIGINT)
+            number = next(iter(error.args), signal.SIGINT)  # see cli/stopping.py
             if number != signal.SIGINT:  # a terminal sends that to both
                 process.send_signal(number)
             try:

@@ -36,7 +36,7 @@ def sentence(command):
     return [line for line in text.splitlines() if "statten: " in line][-1].partition("statten: ")[2].strip()
 
 
-@pytest.mark.parametrize(("seconds", "times"), [(0.05, 1), (2.5, 1), (4.0, 2)])
+@pytest.mark.parametrize(("seconds", "times"), [(2.5, 1), (4.0, 2)])
 def test_ctrl_c_while_a_sweep_is_starting(statten, tmp_path, space, seconds, times):
     command = statten(
         "tune", "digits", "--space", space, "--trials", 2, "--name", "s", "--storage", tmp_path, *SET, terminal=True
@@ -45,17 +45,15 @@ def test_ctrl_c_while_a_sweep_is_starting(statten, tmp_path, space, seconds, tim
     for _ in range(times):
         command.press("\x03")
         time.sleep(0.2)
-    if seconds < 1:  # Python itself is starting: it may not know of signals yet
-        assert command.process.wait(60) in (130, -signal.SIGINT)
-    else:
-        command.finish(130, 60)
-        assert sentence(command) == f"stopped by Ctrl-C; {NOTHING}"
+    command.finish(130, 60)
+    assert sentence(command) == f"stopped by Ctrl-C; {NOTHING}"
     assert not list(tmp_path.iterdir()) and command.gone(30)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_in_the_middle_of_a_sweep(statten, tmp_path, space, typed, times):
-    arguments = ["--trials", 4, "--name", "s", "--storage", tmp_path, *SET, "--set", "train.epochs=8"]
+    fields = [*SET, "--set", "train.epochs=8", "--set", "search.firing_range=null"]
+    arguments = ["--trials", 4, "--name", "s", "--storage", tmp_path, *fields]
     command = statten("tune", "digits", "--space", space, *arguments, terminal=True)
     command.wait_until(lambda: len(list(tmp_path.glob("s/trials/*/checkpoints/epoch-*"))) > 4)
     for _ in range(times):
