@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, nearest
+from statten.errors import Superseded, UserError, nearest, user_path
 from statten.files import exclusive, new_folder, read_json, write_json, write_text
 from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
@@ -303,6 +303,7 @@ def locate(target: str | Path, storage: Path) -> Path:
     if is_uri(str(target)):
         uri, target = split_uri(str(target))
         storage = working_copy(uri)
+    target = user_path(target)
     path = storage / target
     refresh(path)
     if path.exists():
