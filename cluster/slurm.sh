@@ -60,7 +60,7 @@ trap 'exit 143' INT TERM
 trap 'echo "slurm.sh: the time is up; the job goes on later"; stop; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 
 srun "${one[@]}" --nodelist="$head" ray start --head --block --node-ip-address="$ip" --port="${address##*:}" --temp-dir="$folder" \
-  --dashboard-host=127.0.0.1 --dashboard-port="$(free_port)" --ray-client-server-port="$(free_port)" \
+  --no-monitor --dashboard-host=127.0.0.1 --dashboard-port="$(free_port)" --ray-client-server-port="$(free_port)" \
   "${shape[@]}" "${ports[@]}" >>"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
 steps+=("$!")
 until (: <"/dev/tcp/$ip/${address##*:}") 2>/dev/null; do

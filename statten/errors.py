@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     if "\0" in str(path) or len(os.fsencode(path)) > 4095 or any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise UserError(f"{shown(str(path))} is no path: a name has at most 255 bytes, a path 4095, and none of them is zero")
     return path
+
+
+def in_shell(word: object) -> str:
+    """A path or name as it is typed in a shell, for a command that a sentence proposes."""
+    return shlex.quote(str(word))
 
 
 def holds_secret(uri: str) -> bool:

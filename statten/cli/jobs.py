@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from statten.errors import UserError, nearest, user_path
+from statten.errors import UserError, in_shell, nearest, user_path
 
 jobs_app = typer.Typer(rich_markup_mode=None)
 
@@ -69,7 +69,7 @@ def submit(
     id = cluster.submit(checked, folder, tell)
     if as_json:
         return _print({"id": id, "name": checked.name, "address": cluster.url, "entrypoint": checked.entrypoint})
-    option = f" --address {address}" if address else ""
+    option = f" --address {in_shell(address)}" if address else ""
     print(f"submitted {id}")
     print(f"  follow it  statten logs {id} -f{option}")
     return print(f"  stop it    statten stop {id}{option}")
@@ -184,7 +184,7 @@ def _write(text: str) -> None:
 
 
 def _again(command: str, job: Any, address: str | None) -> str:
-    return f"statten {command} {job.id}" + (f" --address {address}" if address else "")
+    return f"statten {command} {job.id}" + (f" --address {in_shell(address)}" if address else "")
 
 
 def _code(code: int | None) -> str:

@@ -277,8 +277,8 @@ class Space:
         domain = self._searched(i).domain(known)
         if i in self.tied and not isinstance(domain, Range) and len(domain) > MOST_VALUES:
             raise ConfigError(
-                f"{self.dimensions[i].name}: must have at most {MOST_VALUES:,} values beside a constraint, but has "
-                f"{len(domain):,}; give it a larger step"
+                f"{self.dimensions[i].name}: must have at most {MOST_VALUES} values beside a constraint, but has "
+                f"{len(domain)}; give it a larger step"
             )
         return domain
 

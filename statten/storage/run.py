@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, nearest, user_path
+from statten.errors import Superseded, UserError, in_shell, nearest, user_path
 from statten.files import exclusive, new_folder, read_json, write_json, write_text
 from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
@@ -243,7 +243,7 @@ class Run(RunFolder):
             if path.name == name:
                 return path
         if not paths:
-            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
+            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {in_shell(self.name)}")
         return paths[-1]
 
     @property
