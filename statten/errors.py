@@ -63,7 +63,7 @@ def in_shell(word: object) -> str:
 def holds_secret(uri: str) -> bool:
     """Whether a URI has a password or a key in it: between // and @, or as a parameter."""
     _, _, query = unquote(uri).partition("?")
-    keys = r"(pass|passwd|password|pwd|\bsig|secret|token|(access|account|shared)_?key)\s*="
+    keys = r"(pass|passwd|password|pwd|\bsig|secret\w*|token|(access|account|shared|api)_?key)\s*="
     return re.search(r"://[^@/?]*:[^@]*@", uri) is not None or re.search(keys, query, re.I) is not None
 
 

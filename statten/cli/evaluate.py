@@ -1,5 +1,6 @@
 """The commands that measure trained weights: evaluate, anytime, grid, compare, export, energy check."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -118,7 +119,7 @@ def compare(
 ) -> None:
     """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
     folder = begin(as_json, storage)
-    groups = [[target] if Path(target).exists() else target.split(",") for target in targets]
+    groups = [[target] if os.path.exists(os.path.expanduser(target)) else target.split(",") for target in targets]
     paths = [[locate(name, folder) for name in group] for group in groups]
     from statten.evaluation import compare as comparing
 

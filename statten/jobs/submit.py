@@ -113,7 +113,7 @@ def _absolute(storage: str | None) -> str | None:
 
 def _absolute_root(root: str | None) -> list[str]:
     """The override that makes a data folder, relative or in the home folder, one that does not depend on where the job runs."""
-    if root is None or (_is_absolute(root) and not Path(root).is_relative_to(Path.home())):
+    if root is None or (_is_absolute(root) and not Path(root).is_relative_to(user_path("~"))):
         return []
     return ["--set", f"data.root={user_path(root).absolute()}"]
 
