@@ -31,8 +31,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag != TEXT:
-                got = shown(key_node.value) if isinstance(key_node.value, str) else f"a {key_node.id}"
-                raise _wrong(f"a key must be text, but got {got}; a template's {{{{ X }}}} must be filled in first", key_node)
+                got = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else f"a {key_node.id}"
+                hint = "; a template's {{ NAME }} must be filled in first" if isinstance(key_node, yaml.MappingNode) else ""
+                raise _wrong(f"a key must be text, but got {got}{hint}", key_node)
             if key_node.value in seen:
                 raise _wrong(f"key {key_node.value!r} is given twice", key_node)
             seen.add(key_node.value)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -555,8 +556,8 @@ class SearchConfig(Part):
             problems.append("`scheduler=front` needs several objectives, but got one; use scheduler=asha")
         if self.firing_range and not 0 <= self.firing_range[0] < self.firing_range[1] <= 1:
             problems.append(f"`firing_range` must be [low, high] between 0 and 1, but got {list(self.firing_range)}")
-        if self.storage:
-            problems += _database(self.storage)
+        if self.storage and (problem := _database(self.storage)):
+            problems.append(problem)
         if problems:
             raise ConfigError(problems)
         return self
@@ -582,27 +583,21 @@ class SearchConfig(Part):
         return self.scheduler if self.scheduler != "auto" else "asha" if len(self.objectives) == 1 else "front"
 
 
-def _database(url: str) -> Iterator[str]:
-    """What is wrong with the URL of a study's database; a sentence shows no more of it than its scheme."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
+def _database(url: str) -> str | None:
+    """What is wrong with the URL of a study's database, if anything; a sentence shows no more of it than its scheme."""
     if not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", url):
-        yield (
-            f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but starts with "
-            f"{shown(url.partition(':')[0])}"
+        scheme = shown(url.partition(":")[0])
+        return f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but starts with {scheme}"
+    if holds_secret(url):
+        return (
+            "`storage` must not hold a password, for config.yaml goes into every trial's folder; the database's own client "
+            "finds it in $PGPASSWORD or ~/.pgpass, and MySQL's where ?read_default_file=~/.my.cnf says so"
         )
-        return
     try:
-        secret = holds_secret(url) or make_url(url).password is not None
-    except (ArgumentError, ValueError):
-        yield "`storage` must be a URL such as postgresql://user@host/name or sqlite:///file, but is none"
-        return
-    if secret:
-        yield (
-            "`storage` must not hold a password, for config.yaml goes into every trial's folder; the database's own "
-            "client finds it in $PGPASSWORD, ~/.pgpass or ~/.my.cnf"
-        )
+        _ = urlsplit(url).port
+    except ValueError as error:
+        return f"`storage` must be a URL such as postgresql://user@host/name or sqlite:///file, but is none: {error}"
+    return None
 
 
 def objective(text: str) -> tuple[str, str]:
