@@ -62,9 +62,8 @@ def in_shell(word: object) -> str:
 
 def holds_secret(uri: str) -> bool:
     """Whether a URI has a password or a key in it: between // and @, or as a parameter."""
-    _, _, query = unquote(uri).partition("?")
     keys = r"(pass|passwd|password|pwd|\bsig|secret\w*|token|(access|account|shared|api)_?key)\s*="
-    return re.search(r"://[^@/?]*:[^@]*@", uri) is not None or re.search(keys, query, re.I) is not None
+    return re.search(r"://[^@/?]*:[^@]*@", uri) is not None or re.search(keys, unquote(uri), re.I) is not None
 
 
 class Superseded(RuntimeError):

@@ -62,10 +62,13 @@ def _fits(value: int) -> int:
     return value
 
 
-def _at_home(value: str | None) -> str | None:
-    # A path, or the URL of an SQLite file, as the user writes it.
-    scheme, slashes, path = value.rpartition(":///") if value and value.startswith("sqlite") else ("", "", value)
-    return value if path is None or not user_path(path) else scheme + slashes + os.path.expanduser(path)
+def _at_home(value: str) -> str:
+    # A path as the user writes it, or that of an SQLite file behind its scheme; other URLs have no home folder.
+    scheme, slashes, path = value.rpartition(":///")
+    if "://" in value and not scheme.startswith("sqlite"):
+        return value
+    user_path(path)
+    return scheme + slashes + os.path.expanduser(path)
 
 
 Place = Annotated[str, AfterValidator(_at_home)]

@@ -212,7 +212,7 @@ def test_what_a_file_may_hold(tmp_path, monkeypatch):
     [
         "postgresql://u:hunter2@h/db", "postgresql://u:p/hunter2@h/db", "postgresql://u:p?hunter2@h/db",
         "postgresql://u@h/db?password=hunter2", "postgresql://u@h/db?%70assword=hunter2", "postgresql://h/db?sslpassword=hunter2",
-        "mysql+pymysql://u@h/db?passwd=hunter2", "mysql://u@h/db?charset=utf8&PWD=hunter2", "postgres://u:hunter2@h/db",
+        "mysql+pymysql://u@h/db?passwd=hunter2", "mysql://u@h/db?charset=utf8&PWD=hunter2", "mysql://u@h/db;password=hunter2", "postgres://u:hunter2@h/db",
         "u:hunter2@h/db",
     ],
 )  # fmt: skip
