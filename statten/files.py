@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from statten.errors import UserError
+from statten.errors import UserError, user_path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, a quota or a file size limit that is used up: waiting does not help."""
@@ -24,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def cache_folder() -> Path:
     """Where things lie that can be made again: $STATTEN_CACHE, else statten in the user's cache folder."""
     named = os.environ.get("STATTEN_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "statten"
+    return user_path(named) if named else user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "statten"
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:

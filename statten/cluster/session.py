@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # a stack trace for every SIGTERM; Python's own tells of crashes
 }
 
 

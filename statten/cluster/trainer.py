@@ -12,7 +12,7 @@ from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
 from statten.display import console
 from statten.display.run import following
-from statten.errors import Failed, UserError
+from statten.errors import Failed, UserError, in_shell
 from statten.files import write_json
 from statten.machine import environment
 from statten.storage.run import Run
@@ -55,7 +55,9 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 def resume(run: Run) -> Run:
     """Train a run that was stopped from its newest checkpoint to its end; raises like `train`."""
     if run.state == "finished":
-        raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
+        raise UserError(
+            f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {in_shell(run.name)}"
+        )
     config = run.config
     if changed := check_resumable(run):
         console.print(f"changed since its newest checkpoint: {', '.join(changed)}", markup=False)
@@ -133,7 +135,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
                 run.note(f"{fault.reason}; starting again from the newest checkpoint")
                 continue
             reason = (run.result or {}).get("reason") or fault.reason
-            details = f"details are in {scratch}; go on with: statten resume {run.name}"
+            details = f"details are in {scratch}; go on with: statten resume {in_shell(run.name)}"
             raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":

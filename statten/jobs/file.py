@@ -34,7 +34,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BeforeValidator, Field, model_validator
 
 from statten.config import Int, Part, ScaleConfig, load_config, read_yaml, validate_part
-from statten.errors import ConfigError, UserError, nearest
+from statten.errors import ConfigError, UserError, in_shell, nearest, user_path
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
 RESUMABLE = ("train", "tune", "promote")
@@ -156,6 +156,7 @@ class JobFile(Part):
 
 def load_job(path: Path) -> JobFile:
     """Read and check a job file, its recipe and overrides included; raises UserError with every problem."""
+    path = user_path(path)
     job, problems, _ = validate_part(JobFile, read_yaml(path, JobFile))
     if job is not None and job.recipe is not None:
         try:
@@ -177,7 +178,7 @@ def enter(job: JobFile) -> None:
             version = None
         if version is None or version not in requirement.specifier:
             found = f"{version} is installed" if version else "it is not installed"
-            problems.append(f"runtime.packages: needs {requirement}, but {found}; type: pip install '{requirement}'")
+            problems.append(f"runtime.packages: needs {requirement}, but {found}; type: pip install {in_shell(requirement)}")
     if problems:
         raise UserError(problems)
     os.environ.update(job.runtime.environment)

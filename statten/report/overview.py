@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from statten.display import console, duration, numeral, table
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 from statten.report.trials import STATES, SweepTrials
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
@@ -177,4 +177,4 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     console.print(f"  folder      {sweep.where}")
     console.print(f"  train on    statten promote {sweep.typed} --set train.epochs=20")
     console.print(f"  see it all  statten report {sweep.typed}")
-    console.print(f"  compare     tensorboard --logdir {sweep.path}")
+    console.print(f"  compare     tensorboard --logdir {in_shell(sweep.path)}")

@@ -14,7 +14,7 @@ from statten.cluster.trainer import check_nodes, fit_on_workers, show_places
 from statten.config import Config, dump_config, with_overrides
 from statten.data import absolute_root, split_document
 from statten.display import console
-from statten.errors import Failed, Superseded, UserError
+from statten.errors import Failed, Superseded, UserError, in_shell
 from statten.files import write_text
 from statten.machine import environment
 from statten.search.plan import SweepPlan, measure_sweep, plan_sweep
@@ -99,7 +99,7 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
             console.print(sentence, markup=False)
         if sweep.ended and not searcher.unfinished:
             raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
-                            f"statten extend {sweep.name} --trials 8")  # fmt: skip
+                            f"statten extend {in_shell(sweep.name)} --trials 8")  # fmt: skip
         with LiveTable(sweep, plan.trials) as live:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statten.config import Config, constraint, get_field
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 from statten.files import read_json, write_text
 from statten.search.study import JOURNAL, MissingStudy, open_study, with_absolute_database
 from statten.space.loading import load_space
@@ -193,7 +193,7 @@ class Sweep(RunFolder):
             kept = f"no finished trial keeps {' and '.join(self.config.search.constraints)}"
             raise UserError(
                 f"{self.path}: {kept if ended else 'no trial is finished yet'}; go on with: statten "
-                + (f"extend {self.name} --trials 8" if ended else f"resume {self.name}")
+                + (f"extend {in_shell(self.name)} --trials 8" if ended else f"resume {in_shell(self.name)}")
             )
         return found
 

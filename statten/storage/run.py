@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, nearest, shown
+from statten.errors import Superseded, UserError, in_shell, nearest, shown, user_path
 from statten.files import exclusive, new_folder, read_json, write_json, write_text
 from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
@@ -277,7 +277,7 @@ class Run(RunFolder):
             return path
         paths = checkpoints(self.checkpoint_folder)
         if not paths:
-            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.typed}")
+            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {in_shell(self.name)}")
         if epoch is not None:
             raise UserError(
                 f"{self.path}: the checkpoint of its best epoch, {name}, is not there; the newest is {paths[-1].name}"
@@ -384,6 +384,7 @@ def locate(target: str | Path, storage: Path) -> Path:
     if is_uri(str(target)):
         uri, target = split_uri(str(target))
         storage = working_copy(uri)
+    target = user_path(target)
     path = storage / target
     refresh(path)
     if path.exists():
