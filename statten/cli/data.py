@@ -23,7 +23,7 @@ def check_dataset(
     workers: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Read every sample: layout, counts, sizes, mean and std, files that cannot be read (exit code 1), what two parts share (2)."""
+    """Read every sample: layout, counts, sizes, mean and std; exit code 1 if files cannot be read, 2 if parts share samples."""
     _dataset(name, as_json)
     from statten.cli.data import dataset_summary
     from statten.data.check import check

@@ -173,6 +173,11 @@ def _list_parts(root: Path, suffixes: tuple[str, ...], noun: str, needs_parts: b
     for part in parts[1:]:
         if not found[part]:
             problems.append(f"{root / part}: holds no class folders; its {noun}s belong into {root / part}/CLASS/")
+    problems += [
+        f"{root / part / name}: is not clear, for it may be a class or hold parts, such as {inner[0]}/ and {inner[1]}/; "
+        f"put the parts above the classes (train/CLASS/), or name {root / part / name} itself as the folder"
+        for part, members in found.items() for name, files in members.items() if len(inner := _inner_parts(files)) > 1
+    ]  # fmt: skip
     if problems:
         raise UserError(problems)
     for part in dict.fromkeys(["", *parts]):
@@ -229,6 +234,15 @@ def _all_different(root: Path, parts: list[str]) -> None:
     for one, other in combinations(parts, 2):
         if os.path.samefile(root / one, root / other):
             raise UserError(f"{root}: {one}/ and {other}/ are the same folder, so the test would be on what was trained on")
+
+
+def _inner_parts(files: list[bytes]) -> list[str]:
+    """The folders below a class that look like a training part and others."""
+    if not files or b"/" not in files[-1]:  # what lies deeper comes last
+        return []
+    folders = dict.fromkeys(os.fsdecode(file.split(b"/")[0]) for file in files if b"/" in file)
+    parts = {part: name for name in folders for part, words in PARTS.items() if name.lower() in words}
+    return list(parts.values()) if "train" in parts else []
 
 
 def _count_beside(folder: Path, known: set[str], left_out: Counter[str]) -> None:

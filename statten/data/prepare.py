@@ -211,7 +211,7 @@ def integrate(events: Events, frames: int, height: int, width: int) -> np.ndarra
 
 def _read_events(path: Path) -> Events:
     columns = read_arrays(path, *"txyp")
-    if len(columns) < 4 or any(column.shape != (len(columns[0]),) or column.dtype.kind not in "ui" for column in columns):
+    if len(columns) < 4 or any(column.shape != (len(columns[0]),) or column.dtype.kind not in "uib" for column in columns):
         raise Damaged("is no .npz file of t, x, y, p, each a number for every event")
     return dict(zip("txyp", columns, strict=True))
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from statten.data.archives import BROKEN
 from statten.data.counter import permutation
 from statten.data.dataset import Damaged
 from statten.data.folders import IMAGES, Listing, existing_folder, list_parts, named_parts, subfolders
@@ -35,6 +36,8 @@ from statten.errors import Failed, UserError
 from statten.files import read_json, write_json
 
 INDEX, PLAN, VERSION = "index.json", ".plan.json", 1
+CLASSES = 1_000_000
+"""Labels of shards that others wrote are below this."""
 OPEN_FILES = 64
 """Shards that a process keeps open."""
 
@@ -173,11 +176,24 @@ def _and_more(count: int) -> str:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     document = read_json(folder / INDEX)
-    if not isinstance(document, dict) or document.get("version") != VERSION or not document.get("shards"):
+    try:
+        whole = document["version"] == VERSION and bool(document["shards"])
+        whole = whole and all(_fits(entry, len(document["classes"])) for entry in document["shards"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise UserError(
             f"{folder / INDEX}: is no index of version {VERSION}; delete it and write it again with: statten data shard"
         )
     return document
+
+
+def _fits(entry: dict[str, Any], classes: int) -> bool:
+    """Whether an entry's samples have classes and lie inside its shard; raises what odd values lead to."""
+    labels, offsets, sizes = (np.array(entry[name], dtype=np.int64) for name in ("labels", "offsets", "sizes"))
+    inside = (labels >= 0) & (labels < classes) & (offsets >= 0) & (sizes >= 0) & (sizes <= entry["bytes"] - offsets)
+    one_each = labels.ndim == 1 and labels.shape == offsets.shape == sizes.shape
+    return one_each and bool(inside.all()) and os.path.basename(entry["name"]) == entry["name"]
 
 
 def _mismatch(folder: Path, entry: dict[str, Any]) -> str | None:
@@ -410,6 +426,8 @@ def _scan(path: Path) -> dict[str, Any]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                if not member.isreg():
+                    continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
                 key = f"{folder}/{stem}"
@@ -417,7 +435,7 @@ def _scan(path: Path) -> dict[str, Any]:
                     images[key] = member.offset_data, member.size
                 elif suffix in ("cls", "json"):
                     labels.setdefault(key, _label(suffix, archive.extractfile(member).read()))  # type: ignore[union-attr]
-    except (tarfile.TarError, OSError, ValueError, KeyError) as error:
+    except (*BROKEN, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be indexed: {error}") from None
     missing = [key for key in images if key not in labels]
     if missing or not images:
@@ -429,8 +447,11 @@ def _scan(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _label(suffix: str, data: bytes) -> int:
-    if suffix == "cls":
-        return int(data)
-    document = json.loads(data)
-    return int(document["cls"] if "cls" in document else document["label"])
+def _label(suffix: str, data: Any) -> int:
+    if suffix == "json":
+        document = json.loads(data)
+        data = document["cls"] if "cls" in document else document["label"]
+    label = int(data)
+    if not 0 <= label < CLASSES:
+        raise ValueError(f"labels must be from 0 to {CLASSES - 1:,}, but got {label}")
+    return label
