@@ -31,8 +31,8 @@ MEMBERS = 2_000_000
 """Members of an archive at most."""
 NAME, PATH = 255, 1024
 """Bytes of a name and of a path at most; beyond them systems cut, refuse or loop."""
-FILE, TOTAL = 2**32, 2**38
-"""Bytes of a file and of everything in an archive at most, unpacked: 4 GiB and 256 GiB."""
+RAW, FILE, TOTAL = 2**28, 2**30, 2**38
+"""Bytes of a raw event file, of any file in memory, and of a whole archive at most, unpacked: 256 MiB, 1 GiB, 256 GiB."""
 
 
 def member_path(name: str) -> PurePosixPath:
@@ -57,8 +57,8 @@ def zip_members(path: Path) -> list[tuple[PurePosixPath, str, Callable[[], bytes
         found: list[tuple[PurePosixPath, str, Callable[[], bytes]]] = []
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
             inside = member_path(info.filename)
-            if info.file_size > FILE or stat.S_ISLNK(info.external_attr >> 16):
-                raise Damaged(f"its member {_short(info.filename)} is a link or has more than {FILE:,} bytes")
+            if info.file_size > RAW or stat.S_ISLNK(info.external_attr >> 16):
+                raise Damaged(f"its member {_short(info.filename)} is a link or has more than {RAW:,} bytes")
             if not info.is_dir():
                 found.append((inside, info.filename, partial(archive.read, info)))
         return found
