@@ -23,7 +23,7 @@ def check_dataset(
     workers: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Read every sample: layout, counts, sizes, mean and std, and the files that cannot be read (exit code 1)."""
+    """Read every sample: layout, counts, sizes, mean and std; exit code 1 if files cannot be read, 2 if parts share samples."""
     _dataset(name, as_json)
     from statten.cli.data import dataset_summary
     from statten.data.check import check
@@ -35,6 +35,12 @@ def check_dataset(
         print_json(report)
     else:
         dataset_summary(report)
+    if report["shared"]:
+        (one, other), *more = report["shared"]
+        others = f" and {len(more):,} more pairs (--json lists them)" if more else ""
+        raise UserError(
+            f"{root}: two parts must not share a sample, but {one} and {other} are the same{others}; keep one of each"
+        )
     raise typer.Exit(1 if report["corrupt"] else 0)
 
 
@@ -110,6 +116,10 @@ def dataset_summary(report: dict[str, Any]) -> None:
     console.print(f"  corrupt  {len(report['corrupt'])}")
     for file in report["corrupt"]:
         console.print(f"    {file['file']}: {file['reason']}")
+    if report["left_out"]:
+        console.print(f"  no samples: {', '.join(f'{count:,} {what}' for what, count in sorted(report['left_out'].items()))}")
+    for warning in report["warnings"]:
+        console.print(f"  warning: {warning}")
 
 
 def _by(size: list[int]) -> str:

@@ -133,8 +133,8 @@ class DataConfig(Part):
     download: bool = False
     """Fetch what is missing into `root` before the run, where the dataset allows it."""
     validation: Validation = 0.1
-    """Share of the training part that is cut off to select models; the test part is read by `evaluate` alone. `test` is the
-    published protocol: nothing is cut off, and models are selected on the test part."""
+    """Share of the training part that is cut off to select models, unless the folder has train/, val/ and test/; the test part
+    is read by `evaluate` alone. `test` is the published protocol: nothing is cut off, models are selected on the test part."""
     fraction: Float = Field(1.0, gt=0, le=1)
     """Share of the training part that is used, stratified by class; validation and test are always whole."""
     split_seed: Int = Field(0, ge=0)

@@ -1,6 +1,7 @@
 """`statten data check`: read every sample of a dataset once and say what is there."""
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from statten.errors import UserError, in_shell
 
 COMMON = 10
 """How many sizes are listed."""
+EDGE = 0.02
+"""So close to 0 or 1 a mean, and so close to 0 a standard deviation, is hardly that of pictures."""
+PUBLISHED = ("cifar10", "cifar100", "imagenet")
+"""Datasets whose parts are as they are, with what they share."""
 
 
 def check(
@@ -38,8 +43,9 @@ def check(
     Returns:
         name, root, layout, samples, per_class {class: {part: samples}}, split {part: samples} with the default fields,
         sizes {"WIDTHxHEIGHT": samples} (the most common), smallest and largest [width, height], mean and std of each
-        channel over the pixels of all samples outside the test part (images from 0 to 1, clips in events), and corrupt
-        [{"file", "reason"}].
+        channel over the pixels of all samples outside the test part (images from 0 to 1, clips in events), corrupt
+        [{"file", "reason"}], left_out {what is no sample: how many}, shared [[file, file]] of the same content in two given
+        parts (where the parts are not the published ones), and warnings [sentence].
 
     Raises:
         UserError: the layout is wrong, a part or a class is missing or empty.
@@ -55,6 +61,8 @@ def check(
         outside[source.test] = False
     sizes: Counter[tuple[int, int]] = Counter()
     moments, corrupt = _Moments(), []
+    first: dict[bytes, int] = {}
+    again: dict[int, list[int]] = defaultdict(list)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
         for index, found in enumerate(gathered(pool, lambda i: _look(source, i), len(source.labels))):
             progress("samples", index + 1, len(source.labels))
@@ -63,11 +71,15 @@ def check(
                 corrupt.append({"file": file, "reason": reason})
                 continue
             sizes[found.size] += 1
+            if (same := first.setdefault(found.digest, index)) != index:
+                again[same].append(index)
             if outside[index]:
                 moments.add(found)
     ordered = sorted(sizes, key=_area) or [(0, 0)]
     data = config.data
-    parts = split(source.labels, data.validation, data.fraction, data.split_seed, source.test)
+    parts = split(source.labels, data.validation, data.fraction, data.split_seed, source.test, source.validation)
+    groups = [[same, *others] for same, others in again.items()]
+    shared, warnings = _same_content(source, groups, parts, name not in PUBLISHED)
     counted = {part: np.bincount(source.labels[indices], minlength=len(source.classes)) for part, indices in parts.items()}
     return {
         "name": name,
@@ -84,7 +96,47 @@ def check(
         "mean": moments.mean,
         "std": moments.std,
         "corrupt": corrupt,
+        "left_out": dict(source.left_out),
+        "shared": shared,
+        "warnings": (_flat(moments, DATASETS[name].events) if sizes else []) + warnings,
     }
+
+
+def _flat(moments: "_Moments", events: bool) -> list[str]:
+    for mean, std in zip(moments.mean, moments.std, strict=True):
+        if std == 0 or (not events and (std < EDGE or not EDGE < mean < 1 - EDGE)):
+            what = "clips" if events else "images (from 0 black to 1 white)"
+            return [f"the {what} hardly differ: a channel has mean {mean:.4f} and standard deviation {std:.4f}"]
+    return []
+
+
+def _same_content(
+    source: Files, groups: list[list[int]], parts: dict[str, np.ndarray], refused: bool
+) -> tuple[list[list[str]], list[str]]:
+    """Pairs that two given parts share, and a sentence on all other samples of the same content."""
+    given = np.zeros(len(source.labels), dtype=int)
+    for number, part in enumerate((source.validation, source.test), 1):
+        given[[] if part is None else part] = number
+    crossing = [(group[0], other) for group in groups if refused and (other := _other(given, group)) is not None]
+    shared = [[source.locate(i) for i in pair] for pair in crossing]
+    rest = [group for group in groups if not refused or _other(given, group) is None]
+    if not rest:
+        return shared, []
+    one, two = (source.locate(i) for i in rest[0][:2])
+    part = np.zeros(len(source.labels), dtype=int)
+    for number, name in enumerate(("validation", "test"), 1):
+        part[parts[name]] = number
+    apart = sum(_other(part, group) is not None for group in rest)
+    labels = sum(_other(source.labels, group) is not None for group in rest)
+    return shared, [
+        f"{sum(map(len, rest)) - len(rest):,} samples repeat the content of another, such as {one} and {two}; "
+        f"{apart:,} of {len(rest):,} such groups lie in two parts of the split, {labels:,} in two classes"
+    ]
+
+
+def _other(values: np.ndarray, group: list[int]) -> int | None:
+    """The first of a group whose value is not that of its first."""
+    return next((i for i in group if values[i] != values[group[0]]), None)
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -127,6 +179,8 @@ class _Found:
     """Sum of the values of each channel."""
     squares: np.ndarray
     """Sum of their squares."""
+    digest: bytes
+    """Of the content."""
 
 
 def _look(source: Files, index: int) -> _Found | CorruptSample:
@@ -140,10 +194,16 @@ def _measure(raw: RawSample) -> _Found:
     if isinstance(raw, Image.Image):
         levels = np.arange(256) / 255
         histogram = np.array(raw.histogram(), dtype=np.float64).reshape(3, 256)
-        return _Found(raw.size, raw.width * raw.height, histogram @ levels, histogram @ levels**2)
+        digest = _digest(raw.size, raw.tobytes())
+        return _Found(raw.size, raw.width * raw.height, histogram @ levels, histogram @ levels**2, digest)
     counts = raw.double().transpose(0, 1).flatten(1)
     sums, squares = counts.sum(1).numpy(), counts.square().sum(1).numpy()
-    return _Found((raw.shape[-1], raw.shape[-2]), counts.shape[1], sums, squares)
+    digest = _digest(raw.shape, raw.double().numpy().tobytes())
+    return _Found((raw.shape[-1], raw.shape[-2]), counts.shape[1], sums, squares, digest)
+
+
+def _digest(shape: tuple[int, ...], content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=12, key=str(tuple(shape)).encode()).digest()
 
 
 class _Moments:

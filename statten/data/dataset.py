@@ -6,8 +6,9 @@ B batch, T frames, C channels, H height, W width, S model.image_size.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,8 @@ class Source(ABC):
     """Name of each label."""
     labels: np.ndarray
     """Label of every sample [N], int64."""
+    validation: np.ndarray | None = None
+    """Indices of the validation part that the dataset comes with beside a test part; None where it comes without one."""
     test: np.ndarray | None = None
     """Indices of the test part that the dataset comes with; None where it comes without one."""
     shards: np.ndarray | None = None
@@ -124,9 +127,14 @@ class Files(Source):
 
     layout: str
     """What holds them."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What lies there and is no sample, and how often."""
 
-    def __init__(self, config: Config, classes: Sequence[str], labels: np.ndarray, test: np.ndarray | None):
-        self.classes, self.labels, self.test = classes, labels, test
+    def __init__(
+        self, config: Config, classes: Sequence[str], labels: np.ndarray, test: np.ndarray | None,
+        validation: np.ndarray | None = None,
+    ):  # fmt: skip
+        self.classes, self.labels, self.test, self.validation = classes, labels, test, validation
         self._config = config
         self._transforms: dict[bool, Transform] = {}
 

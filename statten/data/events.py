@@ -10,8 +10,6 @@ T frames, H height, W width.
 """
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,9 @@ import torch
 from torch import Tensor
 
 from statten.config import Config
+from statten.data.archives import read_arrays
 from statten.data.dataset import Damaged, Files
-from statten.data.folders import CLIPS, Listing, dataset_root, list_parts
+from statten.data.folders import CLIPS, Listing, dataset_root, held_out, list_parts
 from statten.errors import UserError, in_shell
 
 PUBLISHED_TRAIN = 9, 10
@@ -46,13 +45,7 @@ def prepared_frames(root: Path) -> list[int]:
 
 def read_frames(path: Path | str) -> np.ndarray:
     """Event counts [T, 2, H, W] of a file; raises Damaged or OSError."""
-    try:
-        content = np.load(path)
-        if not isinstance(content, np.ndarray):
-            with content:
-                content = content["frames"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise Damaged(f"is no .npz file with `frames` or .npy file: {error}") from None
+    (content,) = read_arrays(path, "frames")
     if content.ndim != 4 or content.shape[1] != 2 or content.dtype.kind not in "uif":
         raise Damaged(f"must hold numbers [T, 2, H, W], but holds {content.dtype} {list(content.shape)}")
     return content
@@ -63,9 +56,12 @@ class FrameFolders(Files):
 
     layout = "class folders of clips"
 
-    def __init__(self, config: Config, listing: Listing, test: np.ndarray | None, frames: int):
-        super().__init__(config, listing.classes, listing.labels, test)
+    def __init__(
+        self, config: Config, listing: Listing, frames: int, test: np.ndarray | None, validation: np.ndarray | None = None
+    ):
+        super().__init__(config, listing.classes, listing.labels, test, validation)
         self._names, self._folder, self._frames = listing.names, str(listing.folder), frames
+        self.left_out = listing.left_out
 
     def read(self, index: int) -> Tensor:
         counts = read_frames(self.locate(index))
@@ -98,10 +94,10 @@ def open_frames(config: Config) -> FrameFolders:
         raise UserError(f"{folder}: no such folder, so there are no clips of {frames} frames{there}; make them with: {command}")
     listing = list_parts(folder, CLIPS, "clip")
     given = name == "dvs128gesture"
-    if given != (listing.test is not None):
+    if given != (len(listing.parts) == 2):
         what = "must hold train/ and test/" if given else "must hold class folders, not parts"
         raise UserError(f"{folder}: {what}, as {name} does; delete it and make it with: {command}")
-    return FrameFolders(config, listing, listing.test if given else last_tenth(listing.labels), frames)
+    return FrameFolders(config, listing, frames, held_out(listing.parts)["test"] if given else last_tenth(listing.labels))
 
 
 def last_tenth(labels: np.ndarray) -> np.ndarray:
@@ -117,9 +113,11 @@ def last_tenth(labels: np.ndarray) -> np.ndarray:
 def open_event_folder(config: Config) -> FrameFolders:
     """Ready clips of the user's own classes."""
     root, frames = dataset_root(config), clip_length(config)
-    folder = frames_folder(root, frames)
+    folder, others = frames_folder(root, frames), prepared_frames(root)
+    if others and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; there are clips of T = {', '.join(map(str, others))} (model.timesteps)")
     listing = list_parts(folder if folder.is_dir() else root, CLIPS, "clip")
-    source = FrameFolders(config, listing, listing.test, frames)
+    source = FrameFolders(config, listing, frames, **held_out(listing.parts))
     # One look, so that a wrong T is said before the run.
     try:
         found = len(read_frames(source.locate(0)))

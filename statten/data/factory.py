@@ -48,17 +48,20 @@ def check_split(config: Config, path: Path) -> None:
     """Raise UserError where the dataset is no longer the one that the splits.json at `path` divides."""
     saved = read_json(path)
     if saved is not None and "labels" in saved:
-        found = identity(open_source(config).labels)
+        source = open_source(config)
+        found = identity(source.labels)
         if (found["samples"], found["labels"]) != (saved["samples"], saved["labels"]):
+            since = "" if source.validation is None else " (val/ validates and test/ tests, which older versions left unread)"
             raise UserError(
                 f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
-                f"{saved['samples']} then), so its parts would be mixed; restore them, or start a new run"
+                f"{saved['samples']} then), so its parts would be mixed{since}; "
+                f"restore them, or start a new run"
             )
 
 
 def _split(config: Config, source: Source) -> dict[str, np.ndarray]:
     data = config.data
-    return split(source.labels, data.validation, data.fraction, data.split_seed, source.test)
+    return split(source.labels, data.validation, data.fraction, data.split_seed, source.test, source.validation)
 
 
 def check_data(config: Config) -> None:
@@ -110,11 +113,9 @@ def _class_problems(config: Config, classes: int) -> list[str]:
 def _batch_problems(config: Config, source: Source, samples: int, world_size: int) -> list[str]:
     problems = []
     batch = config.train.batch_size
-    shards = (
-        0
-        if source.shards is None
-        else len(np.unique(source.shards if source.test is None else source.shards[: source.test[0]]))
-    )
+    held_out = next((part for part in (source.validation, source.test) if part is not None), None)
+    training = slice(None if held_out is None else held_out[0])  # given parts follow the training part
+    shards = 0 if source.shards is None else len(np.unique(source.shards[training]))
     if 0 < shards < world_size:
         problems.append(
             f"scale.workers: {world_size} workers need at least one tar shard each, but the training part of "

@@ -2,7 +2,6 @@
 
 import pickle
 import tarfile
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -13,22 +12,54 @@ import numpy as np
 from PIL import Image
 
 from statten.config import Config
+from statten.data.archives import FILE
 from statten.data.dataset import Damaged, Files
-from statten.data.folders import IMAGES, Listing, dataset_root, list_parts
+from statten.data.folders import IMAGES, Listing, dataset_root, held_out, list_parts
 from statten.data.shards import Shards, has_shards, open_shards
 from statten.errors import UserError, in_shell
 
+_BITS, _WHITE_IS_ZERO = 258, 262
+"""Tags of TIFF: bits of a value, and what its lowest means."""
+
 
 def decode_image(data: bytes) -> Image.Image:
-    """An RGB image from the content of a file; raises Damaged."""
+    """An RGB image from the content of a file, of several pictures the first; raises Damaged.
+
+    More than 8 bits are scaled by the range that the file states, and refused where it states none. Transparency is dropped.
+    """
     try:
         image = Image.open(BytesIO(data))
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return _as_rgb(image)
+    except Damaged:
+        raise
     # Pillow's readers raise whatever the broken bytes lead them to.
     except Exception as error:
         reason = "is no image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise Damaged(f"{reason} ({len(data):,} bytes)") from None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    # Pillow clips what has more than 8 bits at 255.
+    if image.mode[0] in "IF":
+        image = _scaled(image)
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+        image = image.convert("RGBA")
+        pixels = np.asarray(image).reshape(-1, 4)
+        varies = (pixels != pixels[0]).any(0)
+        if varies[3] and not varies[:3].any():
+            raise Damaged("has its picture in its transparency alone, which is not read; save it on an opaque ground")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """An 8-bit grey image from one of 16 bits."""
+    tags = getattr(image, "tag_v2", {})
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed whole numbers"
+        raise Damaged(f"holds {kind}, and does not say which are black and white; save it with 8 or 16 bits per channel")
+    levels = np.asarray(image).astype(np.float64) / (2 ** tags.get(_BITS, (16,))[0] - 1)
+    return Image.fromarray(np.rint(255 * (1 - levels if tags.get(_WHITE_IS_ZERO) == 0 else levels)).astype(np.uint8))
 
 
 class ImageFolders(Files):
@@ -37,8 +68,8 @@ class ImageFolders(Files):
     layout = "class folders"
 
     def __init__(self, config: Config, listing: Listing):
-        super().__init__(config, listing.classes, listing.labels, listing.test)
-        self._listing, self._folder = listing, str(listing.folder)
+        super().__init__(config, listing.classes, listing.labels, **held_out(listing.parts))
+        self._listing, self._folder, self.left_out = listing, str(listing.folder), listing.left_out
 
     def read(self, index: int) -> Image.Image:
         with open(self.locate(index), "rb", buffering=0) as file:
@@ -54,7 +85,7 @@ class ImageShards(Files):
     layout = "tar shards"
 
     def __init__(self, config: Config, shards: Shards):
-        super().__init__(config, shards.classes, shards.labels, shards.test)
+        super().__init__(config, shards.classes, shards.labels, **held_out(shards.parts))
         self._shards, self.shards = shards, shards.shard
 
     def read(self, index: int) -> Image.Image:
@@ -138,8 +169,11 @@ def _read_cifar(source: Path, name: str, _changed: Any) -> tuple[list[str], np.n
         classes = list(_unpickled(content[about.meta["filename"]])[about.meta["key"]])
     except KeyError as error:
         raise UserError(f"{source}: holds no {error.args[0]}, so it is no {name}; fetch {about.url} anew") from None
-    except (OSError, EOFError, ValueError, TypeError, tarfile.TarError, zlib.error, pickle.UnpicklingError) as error:
+    # The bytes of a pickle lead its reader to errors of any kind.
+    except Exception as error:
         raise UserError(f"{source}: cannot be read: {error}; fetch {about.url} anew") from None
+    if x.dtype != np.uint8 or labels.ndim != 1 or not len(labels):
+        raise UserError(f"{source}: holds no images of 8 bits with a label each; fetch {about.url} anew")
     if len(labels) != len(x) or labels.min() < 0 or labels.max() >= len(classes):
         raise UserError(f"{source}: labels do not fit its {len(x)} images and {len(classes)} classes; fetch {about.url} anew")
     return classes, np.ascontiguousarray(x.transpose(0, 2, 3, 1)), labels, sum(map(len, label_sets[: len(train)]))
@@ -154,7 +188,7 @@ def _members(source: Path, folder: str, wanted: list[str]) -> dict[str, bytes]:
     paths, content = {f"{folder}/{file}": file for file in wanted}, {}
     with tarfile.open(source, "r:gz") as archive:
         for member in archive:
-            if member.name in paths:
+            if member.name in paths and member.isreg() and member.size <= FILE:
                 content[paths[member.name]] = archive.extractfile(member).read()  # type: ignore[union-attr]
     return content
 

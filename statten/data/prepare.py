@@ -13,27 +13,24 @@ where it was and ends in the same bytes.
 import os
 import shutil
 import socket
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from statten.config import Config
+from statten.data.archives import BROKEN, extract, read_arrays, zip_members
 from statten.data.dataset import Damaged
 from statten.data.events import building, clip_length, frames_folder
 from statten.data.folders import existing_folder
 from statten.data.images import cifar_source, published
-from statten.data.raw_events import FORMATS, EventFormat, Events, check_events, cut_gestures
-from statten.data.work import Progress, default_workers, gathered, silent
+from statten.data.raw_events import FORMATS, EventFormat, Events, check_events, cut_gesture, gesture_rows
+from statten.data.work import Progress, default_workers, gathered, silent, sole_writer
 from statten.errors import Failed, UserError
-from statten.files import exclusive
 
 EVENTS = "events_np"
 SHOWN = 5
@@ -69,25 +66,34 @@ def prepare(
         UserError: nothing to prepare, or an archive is missing and cannot be fetched.
         Failed: some raw files are corrupt.
     """
-    if name in ("cifar10", "cifar100"):
-        return _prepare_cifar(name, root)
+    try:
+        if name in ("cifar10", "cifar100"):
+            return _prepare_cifar(name, root)
+        return _prepare_events(name, root, timesteps, workers or default_workers(), skip_corrupt, progress)
+    except OSError as error:  # a full disk is no corrupt file
+        raise Failed(f"{error.filename or root}: {error.strerror or error}") from None
+
+
+def _prepare_events(
+    name: str, root: Path, timesteps: list[int], workers: int, skip_corrupt: bool, progress: Progress
+) -> dict[str, Any]:
     if name not in FORMATS:
         raise UserError(
             f"{name}: needs no preparation, it is read as it lies in its folder; look at it with: statten data check {name}"
         )
     if not timesteps:
         raise UserError(f"--timesteps: {name} needs at least one number of frames, such as --timesteps 10")
-    if name == "cifar10dvs":
-        root.mkdir(parents=True, exist_ok=True)
-    existing_folder(root, "--root")
-    work = _Work(name, root, FORMATS[name], workers or default_workers(), skip_corrupt, progress)
-    with exclusive(root):
-        folders = {frames: frames_folder(root, frames) for frames in sorted(set(timesteps))}
-        if not all(_finished(folder) for folder in folders.values()) and not _finished(root / EVENTS):
-            work.make_events()
-        for frames, folder in folders.items():
-            if not _finished(folder):
-                work.make_frames(frames, folder)
+    if name != "cifar10dvs":  # which is fetched
+        existing_folder(root, "--root")
+    work = _Work(name, root, FORMATS[name], workers, skip_corrupt, progress)
+    folders = {frames: frames_folder(root, frames) for frames in sorted(set(timesteps))}
+    if not all(_finished(folder) for folder in folders.values()):
+        with sole_writer(root, "clips"):
+            if not _finished(root / EVENTS):
+                work.make_events()
+            for frames, folder in folders.items():
+                if not _finished(folder):
+                    work.make_frames(frames, folder)
     samples = sum(1 for _ in next(iter(folders.values())).rglob("*.npz"))
     return {
         "name": name, "root": str(root), "samples": samples,
@@ -107,8 +113,10 @@ class _Raw:
     name: str
     outputs: tuple[str, ...]
     """Paths of its samples below events_np."""
-    events: Callable[[], list[Events]]
-    """Reads its samples; raises Damaged or OSError."""
+    events: Callable[[], Iterable[Events]]
+    """Reads its samples; raises Damaged or BROKEN."""
+    problems: tuple[tuple[str, str], ...] = ()
+    """Name and reason of each sample that it should hold and does not."""
 
 
 class _Work:
@@ -123,53 +131,68 @@ class _Work:
         """Raw files to events_np."""
         raw = raw_files(self.name, self.root, self.form)
         folder = self.root / EVENTS
+        source: dict[str, str] = {}
+        for file in raw:
+            for output in file.outputs:
+                if output in source:
+                    raise UserError(f"{self.root}: {source[output]} and {file.name} are both {output}; keep one of them")
+                source[output] = file.name
 
-        def convert(i: int) -> tuple[str, str] | None:
-            targets = [folder / output for output in raw[i].outputs]
-            if all(map(_whole, targets)):
-                return None
+        def convert(i: int) -> list[tuple[str, str]]:
+            problems, file = list(raw[i].problems), raw[i]
+            if all(_whole(folder / output) for output in file.outputs):
+                return problems
             try:
-                for target, events in zip(targets, raw[i].events(), strict=True):
-                    _write_npz(target, **check_events(events, self.form.height, self.form.width))
-            except (Damaged, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                return raw[i].name, str(error)
-            return None
+                samples = list(file.events())
+            except (Damaged, *BROKEN) as error:
+                return [*problems, (file.name, str(error))]
+            for output, events in zip(file.outputs, samples, strict=True):
+                try:
+                    checked = check_events(events, self.form.height, self.form.width)
+                except Damaged as error:
+                    problems.append((file.name if len(samples) == 1 else f"{file.name}: {output}", str(error)))
+                else:
+                    _write_npz(folder / output, **checked)
+            return problems
 
-        self._run("events", folder, {output for file in raw for output in file.outputs}, convert, len(raw))
+        self._run("events", folder, set(source), convert, len(raw))
 
     def make_frames(self, frames: int, folder: Path) -> None:
         """events_np to clips of `frames` frames."""
         events = self.root / EVENTS
         names = sorted(str(path.relative_to(events)) for path in events.rglob("*.npz") if not path.name.startswith("."))
 
-        def convert(i: int) -> tuple[str, str] | None:
+        def convert(i: int) -> list[tuple[str, str]]:
             target = folder / names[i]
             if _whole(target):
-                return None
+                return []
             try:
-                _write_npz(target, frames=integrate(_read_events(events / names[i]), frames, self.form.height, self.form.width))
+                found = check_events(_read_events(events / names[i]), self.form.height, self.form.width)
+                clip = integrate(found, frames, self.form.height, self.form.width)
             except (Damaged, OSError) as error:
-                return str(events / names[i]), str(error)
-            return None
+                return [(str(events / names[i]), str(error))]
+            _write_npz(target, frames=clip)
+            return []
 
         self._run(f"frames T={frames}", folder, set(names), convert, len(names))
 
     def _run(
-        self, what: str, folder: Path, outputs: set[str], convert: Callable[[int], tuple[str, str] | None], count: int
+        self, what: str, folder: Path, outputs: set[str], convert: Callable[[int], list[tuple[str, str]]], count: int
     ) -> None:
         building(folder).touch()
         for parent in sorted({(folder / output).parent for output in outputs}):
             parent.mkdir(parents=True, exist_ok=True)
         corrupt: dict[str, str] = {}
         with ThreadPoolExecutor(self.workers) as pool:
-            for done, problem in enumerate(gathered(pool, convert, count), 1):
-                corrupt.update([problem] if problem else [])
+            for done, problems in enumerate(gathered(pool, convert, count), 1):
+                corrupt.update(problems)
                 self.progress(what, done, count)
-        if corrupt and (not self.skip_corrupt or len(corrupt) == count):
+        lost = sum(not (folder / output).exists() for output in outputs)
+        if corrupt and (not self.skip_corrupt or lost == len(outputs)):
             named = "; ".join(f"{file}: {reason}" for file, reason in list(corrupt.items())[:SHOWN])
             more = f"; and {len(corrupt) - SHOWN} more" if len(corrupt) > SHOWN else ""
             raise Failed(
-                f"{folder} is not finished, {len(corrupt)} of {count} files cannot be used: {named}{more}; "
+                f"{folder} is not finished, {lost} of {len(outputs)} samples cannot be made: {named}{more}; "
                 f"fetch them anew and repeat, or leave them out with --skip-corrupt"
             )
         self.corrupt |= corrupt
@@ -187,11 +210,10 @@ def integrate(events: Events, frames: int, height: int, width: int) -> np.ndarra
 
 
 def _read_events(path: Path) -> Events:
-    try:
-        with np.load(path) as content:
-            return {key: content[key] for key in "txyp"}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise Damaged(f"is no .npz file of t, x, y, p: {error}") from None
+    columns = read_arrays(path, *"txyp")
+    if len(columns) < 4 or any(column.shape != (len(columns[0]),) or column.dtype.kind not in "uib" for column in columns):
+        raise Damaged("is no .npz file of t, x, y, p, each a number for every event")
+    return dict(zip("txyp", columns, strict=True))
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -227,14 +249,15 @@ def raw_files(name: str, root: Path, form: EventFormat) -> list[_Raw]:
         raise UserError(f"{root}: lacks {', '.join(missing)}; fetch it from {form.url} and put it into {root / 'download'}")
     if name == "dvs128gesture":
         if not extracted.is_dir():
-            _extract(archives[form.archives[0]], root / "extract")  # type: ignore[arg-type]
+            extract(archives[form.archives[0]], root / "extract")  # type: ignore[arg-type]
         return _gesture_files(extracted, form)
     found = []
     for path in archives.values():
         found += _zipped(path, form)  # type: ignore[arg-type]
     if not archives:
         paths = sorted(extracted.rglob(f"*{form.suffix}"))
-        found = [_raw(form, str(path), PurePosixPath(path.relative_to(extracted)), path.read_bytes) for path in paths]
+        members = {path: PurePosixPath(path.relative_to(extracted)) for path in paths if not path.name.startswith("._")}
+        found = [_raw(form, str(path), member, path.read_bytes) for path, member in members.items()]
     if not found:
         raise UserError(f"{root}: its archives hold no {form.suffix} files, so they are not those of {name} ({form.url})")
     return found
@@ -249,54 +272,50 @@ def _raw(form: EventFormat, name: str, path: PurePosixPath, content: Callable[[]
 
 
 def _zipped(path: Path, form: EventFormat) -> list[_Raw]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: is no whole zip file ({error}); fetch it anew from {form.url}") from None
     found = []
-    for name in sorted(archive.namelist()):
-        member = PurePosixPath(name)
+    for member, name, read in zip_members(path):
         if form.inner in member.parts[:1]:
             member = member.relative_to(form.inner)
         elif form.inner:
             continue
         if member.suffix == form.suffix and len(member.parts) == 2 and not member.name.startswith("."):
-            found.append(_raw(form, f"{path}: {name}", member, partial(archive.read, name)))
+            found.append(_raw(form, f"{path}: {name}", member, read))
     return found
-
-
-def _extract(path: Path, folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of an extraction that was stopped
-    try:
-        with tarfile.open(path) as archive:
-            archive.extractall(aside, filter="data")
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be extracted: {error}") from None
-    aside.replace(folder)
 
 
 def _gesture_files(folder: Path, form: EventFormat) -> list[_Raw]:
-    found = []
+    found, part_of = [], dict[str, str]()
     for part in ("train", "test"):
-        try:
-            trials = (folder / f"trials_to_{part}.txt").read_text().split()
-            for trial in trials:
-                path = folder / trial
-                labels = path.with_name(f"{path.stem}_labels.csv").read_bytes()
-                # The names of the samples are known from the labels alone.
-                empty = {"t": np.empty(0, np.int64)}
-                outputs = [f"{part}/{label}/{path.stem}_{number}.npz" for label, number, _ in cut_gestures(empty, labels)]
-                found.append(_Raw(str(path), tuple(outputs), partial(_gestures, form, path, labels)))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: lacks {Path(error.filename).name}, so it is no whole DVS128 Gesture") from None
-        except Damaged as error:
-            raise UserError(f"{path}: {error}") from None
+        file = folder / f"trials_to_{part}.txt"
+        if not file.is_file():
+            raise UserError(f"{folder}: lacks {file.name}, so it is no whole DVS128 Gesture")
+        trials = dict.fromkeys(file.read_text(errors="replace").split())
+        if not trials:
+            raise UserError(f"{file}: names no recording, so there would be no {part} part")
+        for trial in trials:
+            if PurePosixPath(trial).name != trial:
+                raise UserError(f"{file}: must hold names of files beside it, but got {trial!r}")
+            if part_of.setdefault(trial, part) != part:
+                raise UserError(f"{folder}: {trial} is in trials_to_train.txt and in trials_to_test.txt; take it out of one")
+            found.append(_gestures(form, folder / trial, part))
     return found
 
 
-def _gestures(form: EventFormat, path: Path, labels: bytes) -> list[Events]:
-    return [events for _, _, events in cut_gestures(form.read(path.read_bytes()), labels)]
+def _gestures(form: EventFormat, path: Path, part: str) -> _Raw:
+    try:
+        rows = gesture_rows(path.with_name(f"{path.stem}_labels.csv").read_bytes())
+    except OSError as error:
+        rows = [Damaged(f"its labels cannot be read: {error}")]
+    good = [row for row in rows if not isinstance(row, Damaged)]
+
+    def cut() -> list[Events]:
+        events = form.read(path.read_bytes())
+        return [cut_gesture(events, row) for row in good]
+
+    # The names of the samples are known from the labels alone.
+    outputs = tuple(f"{part}/{row.label}/{path.stem}_{row.number}.npz" for row in good)
+    problems = [str(row) for row in rows if isinstance(row, Damaged)] or ([] if rows else ["its labels hold no gesture"])
+    return _Raw(str(path), outputs, cut, tuple((f"{path} ({i})" if i else str(path), text) for i, text in enumerate(problems)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,10 +323,9 @@ def _gestures(form: EventFormat, path: Path, labels: bytes) -> list[Events]:
 
 
 def _prepare_cifar(name: str, root: Path) -> dict[str, Any]:
-    root.mkdir(parents=True, exist_ok=True)
     about = published(name)
     if cifar_source(root, name) is None:
-        with exclusive(root):
+        with sole_writer(root, about.filename):
             download(about.url, root, about.filename, about.tgz_md5)
     return {"name": name, "root": str(root), "source": str(cifar_source(root, name))}
 

@@ -8,6 +8,7 @@ import io
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -52,7 +53,10 @@ def read_aedat2(data: bytes) -> Events:
     """AEDAT 2.0 of CIFAR10-DVS: lines that start with #, then big-endian pairs of 32-bit address and time."""
     from spikingjelly.datasets.cifar10_dvs import _load_origin_data, _skip_header
 
-    header = _skip_header(io.BytesIO(data))
+    try:
+        header = _skip_header(io.BytesIO(data))
+    except UnicodeDecodeError:
+        raise Damaged("begins with no header of text") from None
     if (len(data) - header) % 8:
         raise Damaged(f"ends inside an event: {len(data) - header:,} bytes of events are no multiple of 8")
     if len(data) == header:
@@ -92,6 +96,8 @@ def read_aedat3(data: bytes) -> Events:
         begin, at = at + 28, at + 28 + size * capacity
         if at > len(data):
             raise Damaged(f"ends inside a packet, {at - len(data):,} bytes early")
+        if kind == 1 and (size < 8 or size % 4):
+            raise Damaged(f"has events of {size} bytes, which hold no address and time of 4 bytes each")
         if kind == 1:
             words = np.frombuffer(data, dtype="<u4", count=size * capacity // 4, offset=begin).reshape(capacity, size // 4)
             address, time = words[:, 0], words[:, 1].astype(np.int64)
@@ -114,21 +120,50 @@ def _skip_text(data: bytes) -> int:
     return at
 
 
-def cut_gestures(events: Events, labels: bytes) -> Iterator[tuple[str, int, Events]]:
-    """The samples of a DVS128 Gesture recording: (class, number within the class, events).
+@dataclass(frozen=True)
+class Gesture:
+    """A row of a recording's labels."""
 
-    `labels` is the recording's CSV: class (from 1), begin and end in microseconds. Classes are named 0 to 10, as
-    SpikingJelly names them.
-    """
-    try:
-        rows = np.loadtxt(io.BytesIO(labels), dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
-    except ValueError as error:
-        raise Damaged(f"its labels are no rows of class, begin and end: {error}") from None
-    seen: dict[int, int] = {}
-    for label, begin, end in rows[:, :3].tolist():
-        inside = (events["t"] >= begin) & (events["t"] < end)
-        yield str(label - 1), seen.get(label, 0), {key: value[inside] for key, value in events.items()}
-        seen[label] = seen.get(label, 0) + 1
+    label: str
+    """Class, from 0 to 10, as SpikingJelly names them."""
+    number: int
+    """How many of the class came before."""
+    begin: int
+    """Microseconds."""
+    end: int
+    """Microseconds; this one is outside."""
+
+
+def gesture_rows(labels: bytes) -> list[Gesture | Damaged]:
+    """The rows of a DVS128 Gesture recording's CSV - class (from 1), begin, end - or what is wrong with each."""
+    seen: Counter[int] = Counter()
+    rows: list[Gesture | Damaged] = []
+    for number, line in enumerate(labels.decode(errors="replace").splitlines()[1:], 2):
+        if not line.strip():
+            continue
+        try:
+            label, begin, end = map(int, line.split(",")[:3])
+            assert label > 0
+        except (ValueError, AssertionError):
+            rows.append(Damaged(f"line {number} of its labels is no class (from 1), begin and end: {line[:40]!r}"))
+            continue
+        rows.append(Gesture(str(label - 1), seen[label], begin, end))
+        seen[label] += 1
+    return rows
+
+
+def cut_gesture(events: Events, row: Gesture) -> Events:
+    """The events of one gesture."""
+    inside = (events["t"] >= row.begin) & (events["t"] < row.end)
+    return {key: value[inside] for key, value in events.items()}
+
+
+def cut_gestures(events: Events, labels: bytes) -> Iterator[tuple[str, int, Events]]:
+    """The samples of a DVS128 Gesture recording: (class, number within the class, events); raises Damaged."""
+    for row in gesture_rows(labels):
+        if isinstance(row, Damaged):
+            raise row
+        yield row.label, row.number, cut_gesture(events, row)
 
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -3,7 +3,7 @@
     <root>/train/000000.tar    members KEY.jpg (or .png, ...) and KEY.cls, which holds the label as a number
     <root>/train/000001.tar    ...
     <root>/train/index.json    {"version": 1, "classes": [...], "shards": [{"name", "bytes", "offsets", "sizes", "labels"}]}
-    <root>/val/...
+    <root>/val/...             and test/, by the names that `folders.PARTS` lists
 
 `offsets` and `sizes` are those of the image files inside the shard, in bytes; so counts are known without reading, and any
 sample can be read alone. Shards of other makers, also with KEY.json ({"cls": 3} or {"label": 3}) in the place of KEY.cls,
@@ -18,6 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -26,14 +27,17 @@ from typing import Any
 
 import numpy as np
 
+from statten.data.archives import BROKEN
 from statten.data.counter import permutation
 from statten.data.dataset import Damaged
-from statten.data.folders import IMAGES, TEST_NAMES, Listing, existing_folder, list_parts
-from statten.data.work import Progress, default_workers, gathered, silent
-from statten.errors import UserError, in_shell
-from statten.files import exclusive, read_json, write_json
+from statten.data.folders import IMAGES, Listing, existing_folder, list_parts, named_parts, subfolders
+from statten.data.work import Progress, default_workers, gathered, silent, sole_writer
+from statten.errors import Failed, UserError, in_shell
+from statten.files import read_json, write_json
 
 INDEX, PLAN, VERSION = "index.json", ".plan.json", 1
+CLASSES = 1_000_000
+"""Labels of shards that others wrote are below this."""
 OPEN_FILES = 64
 """Shards that a process keeps open."""
 
@@ -54,8 +58,8 @@ class Shards:
     """Where in its shard each image begins [N], in bytes."""
     sizes: np.ndarray
     """Bytes of each image [N]."""
-    test: np.ndarray | None
-    """Indices of the given test part."""
+    parts: dict[str, np.ndarray]
+    """Indices of each part that is given, in order, by the name of its folder; "" where there are no parts."""
     _open: "OrderedDict[int, int]" = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -90,19 +94,28 @@ class Shards:
             return self._open[shard]
 
     def __reduce__(self) -> Any:  # without its open files
-        return Shards, (self.files, self.classes, self.labels, self.shard, self.offsets, self.sizes, self.test)
+        return Shards, (self.files, self.classes, self.labels, self.shard, self.offsets, self.sizes, self.parts)
 
 
 def has_shards(root: Path) -> bool:
-    """Whether tar shards lie in `root/train`, `root/val` or `root/test`, or in `root` itself."""
-    return any(_tars(folder) for folder in (root, *(root / part for part in ("train", *TEST_NAMES))))
+    """Whether tar shards lie in the folders of its parts, or in `root` itself."""
+    return any(_tars(folder) for folder in (root, *_part_folders(root)))
+
+
+def _part_folders(root: Path) -> list[Path]:
+    return [root / name for name in subfolders(root) if named_parts(root, [name])]
 
 
 def _tars(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
+    """The shards of a folder. Archives beside class folders of images, without an index, are none."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith("."))
+        found = sorted(entry.name for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith("."))
+    return [] if found and not (folder / INDEX).exists() and _holds_class_folders(folder) else found
+
+
+def _holds_class_folders(folder: Path) -> bool:
+    inside = (files for name in subfolders(folder) for _, _, files in os.walk(folder / name))
+    return any(file.lower().endswith(IMAGES) for files in inside for file in files)
 
 
 def open_shards(root: Path) -> Shards:
@@ -119,17 +132,15 @@ def open_shards(root: Path) -> Shards:
 
 
 def shard_parts(root: Path) -> list[Path]:
-    """The folders of shards below `root`: train, then the test part; or `root` alone."""
+    """The folders of shards below `root`: train, then val and test, what there is of them; or `root` alone."""
     if _tars(root):
         return [root]
-    test = [name for name in TEST_NAMES if _tars(root / name)]
-    if not _tars(root / "train"):
-        raise UserError(f"{root}: holds shards in {test[0]}/ but none in train/, the part for training")
-    if not test:
-        raise UserError(
-            f"{root}: holds shards in train/ but none in {' or '.join(f'{n}/' for n in TEST_NAMES)}, the part for the test"
-        )
-    return [root / "train", root / test[0]]
+    parts = named_parts(root, [folder.name for folder in _part_folders(root) if _tars(folder)])
+    if "train" not in parts:
+        raise UserError(f"{root}: holds shards in {next(iter(parts.values()))}/ but none in train/, the part for training")
+    if len(parts) == 1:
+        raise UserError(f"{root}: holds shards in {parts['train']}/ but none in val/ or test/, the part for the test")
+    return [root / name for name in parts.values()]
 
 
 @lru_cache(maxsize=2)
@@ -150,13 +161,14 @@ def _open_shards(root: Path, parts: tuple[Path, ...], _changed: Any) -> Shards:
     }
     counts = [len(entry["labels"]) for _, entry in entries]
     shard = np.repeat(np.arange(len(entries)), counts)
-    train = sum(len(entry["labels"]) for folder, entry in entries if folder == parts[0])
-    test = np.arange(train, len(shard)) if len(parts) == 2 else None
-    empty = np.flatnonzero(np.bincount(columns["labels"][:train], minlength=len(classes)) == 0)
+    ends = np.cumsum([sum(len(entry["labels"]) for entry in document["shards"]) for document in documents])
+    names = [folder.name for folder in parts] if len(parts) > 1 else [""]
+    given = dict(zip(names, np.split(np.arange(len(shard)), ends[:-1]), strict=True))
+    empty = np.flatnonzero(np.bincount(columns["labels"][: ends[0]], minlength=len(classes)) == 0)
     if len(empty):
         raise UserError(f"{parts[0]}: the shards hold no sample of class {classes[empty[0]]}" + _and_more(len(empty)))
     files = [str(folder / entry["name"]) for folder, entry in entries]
-    return Shards(files, classes, columns["labels"], shard, columns["offsets"], columns["sizes"], test)
+    return Shards(files, classes, columns["labels"], shard, columns["offsets"], columns["sizes"], given)
 
 
 def _and_more(count: int) -> str:
@@ -165,11 +177,24 @@ def _and_more(count: int) -> str:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     document = read_json(folder / INDEX)
-    if not isinstance(document, dict) or document.get("version") != VERSION or not document.get("shards"):
+    try:
+        whole = document["version"] == VERSION and bool(document["shards"])
+        whole = whole and all(_fits(entry, len(document["classes"])) for entry in document["shards"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise UserError(
             f"{folder / INDEX}: is no index of version {VERSION}; delete it and write it again with: statten data shard"
         )
     return document
+
+
+def _fits(entry: dict[str, Any], classes: int) -> bool:
+    """Whether an entry's samples have classes and lie inside its shard; raises what odd values lead to."""
+    labels, offsets, sizes = (np.array(entry[name], dtype=np.int64) for name in ("labels", "offsets", "sizes"))
+    inside = (labels >= 0) & (labels < classes) & (offsets >= 0) & (sizes >= 0) & (sizes <= entry["bytes"] - offsets)
+    one_each = labels.ndim == 1 and labels.shape == offsets.shape == sizes.shape
+    return one_each and bool(inside.all()) and os.path.basename(entry["name"]) == entry["name"]
 
 
 def _mismatch(folder: Path, entry: dict[str, Any]) -> str | None:
@@ -207,7 +232,13 @@ def shard(
     if name not in ("imagenet", "image_folder"):
         raise UserError(f"{name}: only folders of images become shards: imagenet and image_folder")
     existing_folder(root, "--root")
-    workers = workers or default_workers()
+    try:
+        return _shard(name, root, output, per_shard, workers or default_workers(), progress)
+    except OSError as error:
+        raise Failed(f"{error.filename or output or root}: {error.strerror or error}") from None
+
+
+def _shard(name: str, root: Path, output: Path | None, per_shard: int, workers: int, progress: Progress) -> dict[str, Any]:
     if output is None:
         if not has_shards(root):
             raise UserError(f"--output: must name the folder of the new shards, for {root} holds none to be indexed")
@@ -225,9 +256,34 @@ def write_shards(listing: Listing, output: Path, per_shard: int, workers: int, p
 
     Returns and raises like `shard`.
     """
-    parts = _listing_parts(listing)
-    output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output):
+    parts = listing.parts
+    if not _complete(listing, output, per_shard):
+        _write(listing, output, per_shard, workers, progress)
+    return {
+        "output": str(output),
+        "parts": {part or "all": {"samples": len(ix), "shards": -(-len(ix) // per_shard)} for part, ix in parts.items()},
+    }
+
+
+def _complete(listing: Listing, output: Path, per_shard: int) -> bool:
+    """Whether these shards lie there already, so that nothing is to be written."""
+    if (output / PLAN).exists() or not all((output / part / INDEX).is_file() for part in listing.parts):
+        return False
+    for part, indices in listing.parts.items():
+        shares = _shares(indices, per_shard)
+        names = [f"{number:06d}.tar" for number in range(len(shares))]
+        entries = [_layout(listing, names[i], i * per_shard, share) for i, share in enumerate(shares)]
+        document = _read_index(output / part)
+        if (document["classes"], document["shards"]) != (listing.classes, entries):
+            return False
+        if any(_mismatch(output / part, entry) for entry in entries):
+            return False
+    return True
+
+
+def _write(listing: Listing, output: Path, per_shard: int, workers: int, progress: Progress) -> None:
+    parts = listing.parts
+    with sole_writer(output, "shards"):
         plan = {
             "version": VERSION, "per_shard": per_shard, "classes": listing.classes,
             "samples": {part: len(indices) for part, indices in parts.items()}, "names": _digest(listing),
@@ -236,17 +292,6 @@ def write_shards(listing: Listing, output: Path, per_shard: int, workers: int, p
         for part, indices in parts.items():
             _write_part(listing, output / part, indices, per_shard, workers, progress)
         (output / PLAN).unlink(missing_ok=True)
-    return {
-        "output": str(output),
-        "parts": {part or "all": {"samples": len(ix), "shards": -(-len(ix) // per_shard)} for part, ix in parts.items()},
-    }
-
-
-def _listing_parts(listing: Listing) -> dict[str, np.ndarray]:
-    everything = np.arange(len(listing.labels))
-    if listing.test is None:
-        return {"": everything}
-    return {"train": everything[: listing.test[0]], listing.names[int(listing.test[0])].split(os.sep)[0]: listing.test}
 
 
 def _digest(listing: Listing) -> str:
@@ -264,10 +309,15 @@ def _agree(output: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"--output: {output} holds shards of other files or with another --per-shard; name a new folder")
 
 
+def _shares(indices: np.ndarray, per_shard: int) -> list[np.ndarray]:
+    """The samples of each shard of a part, in a random but fixed order."""
+    order = indices[permutation("shards", 0, 0, len(indices))]
+    return [order[begin : begin + per_shard] for begin in range(0, len(order), per_shard)]
+
+
 def _write_part(listing: Listing, folder: Path, indices: np.ndarray, per_shard: int, workers: int, progress: Progress) -> None:
     folder.mkdir(exist_ok=True)
-    order = indices[permutation("shards", 0, 0, len(indices))]
-    shares = [order[begin : begin + per_shard] for begin in range(0, len(order), per_shard)]
+    shares = _shares(indices, per_shard)
 
     def write(number: int) -> dict[str, Any]:
         path = folder / f"{number:06d}.tar"
@@ -337,6 +387,15 @@ def index_shards(root: Path, workers: int, progress: Progress) -> dict[str, Any]
     """Write the missing indices of the shards below `root`; returns and raises like `shard`."""
     parts = shard_parts(root)
     known = [_read_index(folder) if (folder / INDEX).exists() else None for folder in parts]
+    with ExitStack() as stack:
+        if None in known:
+            stack.enter_context(sole_writer(root, "the indices of shards"))
+        return _index(root, parts, known, workers, progress)
+
+
+def _index(
+    root: Path, parts: list[Path], known: list[dict[str, Any] | None], workers: int, progress: Progress
+) -> dict[str, Any]:
     shards = [
         document["shards"] if document else _scan_all(folder, workers, progress)
         for folder, document in zip(parts, known, strict=True)
@@ -368,6 +427,8 @@ def _scan(path: Path) -> dict[str, Any]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                if not member.isreg():
+                    continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
                 key = f"{folder}/{stem}"
@@ -375,7 +436,7 @@ def _scan(path: Path) -> dict[str, Any]:
                     images[key] = member.offset_data, member.size
                 elif suffix in ("cls", "json"):
                     labels.setdefault(key, _label(suffix, archive.extractfile(member).read()))  # type: ignore[union-attr]
-    except (tarfile.TarError, OSError, ValueError, KeyError) as error:
+    except (*BROKEN, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be indexed: {error}") from None
     missing = [key for key in images if key not in labels]
     if missing or not images:
@@ -387,8 +448,11 @@ def _scan(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _label(suffix: str, data: bytes) -> int:
-    if suffix == "cls":
-        return int(data)
-    document = json.loads(data)
-    return int(document["cls"] if "cls" in document else document["label"])
+def _label(suffix: str, data: Any) -> int:
+    if suffix == "json":
+        document = json.loads(data)
+        data = document["cls"] if "cls" in document else document["label"]
+    label = int(data)
+    if not 0 <= label < CLASSES:
+        raise ValueError(f"labels must be from 0 to {CLASSES - 1:,}, but got {label}")
+    return label

@@ -16,7 +16,12 @@ READABLE = 20_000
 
 
 def split(
-    labels: np.ndarray, validation: float | str, fraction: float, seed: int, test: np.ndarray | None = None
+    labels: np.ndarray,
+    validation: float | str,
+    fraction: float,
+    seed: int,
+    test: np.ndarray | None = None,
+    given: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Divide sample indices by class.
 
@@ -30,16 +35,20 @@ def split(
         fraction: share of the training part that is used, in (0, 1].
         seed: `data.split_seed`.
         test: indices of the test part that the dataset comes with.
+        given: indices of the validation part that it comes with; then none is cut off.
 
     Returns:
         `train`, `validation`, `test`: ascending int64 indices, disjoint unless validation is "test"; each has samples of
         every class that has three (two, where the test part is given).
     """
-    parts: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": [] if test is None else [test]}
+    parts: dict[str, list[np.ndarray]] = {
+        "train": [], "validation": [] if given is None else [given], "test": [] if test is None else [test],
+    }  # fmt: skip
     keys = hashed("split", seed, np.arange(len(labels)))
     free = np.ones(len(labels), dtype=bool)
-    if test is not None:
-        free[test] = False
+    for part in (test, given):
+        if part is not None:
+            free[part] = False
     # One sort by class, then by key, cuts a million samples in a second.
     order = np.lexsort((keys, labels))
     order = order[free[order]]
@@ -47,7 +56,7 @@ def split(
         if test is None:
             members, chosen = np.split(members, [len(members) - max(1, round(TEST * len(members)))])
             parts["test"].append(chosen)
-        if validation != "test":
+        if validation != "test" and given is None:
             cut = min(len(members) - 1, max(1, round(float(validation) * len(members))))
             members, held_out = np.split(members, [len(members) - cut])
             parts["validation"].append(held_out)

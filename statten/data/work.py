@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
+from statten.errors import UserError
+from statten.files import exclusive
 from statten.machine import whole_cores
 
 T = TypeVar("T")
@@ -33,3 +37,16 @@ def gathered(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int)
     finally:
         for future in futures.values():
             future.cancel()
+
+
+@contextmanager
+def sole_writer(folder: Path, what: str) -> Iterator[None]:
+    """Make a folder if there is none, and be the only process that writes it; raises UserError where it cannot be written."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder))
+        except OSError as error:
+            reason = f"{folder}: cannot be written ({error.strerror}), and there {what} must be made"
+            raise UserError(f"{reason}; name a folder that you may write, such as a copy") from None
+        yield

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from formats import write_images
 
 from statten.config import load_config
 from statten.machine import whole_cores
@@ -67,6 +68,13 @@ CASES = [
     ("data check image_folder --root {runs}/empty", "holds no class folders"),
     ("data prepare dvs128gesture --root {runs}/none --timesteps 4", "--root: no such folder"),
     ("data shard imagenet --root {runs}/empty", "--output: must name the folder of the new shards"),
+    ("data check image_folder --root {runs}/unclear", "is not clear, for train/ may be the train part or a class beside cat/"),
+    (
+        "train digits --set model.in_channels=3 --set data.name=image_folder --set data.root={runs}/twice",
+        "may both be the val part",
+    ),
+    ("data check image_folder --root {runs}/untested", "holds Training/ but no val/ or test/"),
+    ("data shard image_folder --root {runs}/unclear --output {runs}/new", "is not clear, for train/ may be the train part"),
     ("data check", "Missing argument 'NAME'"),
     # files and names
     ("train digitz", "no recipe or file is called 'digitz'; did you mean digits?"),
@@ -153,6 +161,9 @@ def storage(tmp_path_factory):
     (runs / "deep.yaml").write_text("model: " + "[" * 30_000)
     (runs / "wide.yaml").write_text("data.split_seed: {constant: 10000000000000}\ntrain.seed: {divisors_of: data.split_seed}\n")
     (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
+    write_images(runs / "unclear", {"train": 1, "": 1}, ["cat"])
+    write_images(runs / "twice", {"train": 1, "val": 1, "Valid": 1}, ["cat"])
+    write_images(runs / "untested", {"Training": 1}, ["cat"])
     return runs
 
 

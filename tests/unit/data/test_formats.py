@@ -374,7 +374,7 @@ def test_corrupt_raw_files_are_named_and_may_be_left_out(tmp_path):
     with pytest.raises(Failed) as caught:
         prepare("ncaltech101", root, [4])
     sentence = str(caught.value)
-    assert "2 of 30 files cannot be used" in sentence and "3 bytes are no multiple of 5" in sentence
+    assert "2 of 30 samples cannot be made" in sentence and "3 bytes are no multiple of 5" in sentence
     assert "class_002/image_0001.bin: holds no events" in sentence and (root / "events_np.building").exists()
     report = prepare("ncaltech101", root, [4], skip_corrupt=True)
     assert len(report["corrupt"]) == 2 and report["samples"] == 28
