@@ -89,6 +89,7 @@ def _open(uri: str) -> tuple[Any, str]:
     if uri.startswith(("gs:", "gcs:")) and "retry_limit_seconds=" not in uri:
         # Left to itself, Google's client asks again for a quarter of an hour, and says nothing; `_patiently` does.
         asked += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
+    if uri.startswith(("gs:", "gcs:")):
         _reach_directly(parse_qs(urlsplit(uri).query).get("endpoint_override", [""])[0])
     try:
         files, base = FileSystem.from_uri(asked)
