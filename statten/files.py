@@ -13,6 +13,7 @@ import stat
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def describe_file(path: Path) -> str | None:
         return "a git-annex pointer, not the file itself; fetch it with: git annex get"
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page, such as one that says why a download failed"
+    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        return "a zip archive without its end: half a file"
     for kind, *marks in _KINDS:
         if head.startswith(tuple(marks)):
             return str(kind)
@@ -115,7 +118,8 @@ def describe_file(path: Path) -> str | None:
         text = head[:-4].decode() if len(head) == 4096 else head.decode()  # a character may be cut
     except UnicodeDecodeError:
         return None
-    return "text" if text.isprintable() or not any(c < " " and c not in "\t\r\n\f" for c in text) else None
+    line = text.strip().splitlines()[0][:40] if text.strip() else ""
+    return None if any(c < " " and c not in "\t\r\n\f" for c in text) else f"text: {line!r}"
 
 
 _KINDS: list[tuple[Any, ...]] = [
