@@ -36,7 +36,19 @@ from pathlib import Path
 from typing import Any
 
 from statten.errors import Failed, Superseded, UserError
-from statten.files import alive, open_lock, read_json, read_record, repeating, sha256, taken, write_json, write_text, writer
+from statten.files import (
+    alive,
+    check_writable,
+    open_lock,
+    read_json,
+    read_record,
+    repeating,
+    sha256,
+    taken,
+    write_json,
+    write_text,
+    writer,
+)
 from statten.storage.store import STORAGE, Stamp, Store, explain, is_uri, join_uri, working_copy
 
 log = logging.getLogger("statten")
@@ -496,6 +508,13 @@ def publish(path: Path) -> None:
         inside = path.absolute().relative_to(mirror.path).as_posix()
         with mirror.store.speaking():
             mirror.push(only=lambda file: file == inside or file.startswith(f"{inside}/"))
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError where results cannot be written to a folder, which need not be there yet, or sent from there."""
+    check_writable(folder, "name a folder for the results with --output DIR")
+    if mirror := mirror_of(folder):
+        mirror.store.check_writable()
 
 
 def taken_names(storage: Path) -> set[str]:
