@@ -4,13 +4,14 @@
 #   cluster/local.sh            two nodes; another number: cluster/local.sh 4
 #   statten submit jobs/digits.yaml --address http://127.0.0.1:8265        in another terminal
 #
-# What to edit, here or in the environment: cores and GPUs of each node, ports (0 takes a free one), Ray's folder.
-CPUS=${CPUS:-2}
-GPUS=${GPUS:-0}
-PORT=${PORT:-6379}
-DASHBOARD_PORT=${DASHBOARD_PORT:-8265}
-RAY_FOLDER=${RAY_FOLDER:-}     # short, and this cluster's own; empty makes one in /tmp and removes it at the end
-PYTHON=${PYTHON:-python}       # the one that has statten and ray
+# What to edit, here or in the environment: cores and GPUs of each node, ports (0 takes a free one), Ray's folder. The names
+# begin with LOCAL_SH, for Kubernetes sets PORTs of its own and other tools CPUS, GPUS or PYTHON.
+CPUS=${LOCAL_SH_CPUS:-2}
+GPUS=${LOCAL_SH_GPUS:-0}
+PORT=${LOCAL_SH_PORT:-6379}
+DASHBOARD_PORT=${LOCAL_SH_DASHBOARD_PORT:-8265}
+RAY_FOLDER=${LOCAL_SH_FOLDER:-}     # short, and this cluster's own; empty makes one in /tmp and removes it at the end
+PYTHON=${LOCAL_SH_PYTHON:-python}   # the one that has statten and ray
 
 set -euo pipefail
 NODES=${1:-2}

@@ -1,8 +1,13 @@
 """What can go wrong, and how it is said: one plain sentence for each mistake."""
 
 import difflib
+import os
+import re
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -40,6 +45,25 @@ def shown(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
     text = text.removesuffix("\n").removesuffix("...").strip()
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, in which `~` is the home folder; raises UserError where no file system can hold it."""
+    path = Path(os.path.expanduser(text))
+    if "\0" in str(path) or len(os.fsencode(path)) > 4095 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"{shown(str(path))} is no path: a name has at most 255 bytes, a path 4095, and none of them is zero")
+    return path
+
+
+def in_shell(word: object) -> str:
+    """A path or name as it is typed in a shell, for a command that a sentence proposes."""
+    return shlex.quote(str(word))
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether a URI has a password or a key in it: between // and @, or as a parameter."""
+    keys = r"(pass|passwd|password|pwd|\bsig|secret\w*|token|(access|account|shared|api)_?key)\s*="
+    return re.search(r"://[^@/?]*:[^@]*@", uri) is not None or re.search(keys, unquote(uri), re.I) is not None
 
 
 class Superseded(RuntimeError):

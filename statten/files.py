@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from statten.errors import UserError
+from statten.errors import UserError, user_path
 
 log = logging.getLogger("statten")
 
@@ -32,12 +32,9 @@ ROOM = 8 << 20
 
 def cache_folder() -> Path:
     """Where things lie that can be made again: $STATTEN_CACHE, else statten in the user's cache folder."""
-    if named := os.environ.get("STATTEN_CACHE"):
-        return Path(named).expanduser()
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "statten"
-    except RuntimeError:  # a user without a home
-        return temporary_folder()
+    named = os.environ.get("STATTEN_CACHE")
+    path = user_path(named) if named else user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "statten"
+    return temporary_folder() if path.parts[:1] == ("~",) else path  # a user without a home
 
 
 def temporary_folder() -> Path:

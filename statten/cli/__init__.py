@@ -11,7 +11,8 @@ import typer
 # In the order of --help: each registers its commands.
 from statten.cli import train, resume, evaluate, show, data, machine  # isort: skip
 from statten.cli.jobs import jobs_app
-from statten.cli.options import STOPPED, app
+from statten.cli.options import app
+from statten.cli.stopping import Stopped, stoppable
 from statten.errors import Failed, UserError
 from statten.files import FULL
 
@@ -28,18 +29,24 @@ USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unkn
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit code 0: done; 2: the input is wrong, said in one sentence each; 1: anything else.
 
+    A command that Ctrl-C or another signal stops ends with 128 + the signal's number.
+
     Args:
         arguments: the words after `statten`; None means those that this process was started with.
     """
     try:
-        code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+        with stoppable():
+            code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(error.problems, 2)
     except USAGE_ERROR as error:
         _fail([error.format_message().rstrip(".")], 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail([STOPPED], 1)
+    except Stopped as error:
+        _fail([str(error)], error.code)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        stopped = Stopped(error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt())
+        _fail([str(stopped)], stopped.code)
     except Failed as error:
         _fail([str(error)], 1)
     except OSError as error:

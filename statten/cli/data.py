@@ -8,7 +8,7 @@ import typer
 from statten.cli.jobs import jobs_app
 from statten.cli.options import Data, Json, Root, Threads, app, begin, print_json
 from statten.display.terminal import console, table
-from statten.errors import UserError, nearest
+from statten.errors import UserError, in_shell, nearest, user_path
 
 data_app = typer.Typer(help="Look at a dataset, make it ready to be read, or pack it into tar shards.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -58,7 +58,7 @@ def prepare_dataset(
         return print_json(report)
     for file in report.get("corrupt", []):
         console.print(f"left out {file['file']}: {file['reason']}")
-    return console.print(f"{name} is ready in {root}; look at it with: statten data check {name} --root {root}")
+    return console.print(f"{name} is ready in {root}; look at it with: statten data check {name} --root {in_shell(root)}")
 
 
 @data_app.command("shard")
@@ -66,7 +66,10 @@ def shard_dataset(
     name: Data,
     root: Root,
     output: Annotated[
-        Path | None, typer.Option(help="New folder of the shards; none: write the indices of shards in --root.")
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="FOLDER", help="New folder of the shards; none: write the indices of shards in --root."
+        ),
     ] = None,
     per_shard: Annotated[int, typer.Option(min=1, help="Samples in each shard.")] = 1000,
     workers: Threads = None,
@@ -83,7 +86,7 @@ def shard_dataset(
         return print_json(report)
     for part, found in report["parts"].items():
         console.print(f"{part}: {found['samples']:,} samples in {found['shards']:,} shards")
-    return console.print(f"read them with: --set data.name={name} --set data.root={report['output']}")
+    return console.print(f"read them with: --set data.name={name} --set data.root={in_shell(report['output'])}")
 
 
 def _dataset(name: str, as_json: bool) -> None:

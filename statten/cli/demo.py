@@ -8,6 +8,7 @@ from statten.cluster.session import ray_cluster
 from statten.config import load_config
 from statten.display import console, duration
 from statten.display.run import run_summary
+from statten.errors import in_shell
 from statten.evaluation import evaluate, summary
 from statten.report.overview import sweep_summary
 from statten.search import make_space, promote, tune
@@ -52,7 +53,7 @@ def _run(storage: Path) -> dict[str, Any]:
     _title("3 of 3", "evaluate on the test part, which nothing has read until now", f"statten evaluate {run.name}")
     report = evaluate(run.path)
     summary(report)
-    console.print(f"\nDone in {duration(time.monotonic() - began)}. Compare all trials: tensorboard --logdir {storage}")
+    console.print(f"\nDone in {duration(time.monotonic() - began)}. See all: tensorboard --logdir {in_shell(storage)}")
     return report
 
 

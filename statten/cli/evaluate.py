@@ -1,15 +1,18 @@
 """The commands that measure trained weights: evaluate, anytime, grid, compare, export, energy check."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from statten.cli.options import Ema, Evaluated, Json, OnData, Set, Storage, app, begin, print_json
+from statten.errors import user_path
 from statten.storage.run import locate
 
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="Folder for the results; default: evaluations/ in the run.")
+    Path | None,
+    typer.Option("--output", parser=user_path, metavar="DIR", help="Folder for the results; default: evaluations/ in the run."),
 ]
 energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_markup_mode=None)
 app.add_typer(energy_app, name="energy")
@@ -133,7 +136,7 @@ def compare(
 ) -> None:
     """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
     folder = begin(as_json, storage)
-    groups = [[target] if Path(target).exists() else target.split(",") for target in targets]
+    groups = [[target] if os.path.exists(os.path.expanduser(target)) else target.split(",") for target in targets]
     paths = [[locate(name, folder) for name in group] for group in groups]
     from statten.evaluation import compare as comparing
 
@@ -144,7 +147,7 @@ def compare(
 @app.command("export")
 def export_model(
     target: Evaluated,
-    output: Annotated[Path, typer.Option("--output", help="New folder.")],
+    output: Annotated[Path, typer.Option("--output", parser=user_path, metavar="FOLDER", help="New folder.")],
     formats: Annotated[
         list[str], typer.Option("--format", help="safetensors, published, torch_export (the default: these three) or onnx.")
     ] = [],  # noqa: B006
@@ -168,7 +171,10 @@ def export_model(
 
 
 @energy_app.command("check")
-def check_energy(file: Annotated[Path, typer.Argument(help="energy.json or report.json.")], as_json: Json = False) -> None:
+def check_energy(
+    file: Annotated[Path, typer.Argument(parser=user_path, metavar="FILE", help="energy.json or report.json.")],
+    as_json: Json = False,
+) -> None:
     """Recompute an energy ledger from the file alone; exit code 2 and a sentence for each row that does not add up."""
     begin(as_json, None)
     from statten.display import console

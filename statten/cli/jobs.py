@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from statten.errors import UserError, nearest
+from statten.errors import UserError, in_shell, nearest, user_path
 
 jobs_app = typer.Typer(rich_markup_mode=None)
 
@@ -31,7 +31,10 @@ def submit(
     ] = [],  # noqa: B006 - typer copies it
     name: Annotated[str | None, typer.Option(help="Name of the job and its folder; default: its own, or the file's.")] = None,
     storage: Annotated[str | None, typer.Option(help="Folder of all runs, which the cluster's machines see.")] = None,
-    folder: Annotated[Path, typer.Option("--working-dir", help="Folder that travels; default: this one.")] = Path(),
+    folder: Annotated[
+        Path,
+        typer.Option("--working-dir", parser=user_path, metavar="FOLDER", help="Folder that travels; default: this one."),
+    ] = Path(),
     as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, send nothing.")] = False,
 ) -> None:
@@ -39,8 +42,8 @@ def submit(
     from statten.jobs.client import JobClient, rehearse
     from statten.jobs.submit import from_command, from_file
 
-    if len(words) == 1 and (words[0].endswith((".yaml", ".yml")) or Path(words[0]).is_file()):
-        checked = from_file(Path(words[0]), folder, overrides, name, storage)
+    if len(words) == 1 and (words[0].endswith((".yaml", ".yml")) or user_path(words[0]).is_file()):
+        checked = from_file(user_path(words[0]), folder, overrides, name, storage)
     else:
         if overrides or name or storage:
             raise UserError("--set, --name and --storage of a plain command stand behind `--`, among its own options")
@@ -66,7 +69,7 @@ def submit(
     id = cluster.submit(checked, folder, tell)
     if as_json:
         return _print({"id": id, "name": checked.name, "address": cluster.url, "entrypoint": checked.entrypoint})
-    option = f" --address {address}" if address else ""
+    option = f" --address {in_shell(address)}" if address else ""
     print(f"submitted {id}")
     print(f"  follow it  statten logs {id} -f{option}")
     return print(f"  stop it    statten stop {id}{option}")
@@ -181,7 +184,7 @@ def _write(text: str) -> None:
 
 
 def _again(command: str, job: Any, address: str | None) -> str:
-    return f"statten {command} {job.id}" + (f" --address {address}" if address else "")
+    return f"statten {command} {job.id}" + (f" --address {in_shell(address)}" if address else "")
 
 
 def _code(code: int | None) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from statten.cli.options import Json, Storage, app, begin, print_json
-from statten.errors import UserError, nearest
+from statten.errors import UserError, nearest, user_path
 
 
 @app.command()
@@ -42,7 +42,10 @@ def bench(
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per step; default: 8, on a GPU the recipe's.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Measured turns; their median is reported.")] = 10,
-    output: Annotated[Path | None, typer.Option(help="Write the results there too, with the hardware named.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="FILE", help="Write the results there too, with the hardware named."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory against SpikingJelly and against what the machine can do."""

@@ -8,23 +8,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from statten.errors import Failed, UserError
+from statten.cli.stopping import Stopped
+from statten.errors import UserError, user_path
 from statten.jobs.file import SUBMITTED, check_submitted_storage
 from statten.storage.mirror import check_store, refresh
 from statten.storage.run import check_name, default_storage, free_name
 from statten.storage.store import working_copy
 
-STOPPED = "stopped; what is finished is kept, and `statten resume NAME` goes on from there"
-
 
 class Commands(TyperGroup):
-    """All commands; one that Ctrl-C stops says how to go on, where typer would end without a word."""
+    """All commands; one that a signal stops says how to go on, where typer would end without a word."""
 
     def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:
-            raise Failed(STOPPED) from None
+        except KeyboardInterrupt as error:
+            raise Stopped(error) from None
 
 
 app = typer.Typer(
@@ -50,7 +49,7 @@ Storage = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
-Root = Annotated[Path, typer.Option(help="Folder of the dataset, as in data.root.")]
+Root = Annotated[Path, typer.Option(parser=user_path, metavar="FOLDER", help="Folder of the dataset, as in data.root.")]
 Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]

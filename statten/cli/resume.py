@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from statten.cli.options import Json, Storage, Target, app, begin, print_json
 from statten.config import Config, field_paths, get_field, with_overrides
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 from statten.storage.run import Run, RunFolder, locate
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
     if differ:
         raise UserError(
             f"--resume: {path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
-            f"or go on with what is there: statten resume {path.name}"
+            f"or go on with what is there: statten resume {in_shell(path.name)}"
         )
     return True
 

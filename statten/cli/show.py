@@ -7,7 +7,7 @@ import typer
 
 from statten.cli.options import Json, Storage, Target, app, begin, print_json
 from statten.config import load_config, recipe_names
-from statten.errors import UserError
+from statten.errors import UserError, user_path
 from statten.storage.mirror import refresh
 from statten.storage.run import locate
 
@@ -72,7 +72,10 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
     if not rows:
         return console.print(f"{folder} holds no runs yet; start with: statten train digits")
     cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"][:16].replace("T", " ")] for r in rows]
-    return console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
+    console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
+    for problem in (row["problem"] for row in rows if "problem" in row):
+        console.print(f"damaged: {problem}", markup=False)
+    return None
 
 
 @app.command()
@@ -96,7 +99,10 @@ def show(
 @app.command("report")
 def report_sweep(
     target: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or a path.")],
-    output: Annotated[Path | None, typer.Option(help="Folder to write to; default: `report` in the sweep's folder.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="FOLDER", help="Folder to write to; default: `report` in the sweep's folder."),
+    ] = None,
     rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure the best trials' firing rates.")] = True,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print all trials as CSV on stdout, everything else on stderr.")

@@ -63,7 +63,9 @@ def tune(
     overrides: Set = [],  # noqa: B006
     trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
     hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="End it after so many epochs of all trials: search.max_epochs.")] = None,
+    total_epochs: Annotated[
+        int | None, typer.Option(help="End it after so many epochs of all trials together: search.max_epochs.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
     ] = None,
@@ -75,7 +77,7 @@ def tune(
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = begin(as_json, storage)
-    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", epochs)):
+    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", total_epochs)):
         if value is not None:
             overrides = [*overrides, f"search.{field}={value}"]
     config = load_config(recipe, overrides)

@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,12 +20,14 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # `report` waits for one poll
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then it looks again how many workers there is room for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end the trials and return as if all were done
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own TensorBoard events
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a resumed trial may have no epoch left to report, a diverged one none at all
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # a stack trace for every SIGTERM; Python's own tells of crashes
 }
 
 
@@ -55,6 +59,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         ray._raylet.Config.initialize("")  # it read the variable when it was imported
     for name in ("ray", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -78,6 +83,9 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         if "InvalidAuthToken" in str(error.__cause__):
             raise UserError(f"scale.address: {token_refused(address)}") from None
         raise UserError(f"scale.address: cannot reach the Ray cluster at {address}: {first_line(error)}") from None
+    finally:
+        if callable(on_term) and threading.current_thread() is threading.main_thread():  # Ray's own handler says nothing
+            signal.signal(signal.SIGTERM, on_term)
     try:
         yield ray.cluster_resources()
     finally:

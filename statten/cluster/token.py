@@ -5,7 +5,7 @@ import secrets
 import shlex
 from pathlib import Path
 
-from statten.errors import UserError
+from statten.errors import UserError, user_path
 
 # The token that a cluster asks for. It is a password: it stands in a file of its owner's, and is printed nowhere.
 
@@ -13,7 +13,7 @@ from statten.errors import UserError
 def token_file() -> Path:
     """Where Ray looks for the token of a cluster: $RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    return user_path(named) if named else Path.home() / ".ray" / "auth_token"
 
 
 def read_token() -> str | None:

@@ -12,12 +12,13 @@ from statten.config import Config, ScaleConfig
 from statten.data import absolute_root, check_split, split_document
 from statten.display import console
 from statten.display.run import following
-from statten.errors import Failed, UserError
+from statten.errors import Failed, UserError, in_shell
 from statten.files import write_json
 from statten.machine import environment
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
+from statten.training.resuming import check_resumable
 from statten.training.worker import run_fit
 
 RESIZE_SECONDS = 30.0
@@ -54,9 +55,13 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
 def resume(run: Run) -> Run:
     """Train a run that was stopped from its newest checkpoint to its end; raises like `train`."""
     if run.state == "finished":
-        raise UserError(f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {run.name}")
+        raise UserError(
+            f"{run.path}: is finished, there is nothing to resume; train longer with: statten promote {in_shell(run.name)}"
+        )
     config = run.config
-    with ray_cluster(config.scale.address):
+    if changed := check_resumable(run):
+        console.print(f"changed since its newest checkpoint: {', '.join(changed)}", markup=False)
+    with run.resumable(), ray_cluster(config.scale.address):
         machines = check_nodes(config, run.path)
         plan = preflight(config, capacity(machines))
         show_places(machines, plan, config.scale)
@@ -130,7 +135,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
                 run.note(f"{fault.reason}; starting again from the newest checkpoint")
                 continue
             reason = (run.result or {}).get("reason") or fault.reason
-            details = f"details are in {scratch}; go on with: statten resume {run.name}"
+            details = f"details are in {scratch}; go on with: statten resume {in_shell(run.name)}"
             raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
@@ -177,8 +182,14 @@ def _torch_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Leaves signals alone: with Ray's own handler Ctrl-C ends the process with 0 and without a word."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     gpu = plan.device == "cuda"
-    return TorchTrainer(
+    return Trainer(
         worker,
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),

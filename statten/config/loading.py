@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from statten.config.reading import file_keys, parse_yaml, read_yaml
 from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
-from statten.errors import ConfigError, nearest, shown
+from statten.errors import ConfigError, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 P = TypeVar("P", bound="Part")
@@ -37,8 +37,8 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
         ConfigError: with one sentence for each mistake.
     """
     path = RECIPES / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source)
+    if str(source) not in recipe_names():
+        path = user_path(source)
         if not path.exists() and path.suffix not in (".yaml", ".yml"):
             raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
     return build_config(read_yaml(path), overrides, source=str(source))
@@ -47,6 +47,7 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
 def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
     """Validate a nested mapping with overrides on top; raises ConfigError with all mistakes at once."""
     tree = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    tree.update({part: {} for part in Config.model_fields if tree.get(part) is None})
     problems = []
     for path, value in parse_overrides(overrides).items():
         try:
@@ -55,9 +56,7 @@ def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str
             problems += [f"--set {problem}" for problem in error.problems]
             continue
         part, _, rest = path.partition(".")
-        node = tree.get(part)
-        if node is None:
-            node = tree[part] = {}
+        node = tree[part]
         if isinstance(node, dict):
             keys = rest.split(".")
             for key in keys[:-1]:
@@ -151,12 +150,12 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
     ]
     wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
     for name, field in Config.model_fields.items():
-        value = tree.get(name)
-        if not isinstance(value, Mapping | None):
+        value = tree[name]
+        if not isinstance(value, Mapping):
             problems.append(f"{name}: must be a mapping of fields, but got {shown(value)}")
             wrong.add(name)
             continue
-        part, sentences, keys = validate_part(field.annotation, value or {}, name)  # type: ignore[arg-type]
+        part, sentences, keys = validate_part(field.annotation, value, name)  # type: ignore[arg-type]
         problems += sentences
         if part is not None:
             parts[name] = part
@@ -193,6 +192,8 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         return [f"{prefix}: {p}" if prefix else p for p in cause.problems]
     # A union's location also names the branch that was tried; those are not field names.
     loc = [str(key) for key in error["loc"] if not re.search(r"[\[\]()]", str(key)) and key != "NeuronMap"]
+    if error["type"] == "extra_forbidden" and str(error["loc"][-1]) not in loc[-1:]:
+        loc.append(str(error["loc"][-1]))  # a name of the user's own that looks like such a branch
     path = ".".join(filter(None, [prefix, *loc]))
     value, kind, ctx = shown(error["input"]), error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":

@@ -3,13 +3,15 @@
 A part collects all of its mistakes and raises them as one `ConfigError`: rule, values, nearest valid choice.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from statten.errors import ConfigError, nearest, shown
+from statten.errors import ConfigError, holds_secret, nearest, shown, user_path
 from statten.registry import ATTENTION, BACKBONES, DATASETS
 
 if TYPE_CHECKING:
@@ -54,7 +56,23 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_no_bool)]
+def _fits(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("must fit into 64 bits")
+    return value
+
+
+def _at_home(value: str) -> str:
+    # A path as the user writes it, or that of an SQLite file behind its scheme; other URLs have no home folder.
+    scheme, slashes, path = value.rpartition(":///")
+    if "://" in value and not scheme.startswith("sqlite"):
+        return value
+    user_path(path)
+    return scheme + slashes + os.path.expanduser(path)
+
+
+Place = Annotated[str, AfterValidator(_at_home)]
+Int = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_fits)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 
 
@@ -64,7 +82,7 @@ def _share_or_test(value: Any) -> Any:
         return value
     try:
         share = 0.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = 0.0
     if not 0 < share < 0.5:
         raise ValueError("must be a share above 0 and below 0.5, or test")
@@ -110,7 +128,7 @@ class DataConfig(Part):
     """Dataset. Bundled: `digits` (1,797 handwritten digits, 8 x 8) and `digits_events` (the same as event-camera clips).
     Images: `cifar10`, `cifar100`, `imagenet` and `image_folder` (your own classes).
     Event clips: `cifar10dvs`, `ncaltech101`, `dvs128gesture` and `event_folder` (your own classes)."""
-    root: str | None = None
+    root: Place | None = None
     """Folder of the dataset, on storage that all workers see; empty for bundled data only."""
     download: bool = False
     """Fetch what is missing into `root` before the run, where the dataset allows it."""
@@ -433,7 +451,7 @@ class ScaleConfig(Part):
     and follows it. A step has `max` x train.batch_size samples all the same: fewer workers do several batches each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU where one is usable."""
-    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    gpus_per_worker: Float = Field(1.0, gt=0, le=1)
     """Share of a GPU that a trial of one worker holds: 0.25 trains four trials side by side on each GPU."""
     cpus_per_worker: Int | None = Field(None, ge=1, le=1024)
     """CPU cores of each worker; empty divides the machine's cores between the workers, and gives a trial of a sweep one."""
@@ -492,7 +510,7 @@ class SearchConfig(Part):
     (Gaussian process), `cmaes` (numbers without conditions only), `nsga2` or `nsga3` (for several objectives)."""
     startup_trials: Int = Field(6, ge=1)
     """Random trials before tpe, gp and cmaes model the space; size of a population of nsga2 and nsga3."""
-    seed: Int = Field(0, ge=0)
+    seed: Int = Field(0, ge=0, lt=2**32)
     """Seed of the sampler."""
     scheduler: Scheduler = "auto"
     """How poor trials are stopped: `asha` (asynchronous successive halving), `median`, `hyperband` (successive halving from
@@ -502,7 +520,7 @@ class SearchConfig(Part):
     """Epochs that every trial may train before it can be stopped."""
     reduction_factor: Int = Field(3, ge=2)
     """At each rung the best 1/reduction_factor go on."""
-    firing_range: tuple[float, float] | None = (1e-5, 0.999)
+    firing_range: tuple[Float, Float] | None = (1e-5, 0.999)
     """A trial with a layer whose firing rate is outside in two epochs running, after the grace epochs, is stopped: the layer is
     dead or saturated. Empty turns it off."""
     inherit: Literal["none", "timesteps"] = "none"
@@ -513,11 +531,11 @@ class SearchConfig(Part):
     """Seeds under which the finalists are trained when the trials are done; 1 leaves it out."""
     finalists: Int = Field(3, ge=2)
     """Best trials that are repeated."""
-    max_hours: float | None = Field(None, gt=0)
+    max_hours: Float | None = Field(None, gt=0)
     """Hours after which the sweep ends; what then trains is stopped at its next epoch. Continued sweeps go on counting."""
     max_epochs: Int | None = Field(None, ge=1)
     """Epochs of training over all trials after which the sweep ends."""
-    storage: str | None = None
+    storage: Place | None = None
     """Database of the study, such as postgresql://user@host/name or sqlite:///file; empty means a journal in its folder."""
     max_concurrent: Int | None = Field(None, ge=1)
     """Trials that run side by side; empty means as many as the machine holds."""
@@ -541,15 +559,8 @@ class SearchConfig(Part):
             problems.append("`scheduler=front` needs several objectives, but got one; use scheduler=asha")
         if self.firing_range and not 0 <= self.firing_range[0] < self.firing_range[1] <= 1:
             problems.append(f"`firing_range` must be [low, high] between 0 and 1, but got {list(self.firing_range)}")
-        if self.storage and not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", self.storage):
-            problems.append(
-                f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but got {self.storage!r}"
-            )
-        if self.storage and re.search(r"://[^/@]*:[^@/]*@", self.storage):
-            problems.append(
-                "`storage` must not hold a password, for config.yaml goes into every trial's folder; the database's own "
-                "client finds it in $PGPASSWORD, ~/.pgpass or ~/.my.cnf"
-            )
+        if self.storage and (problem := _database(self.storage)):
+            problems.append(problem)
         if problems:
             raise ConfigError(problems)
         return self
@@ -573,6 +584,23 @@ class SearchConfig(Part):
     def stopping(self) -> str:
         """The scheduler in force."""
         return self.scheduler if self.scheduler != "auto" else "asha" if len(self.objectives) == 1 else "front"
+
+
+def _database(url: str) -> str | None:
+    """What is wrong with the URL of a study's database, if anything; a sentence shows no more of it than its scheme."""
+    if not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", url):
+        scheme = shown(url.partition(":")[0])
+        return f"`storage` must be empty or start with sqlite://, postgresql:// or mysql://, but starts with {scheme}"
+    if holds_secret(url):
+        return (
+            "`storage` must not hold a password, for config.yaml goes into every trial's folder; the database's own client "
+            "finds it in $PGPASSWORD or ~/.pgpass, and MySQL's where ?read_default_file=~/.my.cnf says so"
+        )
+    try:
+        _ = urlsplit(url).port
+    except ValueError as error:
+        return f"`storage` must be a URL such as postgresql://user@host/name or sqlite:///file, but is none: {error}"
+    return None
 
 
 def objective(text: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from statten.data.folders import CLIPS, existing_folder, list_parts
 from statten.data.raw_events import FORMATS
 from statten.data.split import split
 from statten.data.work import Progress, default_workers, gathered, silent
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 
 COMMON = 10
 """How many sizes are listed."""
@@ -109,7 +109,7 @@ def _frames_there(name: str, root: Path) -> int:
     if name in FORMATS:
         raise UserError(
             f"{root}: holds no {frames_folder(root, 10).name.replace('10', 'T')} folder that is finished; make one with: "
-            f"statten data prepare {name} --root {root} --timesteps T"
+            f"statten data prepare {name} --root {in_shell(root)} --timesteps T"
         )
     listing = list_parts(root, CLIPS, "clip")
     return len(read_frames(listing.folder / listing.names[0]))

@@ -21,7 +21,7 @@ from torch import Tensor
 from statten.config import Config
 from statten.data.dataset import Damaged, Files
 from statten.data.folders import CLIPS, Listing, dataset_root, list_parts
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 
 PUBLISHED_TRAIN = 9, 10
 """Of each class, files sorted by name, the first 9/10 are for training (Lee et al., 2025, for both datasets without a test
@@ -89,7 +89,7 @@ def open_frames(config: Config) -> FrameFolders:
     """CIFAR10-DVS, N-Caltech101 or DVS128 Gesture from its prepared frames."""
     root, frames, name = dataset_root(config), clip_length(config), config.data.name
     folder = frames_folder(root, frames)
-    command = f"statten data prepare {name} --root {root} --timesteps {frames}"
+    command = f"statten data prepare {name} --root {in_shell(root)} --timesteps {frames}"
     if building(folder).exists():
         raise UserError(f"{folder}: is not finished; go on with: {command}")
     if not folder.is_dir():

@@ -30,7 +30,7 @@ def open_source(config: Config) -> Source:
 def absolute_root(config: Config) -> Config:
     """The config with `data.root` as an absolute path, for workers run in folders of their own."""
     root = config.data.root
-    return config if root is None else with_overrides(config, {"data.root": str(Path(root).expanduser().absolute())})
+    return config if root is None else with_overrides(config, {"data.root": str(Path(root).absolute())})
 
 
 def split_indices(config: Config) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from statten.config import Config
 from statten.data.dataset import Damaged, Files
 from statten.data.folders import IMAGES, Listing, dataset_root, list_parts
 from statten.data.shards import Shards, has_shards, open_shards
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -110,7 +110,7 @@ def open_cifar(config: Config) -> Arrays:
         about = published(name)
         raise UserError(
             f"{root}: holds no {name}; put {about.filename} ({about.url}) there, or fetch it with: "
-            f"statten data prepare {name} --root {root}"
+            f"statten data prepare {name} --root {in_shell(root)}"
         )
     stat = source.stat()
     classes, x, labels, train = _read_cifar(source, name, (stat.st_mtime_ns, stat.st_size))

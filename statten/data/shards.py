@@ -30,7 +30,7 @@ from statten.data.counter import permutation
 from statten.data.dataset import Damaged
 from statten.data.folders import IMAGES, TEST_NAMES, Listing, existing_folder, list_parts
 from statten.data.work import Progress, default_workers, gathered, silent
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 from statten.files import exclusive, read_json, write_json
 
 INDEX, PLAN, VERSION = "index.json", ".plan.json", 1
@@ -112,7 +112,8 @@ def open_shards(root: Path) -> Shards:
     for path in indices:
         if not path.is_file():
             raise UserError(
-                f"{path.parent}: holds tar shards but no {INDEX}; write it with: statten data shard image_folder --root {root}"
+                f"{path.parent}: holds tar shards but no {INDEX}; write it with: "
+                f"statten data shard image_folder --root {in_shell(root)}"
             )
     return _open_shards(root, tuple(parts), tuple(path.stat().st_mtime_ns for path in indices))
 

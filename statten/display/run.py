@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import Progress, TaskID
 
 from statten.display.terminal import console, duration, progress_bar
-from statten.errors import UserError
+from statten.errors import UserError, in_shell
 from statten.files import read_json
 from statten.storage.run import Run, best_row
 
@@ -98,4 +98,4 @@ def run_summary(run: Run, began: float) -> None:
     )
     console.print(f"  folder    {run.where}")
     console.print(f"  test it   statten evaluate {run.typed}")
-    console.print(f"  watch it  tensorboard --logdir {run.path}")
+    console.print(f"  watch it  tensorboard --logdir {in_shell(run.path)}")

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from statten.errors import first_line
+from statten.errors import first_line, in_shell
 from statten.machine import compiler, usable_cores, usable_memory
 
 State = Literal["ok", "missing", "broken"]
@@ -277,7 +277,7 @@ def check_storage(folder: Path) -> str:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise Broken(f"{there} cannot be written: {error.strerror}", f"chmod u+w {there}, or {elsewhere}") from error
+        raise Broken(f"{there} cannot be written: {error.strerror}", f"chmod u+w {in_shell(there)}, or {elsewhere}") from error
     free = shutil.disk_usage(there).free
     if free < GIB:
         raise Broken(f"{folder} has {free / GIB:.1f} GiB free; checkpoints need more", f"free some, or {elsewhere}")

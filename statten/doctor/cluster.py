@@ -20,7 +20,7 @@ from statten.cluster.session import knock
 from statten.cluster.token import token_file
 from statten.doctor.checks import Broken, Missing
 from statten.doctor.probe import PACKAGES, PREFIX
-from statten.errors import UserError
+from statten.errors import UserError, user_path
 from statten.machine import leads_here
 
 # A cluster.
@@ -38,7 +38,7 @@ class ClusterProbe:
     def __init__(self, address: str, storage: Path | None = None, timeout: float = 400):
         self.address, self.timeout = address, timeout
         named = storage or os.environ.get("STATTEN_STORAGE")
-        self.storage = str(named) if named and "://" in str(named) else str(Path(named).absolute()) if named else ""
+        self.storage = str(named) if named and "://" in str(named) else str(user_path(named).absolute()) if named else ""
         self._found: dict[str, Any] | Broken | None = None
 
     @property

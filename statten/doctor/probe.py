@@ -133,7 +133,7 @@ def probe(address: str | None, storage: str) -> dict[str, Any]:
 
 def _open(storage: str) -> Any:
     filesystems = importlib.import_module("pyarrow.fs")
-    return filesystems.FileSystem.from_uri(storage or os.environ["STATTEN_STORAGE"])
+    return filesystems.FileSystem.from_uri(os.path.expanduser(storage or os.environ["STATTEN_STORAGE"]))
 
 
 def _write(storage: str, mark: str) -> str:

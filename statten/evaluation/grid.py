@@ -13,7 +13,7 @@ from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
 from statten.display.plots import heat_map, md_table, save_figure
-from statten.errors import ConfigError, UserError
+from statten.errors import ConfigError, UserError, in_shell
 from statten.evaluation.evaluator import place
 from statten.evaluation.measure import measure
 from statten.evaluation.report import accuracy
@@ -189,5 +189,5 @@ def grid_summary(report: dict[str, Any]) -> None:
     )
     if report["run"]:
         to = f"--set model.timesteps={best['timesteps']} --set model.block_size={best['block_size']}"
-        console.print(f"  train on  statten promote {report['run']} {to}")
+        console.print(f"  train on  statten promote {in_shell(report['run'])} {to}")
     console.print(f"  report    {report['folder']}/{report['files']}.md, .json, .png")

@@ -34,7 +34,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BeforeValidator, Field, model_validator
 
 from statten.config import Int, Part, ScaleConfig, load_config, read_yaml, validate_part
-from statten.errors import ConfigError, UserError, nearest
+from statten.errors import ConfigError, UserError, in_shell, nearest, user_path
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
 RESUMABLE = ("train", "tune", "promote")
@@ -156,6 +156,7 @@ class JobFile(Part):
 
 def load_job(path: Path) -> JobFile:
     """Read and check a job file, its recipe and overrides included; raises UserError with every problem."""
+    path = user_path(path)
     job, problems, _ = validate_part(JobFile, read_yaml(path, JobFile))
     if job is not None and job.recipe is not None:
         try:
@@ -177,13 +178,19 @@ def enter(job: JobFile) -> None:
             version = None
         if version is None or version not in requirement.specifier:
             found = f"{version} is installed" if version else "it is not installed"
-            problems.append(f"runtime.packages: needs {requirement}, but {found}; type: pip install '{requirement}'")
+            problems.append(f"runtime.packages: needs {requirement}, but {found}; type: pip install {in_shell(requirement)}")
     if problems:
         raise UserError(problems)
     os.environ.update(job.runtime.environment)
 
 
 # Again, after a failure.
+
+
+STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+"""Exit codes of a command that was stopped from outside."""
+STOP_SECONDS = 30
+"""How long a stopped command may take to end."""
 
 
 def run_with_retries(job: JobFile, line: list[str]) -> int:
@@ -195,7 +202,7 @@ def run_with_retries(job: JobFile, line: list[str]) -> int:
     again = ["--resume"] if job.command in RESUMABLE and "--resume" not in line else []
     for failures in range(job.retries + 1):
         code = _child([sys.executable, "-m", "statten.cli", *line, *(again if failures else [])])
-        if code in (0, 2) or failures == job.retries:
+        if code in (0, 2, *STOPPED) or failures == job.retries:
             return code
         left = job.retries - failures
         print(f"statten: the job ended with exit code {code}; it is started again, at most {left} times", file=sys.stderr)
@@ -204,20 +211,18 @@ def run_with_retries(job: JobFile, line: list[str]) -> int:
 
 def _child(command: list[str]) -> int:
     """Run a command to its end; whoever stops this process stops it too. A signal n counts as exit code 128 + n."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with subprocess.Popen(command) as process:
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt as error:
+            number = next(iter(error.args), signal.SIGINT)  # see cli/stopping.py
+            if number != signal.SIGINT:  # a terminal sends that to both
+                process.send_signal(number)
             try:
-                code = process.wait()
-            except BaseException:
+                code = process.wait(STOP_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.terminate()
-                raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+                code = process.wait()
     return code if code >= 0 else 128 - code
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, load_config, parse_overrides, recipe_names
+from statten.errors import user_path
 from statten.jobs.client import Submission
 from statten.jobs.file import RESUMABLE, Runtime, load_job
 from statten.space.loading import space_file
 from statten.storage.run import check_name
+from statten.storage.store import check_uri
 
 # What is checked here, before anything is sent.
 
@@ -83,7 +85,7 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
 
 def _files(recipe: str, spaces: list[str], config: Config) -> list[tuple[str, Path]]:
     """The files that a training or sweep reads, its search space checked."""
-    files = [] if recipe in recipe_names() else [("recipe", Path(recipe))]
+    files = [] if recipe in recipe_names() else [("recipe", user_path(recipe))]
     if spaces:
         from statten.space.loading import load_space
 
@@ -105,12 +107,15 @@ def _is_absolute(storage: str) -> bool:
 
 
 def _absolute(storage: str | None) -> str | None:
-    return storage if storage is None or _is_absolute(storage) else str(Path(storage).expanduser().absolute())
+    check_uri(storage or "")
+    return storage if storage is None or _is_absolute(storage) else str(user_path(storage).absolute())
 
 
 def _absolute_root(root: str | None) -> list[str]:
-    """The override that makes a relative data folder one that does not depend on where the job runs."""
-    return [] if root is None or _is_absolute(root) else ["--set", f"data.root={Path(root).expanduser().absolute()}"]
+    """The override that makes a data folder, relative or in the home folder, one that does not depend on where the job runs."""
+    if root is None or (_is_absolute(root) and not Path(root).is_relative_to(user_path("~"))):
+        return []
+    return ["--set", f"data.root={user_path(root).absolute()}"]
 
 
 def _entrypoint(line: list[str]) -> str:
@@ -118,4 +123,4 @@ def _entrypoint(line: list[str]) -> str:
 
 
 def _stays(*paths: str | None) -> tuple[Path, ...]:
-    return tuple(Path(path).expanduser() for path in paths if path is not None)
+    return tuple(user_path(path) for path in paths if path is not None)

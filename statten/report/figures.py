@@ -14,7 +14,7 @@ BARS = 200
 """Bars of the timeline."""
 POINTS = 3000
 """Trials in any other plot."""
-COLOURS = {"complete": "#2a6fbb", "pruned": "#e8950c", "fail": "#cc2a36", "running": "#3a9d5d"}
+COLOURS = {"complete": "#2a6fbb", "pruned": "#e8950c", "fail": "#cc2a36", "running": "#3a9d5d", "unfinished": "#8a8a8a"}
 ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _CYCLE = ["#2a6fbb", "#e8950c", "#3a9d5d", "#8c5fb0", "#7a7a7a"]
 BASE = {"symbol": "star", "size": 16, "color": "#f2c400", "line": {"width": 1, "color": "#444"}}
@@ -186,7 +186,7 @@ def curves(trials: SweepTrials) -> "Figure":
             text=[trials.describe(row)] * len(trace.x),
             showlegend=False,
         )
-    for state in ("complete", "running"):
+    for state in ("complete", "running", "unfinished"):
         if any(row.state == state and row.intermediate for row in rows.values()):
             figure.add_scatter(x=[None], y=[None], mode="lines", line={"color": COLOURS[state]}, name=STATES[state])
     ends = [(row, max(row.intermediate)) for row in rows.values() if row.state in ("pruned", "fail") and row.intermediate]

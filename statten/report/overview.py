@@ -1,6 +1,5 @@
 """What lies in the storage: the lists and tables behind `runs`, `show` and a sweep's summary."""
 
-import fcntl
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,19 +10,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from statten.display import console, duration, numeral, table
+from statten.errors import UserError, in_shell
 from statten.report.trials import STATES, SweepTrials
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
-from statten.storage.run import Run, best_row
+from statten.storage.run import Run, best_row, written
 
 
 def overview(storage: Path) -> list[dict[str, Any]]:
-    """One row per run and sweep, oldest first."""
+    """One row per run and sweep, oldest first; one that cannot be read says why under `problem`."""
     rows = []
     for path in sorted(storage.glob("*/")) if storage.is_dir() else []:
         folder = open_folder(path)
         if folder is not None:
-            rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
+            try:
+                rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
+            except UserError as error:  # one that cannot be read hides no other
+                nothing = {"progress": "-", "best": "-", "created": ""}
+                rows.append({"name": folder.name, "kind": folder.noun, "state": "damaged", **nothing, "problem": str(error)})
     return sorted(rows, key=lambda row: row["created"])
 
 
@@ -41,7 +45,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 def _sweep_row(sweep: Sweep) -> dict[str, Any]:
     found, trials = counts(sweep), sweep.trials
-    ended = sum(found.values()) - found.get("running", 0)
+    ended = sum(found.values()) - found.get("running", 0) - found.get("unfinished", 0)
     values = [best_row(rows)["val/top1"] for trial, _ in sweep.rows() if (rows := sweep.trial(trial.number).metrics())]
     return {
         "name": sweep.name,
@@ -54,8 +58,10 @@ def _sweep_row(sweep: Sweep) -> dict[str, Any]:
 
 
 def counts(sweep: Sweep) -> dict[str, int]:
-    """Number of trials by state: complete, pruned, fail, running."""
-    return dict(Counter(trial.state.name.lower() for trial, _ in sweep.rows()))
+    """Number of trials by state: complete, pruned, fail, running, or unfinished where no process trains them."""
+    running = "running" if written(sweep.path) else "unfinished"
+    states = (trial.state.name.lower() for trial, _ in sweep.rows())
+    return dict(Counter(running if state == "running" else state for state in states))
 
 
 def details(path: Path) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def details(path: Path) -> dict[str, Any]:
         "kind": "run",
         "name": run.name,
         "state": run.state,
-        "reason": (run.result or {}).get("reason"),
+        "reason": (run.result or {}).get("reason") if run.ended else None,
         "config": run.config.model_dump(mode="json"),
         "epochs": run.metrics(),
         "evaluation": (run.path / "evaluation.json").is_file(),
@@ -122,7 +128,7 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     counted = ", ".join(f"{number} {state}" for state, number in states.items())
     title = f"sweep {document['name']}: {len(trials)} of {document['planned']} trials" + (f" ({counted})" if counted else "")
     if most is not None and len(trials) > most:
-        keep = {t["trial"] for t in trials if t["state"] == "running" or t["trial"] in best}
+        keep = {t["trial"] for t in trials if t["state"] in ("running", "unfinished") or t["trial"] in best}
         others = [t["trial"] for t in trials if t["trial"] not in keep]
         keep |= set(others[len(others) - max(0, most - len(keep)) :])
         trials = [t for t in trials if t["trial"] in keep][-most:]
@@ -154,18 +160,6 @@ def watch(path: Path, seconds: float = 1.0) -> None:
             time.sleep(max(seconds, 4 * (time.monotonic() - began)))
 
 
-def written(path: Path) -> bool:
-    """Whether a process is writing a run or a sweep: it holds the folder's lock."""
-    try:
-        with (path / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def sweep_summary(sweep: Sweep, began: float) -> None:
     """The end of a sweep: what was found, where it lies, what to type next."""
     found, best = counts(sweep), sweep.best()
@@ -183,4 +177,4 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     console.print(f"  folder      {sweep.where}")
     console.print(f"  train on    statten promote {sweep.typed} --set train.epochs=20")
     console.print(f"  see it all  statten report {sweep.typed}")
-    console.print(f"  compare     tensorboard --logdir {sweep.path}")
+    console.print(f"  compare     tensorboard --logdir {in_shell(sweep.path)}")

@@ -39,7 +39,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
 
 def _next(trials: SweepTrials) -> list[list[str]]:
     """Commands that make sense now: what they do, and what to type."""
-    path, best = trials.sweep.path, trials.front
+    path, best = trials.sweep.typed, trials.front
     unfinished = not trials.sweep.ended
     lines = []
     if unfinished:
@@ -52,7 +52,7 @@ def _next(trials: SweepTrials) -> list[list[str]]:
         lines += [[f"train trial {best[0].number} further", f"statten promote {path} {further}"]]
     if best:
         name = "the first of them" if len(best) > 1 else "it"
-        lines += [[f"measure {name} on the test part, once", f"statten evaluate {best[0].run.path}"]]
+        lines += [[f"measure {name} on the test part, once", f"statten evaluate {best[0].run.typed}"]]
     if not unfinished:
         lines += [["look further", f"statten extend {path} --trials {max(8, trials.sweep.trials // 2)}"]]
     return lines

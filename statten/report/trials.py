@@ -15,7 +15,7 @@ from statten.config import load_config, recipe_names
 from statten.display import numeral
 from statten.errors import UserError
 from statten.search.sweep import Sweep, is_run, short
-from statten.storage.run import Run, best_row
+from statten.storage.run import Run, best_row, written
 
 if TYPE_CHECKING:
     import optuna
@@ -25,6 +25,7 @@ NOT_RUN = {
     "duplicate_of": "the same configuration as another trial",
     "too_large": "too large for the memory",
     "put_off": "fewer timesteps went first",
+    "lost": "not in the study any more, and without a folder",
 }
 """Why a trial was proposed and not trained, by its user attribute."""
 LABELS = {
@@ -39,7 +40,8 @@ LABELS = {
     "samples_per_second": "training speed (samples/s)",
     "seconds": "time per epoch (s)",
 }
-STATES = {"complete": "complete", "pruned": "stopped early", "fail": "failed", "running": "running", "waiting": "waiting"}
+STATES = {"complete": "complete", "pruned": "stopped early", "fail": "failed", "running": "running",
+          "unfinished": "unfinished", "waiting": "waiting"}  # fmt: skip
 """States as a person reads them."""
 UNITS = {"uj": "µJ", "mj": "mJ", "ms": "ms", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
 
@@ -68,7 +70,7 @@ class TrialRow:
 
     number: int
     state: str
-    """complete, pruned, fail, running or waiting."""
+    """complete, pruned, fail, running (unfinished where no process trains it) or waiting."""
     reason: str | None
     """Why it was stopped or failed."""
     point: dict[str, Any]
@@ -120,7 +122,8 @@ class SweepTrials:
         """All trials of a sweep, with its own objectives."""
         objectives = [Objective(name, direction == "max") for name, direction in sweep.config.search.directions.items()]
         trials = sweep.study().get_trials(deepcopy=False)
-        rows = [_row(sweep, trial, objectives[0].name) for trial in trials if is_run(trial)]
+        alive = written(sweep.path)
+        rows = [_row(sweep, trial, objectives[0].name, alive) for trial in trials if is_run(trial)]
         not_run = Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN)
         return cls(sweep, rows, objectives, dict(not_run))
 
@@ -203,7 +206,7 @@ class SweepTrials:
             params = {self.names[p]: _choice(row.point[p]) for p in self.searched if p in row.point}
             values = row.values if row.state == "complete" and row.values else None
             trial = create_trial(
-                state=TrialState[row.state.upper()],
+                state=TrialState.RUNNING if row.state == "unfinished" else TrialState[row.state.upper()],
                 values=values if values is None or objective is None else [values[objective]],
                 params=params,
                 distributions={name: self._distributions[name] for name in params},
@@ -281,13 +284,13 @@ def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenT
     return study
 
 
-def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial", metric: str) -> TrialRow:
+def _row(sweep: Sweep, trial: "optuna.trial.FrozenTrial", metric: str, alive: bool) -> TrialRow:
     run = sweep.trial(trial.number)
     epochs = run.metrics()
     curve = {int(row["epoch"]): row[metric] for row in epochs if math.isfinite(row.get(metric, math.nan))}
     return TrialRow(
         number=trial.number,
-        state=trial.state.name.lower(),
+        state="unfinished" if trial.state.name == "RUNNING" and not alive else trial.state.name.lower(),
         reason=trial.user_attrs.get("reason"),
         point=trial.user_attrs.get("point", {}),
         values=trial.values,

@@ -14,7 +14,7 @@ from statten.cluster.trainer import check_nodes, fit_on_workers, show_places
 from statten.config import Config, dump_config, with_overrides
 from statten.data import absolute_root, split_document
 from statten.display import console
-from statten.errors import Failed, Superseded, UserError
+from statten.errors import Failed, Superseded, UserError, in_shell
 from statten.files import write_text
 from statten.machine import environment
 from statten.search.plan import SweepPlan, measure_sweep, plan_sweep
@@ -71,7 +71,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
-    with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
+    with sweep.resumable(), ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, sweep.path)
         plan = plan_sweep(config, sweep.space, nodes.capacity(machines))
         show_places(machines, plan.trial, config.scale, plan.concurrent)
@@ -95,9 +95,11 @@ def _execute(sweep: Sweep, plan: SweepPlan) -> Sweep:
 
     with sweep.writing() as attempt:
         searcher = OptunaSearcher(sweep, attempt)
+        for sentence in searcher.rebuilt:
+            console.print(sentence, markup=False)
         if sweep.ended and not searcher.unfinished:
             raise UserError(f"{sweep.path}: all of its trials have ended, there is nothing to resume; add some with: "
-                            f"statten extend {sweep.name} --trials 8")  # fmt: skip
+                            f"statten extend {in_shell(sweep.name)} --trials 8")  # fmt: skip
         with LiveTable(sweep, plan.trials) as live:
             if searcher.remaining:
                 _run(sweep, plan, attempt, searcher, StudyScheduler(searcher), live)
@@ -152,8 +154,6 @@ def _run(sweep: Sweep, plan: SweepPlan, attempt: str, searcher: Any, scheduler: 
             failure_config=FailureConfig(max_failures=sweep.config.scale.max_failures),
         ),
     ).fit()
-    if searcher.active:  # Tune keeps Ctrl-C to itself: it ends the trials and returns as if all were done
-        raise KeyboardInterrupt
 
 
 def _trial_name(trial: Any) -> str:

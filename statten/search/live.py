@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from statten.display import console, duration, numeral, table
+from statten.errors import UserError
 from statten.search.sweep import Sweep, describe, short
 from statten.storage.run import Run, best_row
 from statten.training.faults import classify
@@ -31,7 +32,11 @@ class LiveTable(TrialProgressCallback):
         self.began = time.monotonic()
         for trial, point in sweep.rows():
             if trial.state.is_finished() and "source" not in trial.user_attrs:
-                self._finish(trial.number, sweep.trial(trial.number), point, show=False)
+                try:
+                    self._finish(trial.number, sweep.trial(trial.number), point, show=False)
+                except UserError as error:  # one folder that cannot be read stops no sweep
+                    row = {"point": point, "epoch": 0, "values": [None] * len(self.metrics), "seconds": 0.0}
+                    self.rows[trial.number] = {**row, "state": "damaged", "reason": str(error)}
         self.already = len(self.rows)
         self.live = Live(get_renderable=self._table, console=console, refresh_per_second=4, transient=True)
 

@@ -4,15 +4,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from statten.cluster.trainer import resume, train
-from statten.config import Config, get_field, with_overrides
+from statten.config import get_field, with_overrides
 from statten.errors import UserError
-from statten.models import build_model
 from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import weights_file
 from statten.storage.run import Run
+from statten.training.resuming import changed_shapes
 
 
 def promote(
@@ -26,10 +24,10 @@ def promote(
         UserError: the overrides change the shape of the weights, or anything that `train` refuses.
     """
     config = with_overrides(source.config, config_overrides)
-    changed = _changed_shapes(source.config, config)
-    if changed:
+    if changed := changed_shapes(source.config, config):
+        fields = ", ".join(f"{field}={get_field(source.config, field)}" for field in changed)
         raise UserError(
-            f"--set: a promoted run starts from trained weights, so {changed} must stay as in {source.path}; "
+            f"--set: a promoted run starts from trained weights, so {fields} must stay as in {source.path}; "
             f"model.timesteps and model.block_size own no weights and may change"
         )
     checkpoint = source.best_checkpoint()
@@ -52,7 +50,8 @@ def source_of(path: Path, trial: int | None = None) -> tuple[Run, dict[str, Any]
         last = len(list((path / "trials").glob("[0-9]*"))) - 1
         raise UserError(f"--trial: must be between 0 and {last}, but got {trial}")
     number = sweep.best_trial().number if trial is None else trial
-    return sweep.trial(number), {"sweep": path.name, "trial": number}
+    known = next((t for t, _ in sweep.rows() if t.number == number), None)
+    return sweep.checked(known) if known else sweep.trial(number), {"sweep": path.name, "trial": number}
 
 
 def promote_front(
@@ -72,15 +71,3 @@ def promote_front(
         else:
             run = Run.open(path)
             yield number, run if run.state == "finished" else resume(run)
-
-
-def _changed_shapes(before: Config, after: Config) -> str:
-    """The model fields that differ, if the shapes of the weights do."""
-    with torch.device("meta"):
-        shapes = [{k: v.shape for k, v in build_model(c.model, "torch").state_dict().items()} for c in (before, after)]
-    if shapes[0] == shapes[1]:
-        return ""
-    free = {"timesteps", "block_size", "drop_path", "per_timestep_logits"}
-    fields = [f"model.{name}" for name in type(before.model).model_fields if name not in free]
-    differ = [f"{f}={get_field(before, f)}" for f in fields if get_field(before, f) != get_field(after, f)]
-    return ", ".join(differ)

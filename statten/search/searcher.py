@@ -20,6 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from statten.search import stopping
+from statten.search.rebuild import rebuild
 from statten.search.samplers import make_sampler, trials_of
 from statten.search.sweep import Sweep, is_run, violation
 from statten.storage.checkpoint import weights_file
@@ -46,7 +47,9 @@ class OptunaSearcher(Searcher):
     def __init__(self, sweep: Sweep, attempt: str):
         config = sweep.config
         super().__init__(metric=config.search.metric, mode=config.search.directions[config.search.metric])
-        self.sweep, self.space, self.study, self.attempt = sweep, sweep.space, sweep.study(), attempt
+        self.sweep, self.space, self.study, self.attempt = sweep, sweep.space, sweep.study(create=True), attempt
+        self.rebuilt = rebuild(sweep, self.study)
+        """What was wrong between the study and the trials' folders, in sentences."""
         self.config, self.search, self.epochs = config, config.search, config.train.total_epochs
         self.active: dict[str, Trial] = {}
         self.trials = trials_of(config.search, self.space)
@@ -75,7 +78,7 @@ class OptunaSearcher(Searcher):
         while self.unfinished:
             trial = Trial(self.study, self.unfinished.pop(0)._trial_id)
             run = self._prepare(trial)
-            if run.state == "unfinished":
+            if not run.ended or not run.keeps_best():
                 return self._start(trial_id, trial, run)
             self._tell(trial, run)  # it ended, but the driver did not live to write it down
         if self._asked() >= self.trials or self._spent():
@@ -253,7 +256,7 @@ class OptunaSearcher(Searcher):
             return  # pruned, and told
         run = self.sweep.trial(trial.number)
         run.refresh()
-        if run.state == "unfinished":
+        if not run.ended:
             run.fail("its worker ended without a result" if error else "ended without a result")
         self._tell(trial, run)
 
@@ -278,7 +281,8 @@ class OptunaSearcher(Searcher):
         if self.search.max_hours:
             self.study.set_user_attr("seconds", self._seconds())
         self._learn(self.study.tell(trial, values, state=state))
-        run.publish(self.attempt)
+        if "source" not in trial.user_attrs:
+            run.publish(self.attempt)
         self.sweep.publish(self.attempt)
 
     def _learn(self, trial: FrozenTrial) -> None:
@@ -350,7 +354,7 @@ class RepeatSearcher(Searcher):
     def __init__(self, sweep: Sweep, runs: list[Run], attempt: str):
         search = sweep.config.search
         super().__init__(metric=search.metric, mode=search.directions[search.metric])
-        self.attempt, self.waiting = attempt, [run for run in runs if run.state == "unfinished"]
+        self.attempt, self.waiting = attempt, [run for run in runs if not run.ended]
         self.active: dict[str, Run] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -375,7 +379,7 @@ class RepeatSearcher(Searcher):
         """Say why a repeat ended without a result."""
         run = self.active.pop(trial_id)
         run.refresh()
-        if run.state == "unfinished":
+        if not run.ended:
             run.fail("its worker ended without a result" if error else "ended without a result")
 
     def save(self, checkpoint_path: str) -> None:

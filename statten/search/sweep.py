@@ -12,9 +12,10 @@
     repeats/          run folders of the best trials under other seeds
 """
 
+import json
 import math
+import shlex
 import statistics
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statten.config import Config, constraint, get_field
-from statten.errors import UserError, first_line
+from statten.errors import UserError, in_shell
 from statten.files import read_json, write_text
+from statten.search.study import JOURNAL, MissingStudy, open_study, with_absolute_database
 from statten.space.loading import load_space
 from statten.space.space import Space
 from statten.storage.run import Run, RunFolder
@@ -61,11 +63,16 @@ class Sweep(RunFolder):
 
     @classmethod
     def create(cls, path: Path, config: Config, space: Space, extra: dict[str, Any] | None = None) -> "Sweep":
-        """Make the folder, whole or not at all; raises UserError when the name is taken."""
+        """Make the folder and its study, whole or not at all; raises UserError when the name is taken, there or here."""
+        config = with_absolute_database(config)
 
         def add(aside: Path) -> None:
             write_text(aside / "space.yaml", space.dump(), durable=False)
             (aside / "trials").mkdir()
+            study = open_study(config.search, path.name, aside / JOURNAL, create=True)
+            if study.get_trials(deepcopy=False):
+                raise UserError(f"search.storage: {config.search.storage} holds a study called {path.name} already, of another "
+                                f"sweep; choose another --name")  # fmt: skip
 
         return cls._make(path, config, {"study": path.name}, extra, add)
 
@@ -84,48 +91,27 @@ class Sweep(RunFolder):
         """Whether everything that it was asked for is done; a small space may have fewer trials than were asked for."""
         return self.study().user_attrs.get("ended") == self.trials
 
-    def study(self) -> "optuna.Study":
+    def study(self, create: bool = False) -> "optuna.Study":
         """Open the study for reading and writing; the searcher gives it a sampler, and stopping is ours (stopping.py).
 
+        Args:
+            create: make an empty one where it is lost, for a writer that brings back its trials; see rebuild.py.
+
         Raises:
-            UserError: the study was made for other objectives, or its database cannot be reached.
+            UserError: there is no study, it is damaged, was made for other objectives, or its database cannot be reached.
         """
-        import optuna
-        from optuna.study import StudyDirection
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        search, name = self.config.search, self.info["study"]  # the folder may have been renamed since
-        wanted = [StudyDirection.MAXIMIZE if d == "max" else StudyDirection.MINIMIZE for d in search.directions.values()]
-        storage = self._storage()
-        if name not in {study.study_name for study in storage.get_all_studies()}:
-            with quietly():  # names of the metrics
-                optuna.create_study(storage=storage, study_name=name, directions=wanted).set_metric_names([*search.directions])
-        study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
-        if study.directions != wanted or study.metric_names != [*search.directions]:
-            there = ", ".join(f"{metric} {d.name.lower()}" for metric, d in zip(study.metric_names or ["?"], study.directions,
-                                                                                strict=False))  # fmt: skip
-            raise UserError(f"{self.path}: its study {name} was made for other objectives ({there}) than search.objectives "
-                            f"({', '.join(search.objectives)}); set them back")  # fmt: skip
-        return study
-
-    def _storage(self) -> "optuna.storages.BaseStorage":
-        from optuna.storages import JournalStorage, RDBStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-        url = self.config.search.storage
-        if url is not None:
-            try:
-                return RDBStorage(url)
-            except Exception as error:  # SQLAlchemy's drivers raise what they like
-                raise UserError(f"search.storage: {url} cannot be opened: {first_line(error)}") from None
-        path = str(self.path / "study.journal")
-        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+        try:
+            return open_study(self.config.search, str(self.info.get("study", self.name)), self.path / JOURNAL, create)
+        except MissingStudy as error:
+            raise UserError(
+                f"{self.path}: {error}; make it again from the trials' folders: statten resume {self.typed}"
+            ) from None
 
     @contextmanager
     def writing(self) -> Iterator[str]:
         """As a run's; and mend the study's journal, whose last line may be cut off by a crash or a full disk."""
         with super().writing() as attempt:
-            journal = self.path / "study.journal"
+            journal = self.path / JOURNAL
             if journal.is_file():
                 content = journal.read_bytes()
                 whole = content.rfind(b"\n") + 1
@@ -138,8 +124,54 @@ class Sweep(RunFolder):
         """The run folder of a trial."""
         path = self.path / "trials" / f"{number:04d}"
         if not path.exists():  # taken over from another sweep: its folder stays there
-            path = Path((read_json(self.path / "sources.json") or {}).get(str(number), path))
+            path = self.sources().get(number, path)
         return Run(path)
+
+    def sources(self) -> dict[int, Path]:
+        """Folders of trials that were taken over from another sweep."""
+        content = read_json(self.path / "sources.json") or {}
+        try:
+            return {int(number): Path(path) for number, path in content.items()}
+        except (AttributeError, ValueError, TypeError):
+            raise UserError(f"{self.path / 'sources.json'}: must map trials to folders; it is damaged") from None
+
+    def folders(self) -> dict[int, Run]:
+        """All trials that have a folder, by number, here or in another sweep."""
+        here = {int(path.name): Run(path) for path in (self.path / "trials").glob("*") if path.name.isdecimal()}
+        return {**{number: Run(path) for number, path in self.sources().items()}, **here}
+
+    def disagreement(self, trial: "optuna.trial.FrozenTrial") -> str | None:
+        """How a trial of the study and the folder of its number contradict each other; None where they do not."""
+        run, point = self.trial(trial.number), trial.user_attrs.get("point")
+        if trial.state.is_finished() and point is None:
+            return f"trial {trial.number} was not run, but has a folder"
+        there = json.loads(json.dumps(self.space.point_of(run.config)))
+        point = point or there  # the driver was killed before it was written down
+        if differ := [path for path in {**there, **point} if there.get(path) != point.get(path)]:
+            shown = ", ".join(f"{path} ({point.get(path)}, and {there.get(path)} in the folder)" for path in differ)
+            return f"trial {trial.number} differs in {shown}"
+        if trial.state.name == "COMPLETE" and not run.ended:
+            return f"trial {trial.number} is finished, but not in its folder"
+        return None
+
+    def contradiction(self, problems: list[str]) -> UserError:
+        """The error for a study that contradicts the folders, with the way out."""
+        journal, database = self.path / JOURNAL, self.config.search.storage
+        aside = (
+            f"name another database as search.storage in {self.path / 'config.yaml'}" if database
+            else f"set it aside: mv {shlex.quote(str(journal))} {shlex.quote(str(journal) + '.old')}"
+        )  # fmt: skip
+        return UserError(
+            f"{self.path}: its study contradicts the trials' folders: {'; '.join(problems)}. To make the study again from the "
+            f"folders, {aside}, then: statten resume {self.typed}"
+        )
+
+    def checked(self, trial: "optuna.trial.FrozenTrial") -> Run:
+        """The run folder of a trial, after a look whether it is the one that the study means; raises UserError if not."""
+        run = self.trial(trial.number)
+        if run.path.exists() and (problem := self.disagreement(trial)):
+            raise self.contradiction([problem])
+        return run
 
     def front(self) -> list["optuna.trial.FrozenTrial"]:
         """The Pareto front among finished trials that keep the constraints, by the first objective; of one objective the best.
@@ -161,7 +193,7 @@ class Sweep(RunFolder):
             kept = f"no finished trial keeps {' and '.join(self.config.search.constraints)}"
             raise UserError(
                 f"{self.path}: {kept if ended else 'no trial is finished yet'}; go on with: statten "
-                + (f"extend {self.name} --trials 8" if ended else f"resume {self.name}")
+                + (f"extend {in_shell(self.name)} --trials 8" if ended else f"resume {in_shell(self.name)}")
             )
         return found
 
@@ -178,7 +210,7 @@ class Sweep(RunFolder):
         """The best trial (or the one of a number) as a document: trial, config, metrics, checkpoint, and the front if any."""
         front = self.front()
         found = front[0] if number is None else next(t for t, _ in self.rows() if t.number == number)
-        run = self.trial(found.number)
+        run = self.checked(found)
         result = run.result or {}
         document = {
             "sweep": str(self.path),
@@ -229,7 +261,7 @@ def open_folder(path: Path) -> Run | Sweep | None:
 
 def is_run(trial: "optuna.trial.FrozenTrial") -> bool:
     """Whether a trial was, or will be, trained: others are in the study to say that a configuration was not tried again."""
-    return not {"duplicate_of", "put_off", "too_large"} & set(trial.user_attrs)
+    return not {"duplicate_of", "put_off", "too_large", "lost"} & set(trial.user_attrs)
 
 
 def feasible(trial: "optuna.trial.FrozenTrial") -> bool:
@@ -248,16 +280,6 @@ def _four(config: Config | None) -> dict[str, Any]:
 
 def _value(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without Optuna's warnings that a feature is experimental."""
-    from optuna.exceptions import ExperimentalWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def violation(text: str, metrics: dict[str, float]) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 from statten.config import field_at
@@ -11,6 +12,8 @@ from statten.errors import ConfigError, nearest
 from statten.space.domains import Choices, Domain, Grid, Range, same
 from statten.space.expressions import Expression, literal, parse, parse_condition
 
+# Divisors of more would take long to find; a list of more is no choice; a range of more steps is not told apart in floats.
+LARGEST, MOST_CHOICES, MOST_STEPS = 10**9, 1000, 2**53
 COUPLE = "couple."
 CONSTRAINT = "constraint"
 
@@ -68,7 +71,9 @@ class Divisors(Dimension):
         whole = known[self.of]
         if isinstance(whole, bool) or not isinstance(whole, int) or whole < 1:
             raise ConfigError(f"{self.name}: divisors_of must name a whole number above 0, but {self.of} is {literal(whole)}")
-        return Choices(tuple(d for d in range(1, whole + 1) if whole % d == 0))
+        if whole > LARGEST:
+            raise ConfigError(f"{self.name}: divisors_of must name a number up to {LARGEST:,}, but {self.of} is {whole:,}")
+        return Choices(_divisors(whole))
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Multiples(Dimension):
             raise ConfigError(
                 f"{self.name}: multiple_of must be a whole number above 0, but {self.of.text} is {literal(step)}{where}"
             )
-        low, high = math.ceil(self.low / step) * step, self.high // step * step
+        low, high = -(-self.low // step) * step, self.high // step * step
         if low > high:
             close = low if high < 1 or low - self.high <= self.low - high else high
             raise ConfigError(
@@ -140,6 +145,12 @@ class Derived(Dimension):
     def now(self, known: Mapping[str, Any]) -> Any:
         """What it is, given what it follows."""
         return read(self.name, "equals", self.source, known) if isinstance(self.source, Expression) else self.source
+
+
+@cache
+def _divisors(whole: int) -> tuple[int, ...]:
+    small = [d for d in range(1, math.isqrt(whole) + 1) if whole % d == 0]
+    return tuple(sorted({*small, *(whole // d for d in small)}))
 
 
 Searched = Plain | Divisors | Multiples | Couple
@@ -247,6 +258,7 @@ def _expression(name: str, word: str, text: Any) -> Expression:
 def _choices(name: str, values: Any) -> Choices:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{name}: choices must be a list of at least one value, but got {values!r}")
+    _check_few(name, values)
     if any(isinstance(v, list | dict) for v in values):
         raise ConfigError(
             f"{name}: choices must be numbers, texts, true, false or null, but got {values!r}; fields that move together go "
@@ -258,10 +270,16 @@ def _choices(name: str, values: Any) -> Choices:
     return Choices(tuple(values))
 
 
+def _check_few(name: str, choices: list[Any]) -> None:
+    if len(choices) > MOST_CHOICES:
+        raise ConfigError(f"{name}: choices must be at most {MOST_CHOICES}, but are {len(choices)}; write int: [low, high]")
+
+
 def _couple(name: str, kind: str, rows: Any, condition: Expression | None) -> Couple:
     form = "{choices: [{model.depth: 2, model.embed_dim: 256}, {model.depth: 8, model.embed_dim: 128}]}"
     if kind != "choices" or not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row for row in rows):
         raise ConfigError(f"{name}: fields that move together must be given as {form}")
+    _check_few(name, rows)
     paths = tuple(map(str, rows[0]))
     for path in paths:
         try:
@@ -291,7 +309,9 @@ def _range(name: str, kind: str, value: Any, rule: Mapping[str, Any]) -> tuple[A
         kind_of = "whole numbers" if kind == "int" else "numbers"
         raise ConfigError(f"{name}: {kind} must be [low, high] in {kind_of}, but got {value!r}")
     (low, high), step, log = value, rule.get("step"), rule.get("log", False)
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+    if not math.isfinite(high - low):
+        raise ConfigError(f"{name}: low, high and the way between them must be finite, but got [{low}, {high}]")
+    if low > high:
         raise ConfigError(f"{name}: the range is empty: low must be at most high, but got [{low}, {high}]")
     if not isinstance(log, bool):
         raise ConfigError(f"{name}: log must be true or false, but got {log!r}")
@@ -303,6 +323,8 @@ def _range(name: str, kind: str, value: Any, rule: Mapping[str, Any]) -> tuple[A
         raise ConfigError(f"{name}: step and log exclude each other")
     if step is not None and (isinstance(step, bool) or not isinstance(step, numbers) or not 0 < step < math.inf):
         raise ConfigError(f"{name}: step must be above 0, but got {step!r}")
+    if (high - low) / (step or 1) > MOST_STEPS and (kind == "int" or step is not None):
+        raise ConfigError(f"{name}: must have at most 2**53 steps, but got [{low}, {high}]; give it a larger step")
     if kind == "float":
         low, high, step = float(low), float(high), None if step is None else float(step)
     if step is not None:

@@ -65,6 +65,8 @@ class Expression:
             return self.read(known)
         except ZeroDivisionError:
             raise ConfigError(f"{self.text!r} divides by zero where {self.shown(known)}") from None
+        except OverflowError:
+            raise ConfigError(f"{self.text!r} is too large a number where {self.shown(known)}") from None
 
     def shown(self, known: Known) -> str:
         """Its fields with their values, for a message."""

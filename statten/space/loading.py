@@ -2,21 +2,19 @@
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from statten.config import Config, read_yaml, with_overrides
-from statten.errors import ConfigError, UserError, nearest
+from statten.errors import ConfigError, UserError, nearest, user_path
 from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Plain, make_dimension
 from statten.space.domains import Choices, Domain, Range, Share
 from statten.space.expressions import Expression, parse
-from statten.space.space import Point, Space, shown_point
+from statten.space.space import MOST_TRIES, Choose, Point, Space, shown_point
 
 # A space with more combinations than this is checked on a sample of so many.
 CHECKED = 2000
-# A constraint is tried on every value of the dimensions that it ties together.
-MOST_VALUES = 10_000
 
 
 def load_space(path: Path | Sequence[Path], base: Config) -> Space:
@@ -148,6 +146,7 @@ def _checked(space: Space) -> Space:
     if not space.paths:
         raise ConfigError("names no field to search, constants only; add a line such as model.depth: {int: [1, 4]}")
     _check_constraints(space)
+    space.count()
     _check_combinations(space)
     return space
 
@@ -155,14 +154,7 @@ def _checked(space: Space) -> Space:
 def _check_constraints(space: Space) -> None:
     for i in sorted(space.tied):
         dimension = space.dimensions[i]
-        if not isinstance(dimension, Plain):
-            continue
-        if not isinstance(dimension.values, Range):
-            if len(dimension.values) > MOST_VALUES:
-                raise ConfigError(
-                    f"{dimension.name}: must have at most {MOST_VALUES} values beside a constraint, but has "
-                    f"{len(dimension.values)}; give it a larger step"
-                )
+        if not isinstance(dimension, Plain) or not isinstance(dimension.values, Range):
             continue
         for constraint in space.constraints:
             jumps = constraint.operators & {"Mod", "FloorDiv", "NotEq", "NotIn", "Eq", "In"}
@@ -192,9 +184,9 @@ def _check_combinations(space: Space) -> None:
 
     points = list(itertools.islice(space.corners(), CHECKED + 1))
     if len(points) > CHECKED:
-        points = [space.walk(at_an_end) for _ in range(CHECKED)]
+        points = list(_walks(space, at_an_end, CHECKED))
     if space.constraints:
-        points += [space.walk(anywhere) for _ in range(CHECKED // 40)]
+        points += _walks(space, anywhere, CHECKED // 40)
     for point in points:
         try:
             space.config(point)
@@ -207,12 +199,21 @@ def _check_combinations(space: Space) -> None:
             raise ConfigError(f"proposes an invalid combination {shown_point(point)}: {error.problems[0]}{hint}") from None
 
 
+def _walks(space: Space, choose: Choose, most: int) -> Iterator[Point]:
+    """So many points, or as many as there is patience for."""
+    tries = 0
+    for _ in range(most):
+        yield space.walk(choose)
+        tries += space.tries[0]
+        if tries > MOST_TRIES:
+            return
+
+
 def space_file(space: str) -> Path:
     """The search-space file that a path, or a name in search_spaces/, means."""
-    named = Path("search_spaces") / f"{space}.yaml"
-    if named.is_file():
-        return named
-    if not Path(space).exists():
-        names = sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
+    path, names = user_path(space), sorted(p.stem for p in Path("search_spaces").glob("*.yaml"))
+    if space in names:
+        return Path("search_spaces") / f"{space}.yaml"
+    if not path.exists():
         raise UserError(f"--space: no such file: {space}" + (f"; {nearest(space, names)}" if names else ""))
-    return Path(space)
+    return path

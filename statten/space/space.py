@@ -29,7 +29,7 @@ import yaml
 from statten.config import Config, get_field, with_overrides
 from statten.errors import ConfigError, UserError
 from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Divisors, Plain, Searched, read
-from statten.space.domains import Choices, Domain, Grid, Suggests
+from statten.space.domains import Choices, Domain, Grid, Range, Suggests
 from statten.space.expressions import Expression
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 Point = dict[str, Any]
 Choose = Callable[[Dimension, str, Domain], Any]
+# A constraint is tried on every value of the dimensions that it ties together.
+MOST_VALUES = 10_000
+# Combinations that are tried for one point, and counted: seconds.
+MOST_TRIES = 1_000_000
 # Where, how long and how often a run is kept, not what it is: `from_config` does not compare them, nor the seed.
 NOT_COMPARED = (
     "data.root", "data.download", "data.workers", "data.skip_corrupt", "train.eval_batch_size", "train.seed",
@@ -77,9 +81,15 @@ class Space:
 
     def count(self) -> int | None:
         """Exact number of points; None where a continuous dimension makes them infinitely many."""
+        return self._count
+
+    @cached_property
+    def _count(self) -> int | None:
         known: dict[tuple[int, tuple[Any, ...]], int | None] = {}
+        self.tries[0] = 0
 
         def ways(i: int, point: Point) -> int | None:
+            self._try()
             if i == len(self.dimensions):
                 return 1
             key = self._key(i, point)
@@ -102,6 +112,7 @@ class Space:
 
         def grow(i: int, point: Point, known: Point) -> Iterator[Point]:
             if i == len(self.dimensions):
+                self.tries[0] = 0
                 yield self._ordered(point)
                 return
             question = self._question(i, known)
@@ -139,11 +150,23 @@ class Space:
         return True
 
     def from_config(self, config: Config) -> Point | None:
-        """The point at which a whole config lies; None where it lies outside.
+        """The point at which a whole config lies; None where it lies outside, or is not the base's at that point."""
+        try:
+            point = self.point_of(config)
+            return None if self.differing(config, point) else point
+        except UserError:
+            return None
 
-        Its parts data, model and train must be the base's at that point, except for the seed and for fields that only say
-        where a run is kept.
+    def differing(self, config: Config, point: Point) -> list[str]:
+        """Fields of data, model and train in which a config is not the base at a point.
+
+        Left out are the seed, and those that only say where a run is kept.
         """
+        there, here = _compared(self.config(point)), _compared(config)
+        return [field for field in there if there[field] != here[field]]
+
+    def point_of(self, config: Config) -> Point:
+        """The point of a config's searched fields, whatever the others are; raises UserError where it lies outside."""
 
         def choose(dimension: Dimension, name: str, domain: Domain) -> Any:
             value = dimension.value({path: _at(config, path) for path in dimension.paths})
@@ -151,11 +174,7 @@ class Space:
                 raise UserError(f"{name}: {value!r} is outside")
             return domain.settled(value)
 
-        try:
-            point = self.walk(choose)
-            return point if _compared(self.config(point)) == _compared(config) else None
-        except UserError:
-            return None
+        return self.walk(choose)
 
     # -- what samplers ask for ----------------------------------------------------------------------------------------
 
@@ -235,6 +254,17 @@ class Space:
         """What was found out about dimensions in a context: narrowed domains, and whether the rest can be completed."""
         return {}
 
+    @cached_property
+    def tries(self) -> list[int]:
+        """One number: combinations that were tried since the last point."""
+        return [0]
+
+    def _try(self) -> None:
+        self.tries[0] += 1
+        if self.tries[0] > MOST_TRIES:
+            names = ", ".join(d.name for i, d in enumerate(self.dimensions) if i in self.tied or d.parents or d.condition)
+            raise ConfigError(f"{names}: depend on each other in more than {MOST_TRIES:,} combinations; give them fewer values")
+
     def _key(self, i: int, known: Point) -> tuple[int, tuple[Any, ...]]:
         return i, tuple(known[path] for path in self._reads[i])
 
@@ -249,6 +279,16 @@ class Space:
         dimension = self.dimensions[i]
         assert isinstance(dimension, Searched), dimension
         return dimension
+
+    def _domain(self, i: int, known: Point) -> Domain:
+        """The values of a dimension here, before constraints."""
+        domain = self._searched(i).domain(known)
+        if i in self.tied and not isinstance(domain, Range) and len(domain) > MOST_VALUES:
+            raise ConfigError(
+                f"{self.dimensions[i].name}: must have at most {MOST_VALUES} values beside a constraint, but has "
+                f"{len(domain)}; give it a larger step"
+            )
+        return domain
 
     def _is_there(self, i: int, known: Point) -> bool:
         dimension = self.dimensions[i]
@@ -266,7 +306,7 @@ class Space:
         dimension = self.dimensions[i]
         if isinstance(dimension, Derived) or not self._is_there(i, known):
             return None
-        name, domain = dimension.name, self._searched(i).domain(known)
+        name, domain = dimension.name, self._domain(i, known)
         if dimension.parents:
             name += "|" + ",".join(f"{path}={known[path]}" for path in dimension.parents)
         if i not in self.tied:
@@ -278,6 +318,7 @@ class Space:
 
     def _allows(self, i: int, value: Any, known: Point) -> bool:
         """Whether a value breaks no constraint and leaves later dimensions something that breaks none."""
+        self._try()
         known = {**known, **self._searched(i).fields(value)}
         return self._holds(i, known) and self.can_complete(i + 1, known)
 
@@ -296,7 +337,7 @@ class Space:
         if isinstance(self.dimensions[i], Derived) or not self._is_there(i, known):
             known = self._after(i, known)
             return self._holds(i, known) and self.can_complete(i + 1, known)
-        return any(self._allows(i, value, known) for value in self._searched(i).domain(known).probes())
+        return any(self._allows(i, value, known) for value in self._domain(i, known).probes())
 
     def _ways(self, i: int, known: Point, ways: Callable[[int, Point], int | None]) -> int | None:
         """Number of points from a dimension on."""
@@ -321,6 +362,7 @@ class Space:
     def walk(self, choose: Choose) -> Point:
         """A point, with the value of each dimension as `choose` has it."""
         known, point = dict(self.base_values), Point()
+        self.tries[0] = 0
         for i in range(len(self.dimensions)):
             question = self._question(i, known)
             if question is None:

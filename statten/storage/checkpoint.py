@@ -30,6 +30,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from statten.config import Config
 from statten.errors import UserError, first_line
 from statten.files import describe_file, new_folder, read_json, sha256, write_text
 from statten.models.backbones.base import plain_names
@@ -67,8 +68,11 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
 
-def save(state: TrainState, folder: Path) -> Path:
-    """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays."""
+def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
+    """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays.
+
+    With the config that it was trained under, a change of it is found when training goes on (training/resuming.py).
+    """
     folder.mkdir(exist_ok=True)  # without its parents: where the storage is away, nothing is made in its place
     name = f"epoch-{state.epoch:04d}" + (f"-step-{state.step:06d}" if state.step else "")
     path = folder / name
@@ -92,6 +96,7 @@ def save(state: TrainState, folder: Path) -> Path:
             "best": state.best,
             "optimizer": numbers,
             "scaler": state.scaler.state_dict(),
+            "config": config.model_dump(mode="json", include={"data", "model", "train"}) if config else None,
             "sha256": {name: sha256(aside / name) for name in files},
         }
         write_text(aside / STATE, json.dumps({**document, "digest": _digest(document)}))
@@ -132,7 +137,12 @@ def load_newest(state: TrainState, folder: Path) -> Path | None:
     for path in reversed(found):
         problem = _damage(path)
         if problem is None:
-            _load(state, path)
+            try:
+                _load(state, path)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, KeyError, ValueError, FileNotFoundError) as error:
+                raise UserError(f"{path}: does not fit config.yaml; was that edited since? {first_line(error)}") from error
             return path
         log.warning("%s is damaged (%s); falling back to the checkpoint before it", path, problem)
     if found:

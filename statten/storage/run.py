@@ -18,6 +18,7 @@
 A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, nearest
+from statten.errors import Superseded, UserError, in_shell, nearest, shown, user_path
 from statten.files import exclusive, new_folder, read_json, write_json, write_text
 from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
@@ -76,7 +77,7 @@ class RunFolder:
     @property
     def info(self) -> dict[str, Any]:
         """Content of the marker file."""
-        return read_json(self.path / self.marker) or {}
+        return _object(self.path / self.marker) or {}
 
     @classmethod
     def open(cls, path: Path):
@@ -135,6 +136,24 @@ class RunFolder:
         """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
         return shlex.quote(self.where)
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it, as it is typed in a shell."""
+        if mirror_of(self.path):
+            return f"statten resume {self.typed}"
+        storage = self.path.absolute().parent
+        elsewhere = "" if storage == default_storage().absolute() else f" --storage {shlex.quote(str(storage))}"
+        return f"statten resume {shlex.quote(self.name)}{elsewhere}"
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Whoever is stopped by a signal meanwhile is told how to go on; see cli/stopping.py."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            error.add_note(self.resume_command)
+            raise
+
     def refresh(self, wait: bool = True) -> None:
         """See what workers elsewhere have written; nothing in a plain folder. Without `wait`, not while a worker here sends."""
         refresh(self.path, wait)
@@ -160,6 +179,7 @@ class RunFolder:
         """
         attempt, mirror = uuid.uuid4().hex, mirror_of(self.path)
         with ExitStack() as stack:
+            stack.enter_context(self.resumable())
             stack.enter_context(exclusive(self.path, f"this {self.noun}"))
             if mirror:
                 stack.enter_context(mirror.leased(attempt, f"this {self.noun}"))
@@ -214,37 +234,68 @@ class Run(RunFolder):
     @property
     def result(self) -> dict[str, Any] | None:
         """How the run ended; None while it has not."""
-        return read_json(self.path / "result.json")
+        return _object(self.path / "result.json")
 
     @property
     def state(self) -> str:
-        """finished, failed, stopped (early, by a sweep) or unfinished."""
-        return (self.result or {}).get("state", "unfinished")
+        """finished, failed, stopped (early, by a sweep), unfinished, or damaged where result.json cannot be read."""
+        try:
+            return (self.result or {}).get("state", "unfinished")
+        except UserError:
+            return "damaged"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is known how it ended; else it goes on from its newest checkpoint."""
+        return self.state not in ("unfinished", "damaged")
 
     def metrics(self) -> list[dict[str, float]]:
-        """One row per finished epoch; a line that was cut off by a crash is left out."""
-        rows = []
-        path = self.path / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """One row per finished epoch; lines that are damaged, or were cut off by a crash, are left out."""
+        return [row for row in self._lines() if row is not None]
+
+    @property
+    def damaged_lines(self) -> int:
+        """Lines of metrics.jsonl that cannot be read, but for a last one that was cut off: that epoch is trained again."""
+        return self._lines()[:-1].count(None)
+
+    def _lines(self) -> list[dict[str, float] | None]:
+        """The lines of metrics.jsonl, None for one that is no row of an epoch."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [_row(line) for line in lines]
 
     def best_checkpoint(self) -> Path:
-        """The checkpoint of the best epoch, else the newest; raises UserError when no epoch is finished."""
-        rows = self.metrics()
-        name = f"epoch-{best_row(rows)['epoch'] if rows else 0:04d}"
-        if not (self.checkpoint_folder / name).is_dir() and (mirror := mirror_of(self.path)):
+        """The checkpoint of the best epoch; raises UserError where there is none."""
+        epoch = self._best_epoch()
+        name = f"epoch-{epoch or 0:04d}"
+        path = self.checkpoint_folder / name
+        if not path.is_dir() and (mirror := mirror_of(self.path)):
             mirror.fetch(name)
+        if path.is_dir():
+            return path
         paths = checkpoints(self.checkpoint_folder)
-        for path in paths:
-            if path.name == name:
-                return path
         if not paths:
-            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {self.name}")
-        return paths[-1]
+            raise UserError(f"{self.path}: holds no checkpoint yet; finish an epoch with: statten resume {in_shell(self.name)}")
+        if epoch is not None:
+            raise UserError(
+                f"{self.path}: the checkpoint of its best epoch, {name}, is not there; the newest is {paths[-1].name}"
+            )
+        return paths[-1]  # the first epoch is not finished
+
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint that its result names is there; a copy that was taken while it was written may not have it."""
+        best = (self.result or {}).get("best")
+        return best is None or mirror_of(self.path) is not None or (self.path / best["checkpoint"]).is_dir()
+
+    def _best_epoch(self) -> int | None:
+        """The epoch that the run is judged by; None before the first."""
+        epoch = ((self.result or {}).get("best") or {}).get("epoch")
+        if epoch is None and self.damaged_lines and (found := checkpoints(self.checkpoint_folder)):
+            epoch = ((_object(found[-1] / "state.json") or {}).get("best") or {}).get("epoch")
+        rows = self.metrics()
+        return epoch if epoch is not None or not rows else int(best_row(rows)["epoch"])
 
     @property
     def attempt(self) -> str:
@@ -266,9 +317,39 @@ class Run(RunFolder):
         self.fail(reason, "stopped")
 
 
+def _object(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file that holds an object; None when there is no file, UserError when it holds something else."""
+    content = read_json(path)
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object, but holds {shown(content)}; it is damaged")
+    return content
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line of metrics.jsonl; None where it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    sound = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("epoch", "val/top1", "val/loss"))
+    return row if sound else None
+
+
 def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
     """The epoch that a run is judged by: highest validation top-1, then lowest validation loss."""
     return max(rows, key=lambda row: (row["val/top1"], -row["val/loss"]))
+
+
+def written(path: Path) -> bool:
+    """Whether a process is writing a run or a sweep: it holds the folder's lock."""
+    try:
+        with (path / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 # Names and places.
@@ -303,6 +384,7 @@ def locate(target: str | Path, storage: Path) -> Path:
     if is_uri(str(target)):
         uri, target = split_uri(str(target))
         storage = working_copy(uri)
+    target = user_path(target)
     path = storage / target
     refresh(path)
     if path.exists():

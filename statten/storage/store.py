@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from statten.errors import UserError
+from statten.errors import UserError, holds_secret, user_path
 from statten.files import cache_folder, read_json, write_json
 from statten.machine import leads_here
 
@@ -43,15 +43,21 @@ def is_uri(text: str) -> bool:
     return "://" in text
 
 
+def check_uri(text: str) -> None:
+    """Raise UserError where a URI holds credentials."""
+    if holds_secret(text) or (text.startswith("s3:") and "@" in text.partition("?")[0]):
+        raise UserError(
+            "--storage: credentials have no place in a URI, where they would be written down; put them into the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET) or into "
+            "~/.aws/credentials; Google's come from: gcloud auth application-default login"
+        )
+
+
 def working_copy(text: str) -> Path:
     """The folder to work in for a storage that is given as a folder or a URI; nothing is asked of the store yet."""
     if not is_uri(text):
-        return Path(text)
-    if urlsplit(text).password is not None or (text.startswith("s3:") and "@" in text):
-        raise UserError(
-            "--storage: credentials have no place in a URI, where they would be written down; put them into the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or into ~/.aws/credentials"
-        )
+        return user_path(text)
+    check_uri(text)
     uri = join_uri(text, "")
     files, base = _open(uri)
     if files.type_name == "local":

@@ -58,6 +58,10 @@ class RunWriter:
             shutil.rmtree(aside, ignore_errors=True)
         (self.run.path / "result.json").unlink(missing_ok=True)
         rows = [row for row in self.run.metrics() if row["epoch"] < state.epoch]
+        if damaged := self.run.damaged_lines:
+            log.warning("metrics.jsonl: %d damaged lines are left out", damaged)
+            if state.best and state.best["epoch"] < state.epoch and state.best["epoch"] not in {row["epoch"] for row in rows}:
+                rows = sorted([*rows, state.best], key=lambda row: row["epoch"])  # the run is judged by it
         stale = (self.run.path / "metrics.jsonl").exists()
         if state.metrics:
             # The last finished epoch comes from the checkpoint: a crash may have struck between the two.
@@ -103,7 +107,7 @@ class RunWriter:
 
     def _end(self, state: Any) -> None:
         self._check_attempt()
-        best = {**state.best, "checkpoint": str(self.run.best_checkpoint().relative_to(self.run.path))}
+        best = {**state.best, "checkpoint": f"{self.run.checkpoint_folder.name}/epoch-{state.best['epoch']:04d}"}
         seconds = sum(row["seconds"] for row in self.run.metrics())
         result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
         write_json(self.run.path / "result.json", {**result, "ended": now()})
@@ -167,7 +171,7 @@ class RunWriter:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need
 
         self._check_attempt()
-        checkpoint.save(state, self.run.checkpoint_folder)
+        checkpoint.save(state, self.run.checkpoint_folder, self.config)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:

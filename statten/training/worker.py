@@ -15,6 +15,7 @@ from statten.storage.writer import RunWriter, logging_to
 from statten.training.faults import classify
 from statten.training.loop import fit, make_state
 from statten.training.preflight import this_device
+from statten.training.resuming import check_resumable
 from statten.training.watchdog import Watchdog
 
 
@@ -80,6 +81,7 @@ def run_fit(
         failed = True
         try:
             elastic = config.scale.min_workers < config.scale.max_workers
+            check_resumable(run)
             loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
             state = make_state(config, device)
             if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():

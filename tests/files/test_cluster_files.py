@@ -66,6 +66,19 @@ def test_a_launcher_file_is_what_ray_reads(path):
         subprocess.run(["bash", "-n"], input=command, text=True, check=True)
 
 
+def test_a_script_takes_no_setting_from_a_name_of_others():
+    """Slurm sets ENVIRONMENT in every batch job, Kubernetes a PORT for every service."""
+    for path in SCRIPTS:
+        names = {name for name in re.findall(r"\$\{([A-Z_]+):?-", path.read_text()) if not name.startswith("SLURM_")}
+        assert names and all(name.startswith(("STATTEN_", "LOCAL_SH_")) for name in names), names
+
+
+def test_a_job_of_slurm_goes_on_in_the_same_files():
+    text = (CLUSTER / "slurm.sh").read_text()
+    assert "#SBATCH --requeue\n" in text and "#SBATCH --open-mode=append" in text
+    assert not re.search(r"[^>]>\"slurm-", text), "a requeue would empty the log"
+
+
 def test_a_mistake_in_a_launcher_file_is_noticed():
     config = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
     config["idle_timeout"] = config.pop("idle_timeout_minutes")

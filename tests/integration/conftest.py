@@ -1,9 +1,11 @@
 """Real processes: `statten` is started, watched through its files, killed, and nothing of it may stay."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -13,16 +15,34 @@ from processes import MARK, marked
 
 
 class Command:
-    """A running `statten` command with its output in a file."""
+    """A running `statten` command with its output in a file; with `terminal` in a session and on a terminal of its own."""
 
-    def __init__(self, arguments: list[str], folder: Path):
+    def __init__(self, arguments: list[str], folder: Path, terminal: bool = False):
         self.mark = uuid.uuid4().hex
         self.output = folder / f"{self.mark}.log"
         environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
+        words = [sys.executable, "-m", "statten", *arguments]
         with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "statten.cli", *arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+            if not terminal:
+                self.process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+                return
+        self._keyboard, screen = os.openpty()
+        self.process = subprocess.Popen(
+            words, stdin=screen, stdout=screen, stderr=screen, env=environment, preexec_fn=lambda: os.login_tty(screen)
+        )
+        os.close(screen)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Keep what the terminal shows."""
+        with self.output.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # raised when nobody holds it any more
+            while text := os.read(self._keyboard, 65536):
+                file.write(text)
+        os.close(self._keyboard)
+
+    def press(self, keys: str) -> None:
+        """Type into the terminal."""
+        os.write(self._keyboard, keys.encode())
 
     @property
     def text(self) -> str:
@@ -76,8 +96,8 @@ def statten(tmp_path_factory):
     """Start `statten` commands; at the end nothing that they started may be alive."""
     folder, commands = tmp_path_factory.mktemp("output"), []
 
-    def start(*arguments: object) -> Command:
-        commands.append(Command([str(a) for a in arguments], folder))
+    def start(*arguments: object, terminal: bool = False) -> Command:
+        commands.append(Command([str(a) for a in arguments], folder, terminal))
         return commands[-1]
 
     yield start

@@ -123,6 +123,21 @@ CASES = [
     ("train digits --frobnicate", "No such option: --frobnicate"),
     ("frobnicate", "No such command 'frobnicate'"),
     ("extend swept --trials 0", "Invalid value for '--trials'"),
+    # files, paths and URLs that nothing can read
+    ("train {runs}/template.yaml", "template.yaml: not valid YAML: a key must be text, but got a mapping; a template's"),
+    ("tune digits --space {runs}/template.yaml", "template.yaml: not valid YAML: a key must be text"),
+    ("run {runs}/template.yaml", "template.yaml: not valid YAML: a key must be text"),
+    ("train digits --set train.lr={{{{LR}}}}", "--set train.lr: not valid YAML: a key must be text"),
+    ("train {runs}/deep.yaml", "deep.yaml: not valid YAML: at most 100,000 values, nested at most 20 deep, are read"),
+    (f"train {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    (f"evaluate {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    (f"train digits --storage {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    (f"tune digits --space {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    (f"run {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    (f"data check digits --root {'a' * 300}", "is no path: a name has at most 255 bytes"),
+    ("train digits --storage abfs://c@a.dfs.core.windows.net/p?client_secret=S", "credentials have no place in a URI"),
+    ("train digits --set search.storage=postgresql://u@h/db?password=S", "`storage` must not hold a password"),
+    ("tune digits --space {runs}/wide.yaml", "train.seed: divisors_of must name a number up to 1,000,000,000"),
 ]
 
 
@@ -145,6 +160,9 @@ def storage(tmp_path_factory):
     (runs / "job.yaml").write_text("command: train\nrecipe: digits\noverrides: {model.dept: 2}\n")
     (runs / "old.yaml").write_text("command: train\nrecipe: digits\nruntime: {packages: ['numpy>=99']}\n")
     (runs / "evaluates.yaml").write_text("command: evaluate\ntarget: taken\n")
+    (runs / "template.yaml").write_text("train:\n  epochs: {{ EPOCHS }}\n")
+    (runs / "deep.yaml").write_text("model: " + "[" * 30_000)
+    (runs / "wide.yaml").write_text("data.split_seed: {constant: 10000000000000}\ntrain.seed: {divisors_of: data.split_seed}\n")
     (runs / "good.yaml").write_text("model.depth: {int: [1, 2]}\n")
     return runs
 

@@ -54,6 +54,13 @@ resources: {workers: 1, device: cpu, cpus_per_worker: 1}
 """
 
 
+# What Slurm sets in every batch job, Kubernetes in every pod, and others where they please; no script may take it for its own.
+FOREIGN = {
+    "ENVIRONMENT": "BATCH", "PORT": "tcp://10.0.0.1:443", "DASHBOARD_PORT": "tcp://10.0.0.2:80", "CPUS": "all", "GPUS": "none",
+    "PYTHON": "/nowhere/python", "JOB": "/nowhere", "NODES": "none",
+}  # fmt: skip
+
+
 class LocalCluster:
     """`cluster/local.sh` with two nodes, in a process group of its own."""
 
@@ -64,11 +71,12 @@ class LocalCluster:
     def start(self) -> None:
         """Start it; the second time at the same port."""
         self.mark, self.folder = uuid.uuid4().hex, tempfile.mkdtemp(prefix="ray")
-        settings = {"CPUS": "2", "PORT": "0", "DASHBOARD_PORT": str(self.port), "RAY_FOLDER": self.folder}
+        settings = {"CPUS": "2", "PORT": "0", "DASHBOARD_PORT": str(self.port), "FOLDER": self.folder, "PYTHON": sys.executable}
+        named = {f"LOCAL_SH_{name}": value for name, value in settings.items()}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 ["bash", str(ROOT / "cluster" / "local.sh"), "2"], stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, **settings, MARK: self.mark, "PYTHON": sys.executable},
+                env={**os.environ, **named, **FOREIGN, MARK: self.mark},
             )  # fmt: skip
         deadline = time.monotonic() + 120
         try:
@@ -311,7 +319,7 @@ SRUN = """\
 # Stands in for Slurm's srun: there is one machine here. Checks the options that the script gives and runs the command.
 while [[ $1 == --* ]]; do
   case $1 in
-    --overlap|--nodes=1|--ntasks=1|--nodelist=machine[12]) shift ;;
+    --export=ALL|--overlap|--nodes=1|--ntasks=1|--cpus-per-task=2|--nodelist=machine[12]) shift ;;
     *) echo "srun: unrecognized option $1" >&2; exit 1 ;;
   esac
 done
@@ -336,10 +344,11 @@ def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
     mark = uuid.uuid4().hex
     slurm = {
         "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "2", "SLURM_GPUS_ON_NODE": "0",
+        **FOREIGN,
     }  # fmt: skip
     done = subprocess.run(
         ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", "--storage", str(tmp_path / "runs")],
-        env={**os.environ, **slurm, MARK: mark, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ENVIRONMENT": sys.prefix},
+        env={**os.environ, **slurm, MARK: mark, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STATTEN_VENV": sys.prefix},
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

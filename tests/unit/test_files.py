@@ -36,7 +36,7 @@ def test_a_cache_that_cannot_be_trusted_or_written_is_not_used(what, homes, read
         "a group writes": lambda: cache.chmod(0o775),
         "another user's": lambda: os.chown(cache, 12345, -1),
         "a file": lambda: (cache.rmdir(), cache.write_text("mine")),
-        "no home": lambda: monkeypatch.setattr("pathlib.Path.home", classmethod(_nowhere)),
+        "no home": lambda: (monkeypatch.delenv("HOME"), monkeypatch.setattr("pwd.getpwuid", _nobody)),
     }[what]()
     assert own_cache() == temporary and stat.S_IMODE(temporary.stat().st_mode) == 0o700
     assert what == "no home" or f"{cache} is not used as cache: " in caplog.text
@@ -45,8 +45,8 @@ def test_a_cache_that_cannot_be_trusted_or_written_is_not_used(what, homes, read
         own_cache()
 
 
-def _nowhere(_):
-    raise RuntimeError("Could not determine home directory.")
+def _nobody(user):
+    raise KeyError(user)
 
 
 def test_a_library_that_others_could_have_written_is_not_loaded(homes, tmp_path, monkeypatch):

@@ -50,6 +50,10 @@ NAMES = [
         "whether the worker's node is drained",
     ),
     Name(
+        "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer", "_register_sigint_handler", "cluster/trainer.py",
+        "Ctrl-C must end the command with a sentence; Ray's own handler ends the process with 0",
+    ),
+    Name(
         "ray.dashboard.modules.job.sdk:JobSubmissionClient", "_do_request", "jobs/client.py",
         "to give every request a time limit",
     ),
@@ -67,6 +71,8 @@ NAMES = [
         "optuna.trial:Trial", "_trial_id", "search/searcher.py",
         "the same, and to take up a trial that a killed driver left running",
     ),
+    Name("optuna.study:Study", "_storage", "search/rebuild.py", "to write down what a running trial was begun with"),
+    Name("optuna.trial:FrozenTrial", "_trial_id", "search/rebuild.py", "the same"),
     Name("optuna.samplers:TPESampler", "_sample", "search/samplers.py", "TPE draws from what a constraint leaves"),
     Name("optuna.samplers:CmaEsSampler", "_init_optimizer", "search/samplers.py", "CMA-ES begins at the base config"),
     Name("optuna.samplers:CmaEsSampler", "_get_solution_trials", "search/samplers.py", "trials of one generation"),

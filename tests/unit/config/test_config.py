@@ -14,7 +14,7 @@ from statten.config import (
     recipe_names,
     with_overrides,
 )
-from statten.errors import ConfigError
+from statten.errors import ConfigError, UserError
 
 
 def problems(tree, overrides=()):
@@ -127,6 +127,20 @@ def test_all_mistakes_are_reported_at_once():
         ({"train": {"mixup": 1, "eventmix": 1}}, "`eventmix` takes the place of `mixup` and `cutmix`"),
         ({"train": {"mixup": 1, "batch_size": 7}}, "`batch_size` must be even with `mixup` or `cutmix`, which mix pairs, but "
                                                    "got 7; the nearest is 8"),
+        ({"model": {"depth (blocks)": 2}}, "model.depth (blocks): no such field"),
+        ({"model": {"NeuronMap": 1}}, "model.NeuronMap: no such field"),
+        ({"model": {"neuron": {"mlp[0]": "lif"}}}, "model.neuron.mlp[0]: no such field"),
+        ({"bogus": None}, "bogus: no such part"),
+        ({"train": {"epochs": "9" * 30}}, "train.epochs: must fit into 64 bits, but got '999"),
+        ({"train": {"epochs": "yes"}}, "train.epochs: must be a whole number, but got 'yes'"),
+        ({"data": {"validation": 10**310}}, "data.validation: must be a share above 0 and below 0.5, or test"),
+        ({"data": {"root": "a" * 300}}, "is no path: a name has at most 255 bytes"),
+        ({"data": {"root": "a\0b"}}, "is no path: a name has at most 255 bytes"),
+        ({"scale": {"gpus_per_worker": True}}, "scale.gpus_per_worker: must be a number, but got true"),
+        ({"search": {"max_hours": True}}, "search.max_hours: must be a number, but got true"),
+        ({"search": {"firing_range": [False, True]}}, "search.firing_range.0: must be a number, but got false"),
+        ({"search": {"seed": 2**40}}, "search.seed: must be below 4.29497e+09, but got 1099511627776"),
+        ({"search": {"storage": "postgresql://host:port/name"}}, "`storage` must be a URL such as postgresql://user@host/name"),
         ({"train": {"mixup_off_epoch": 5}}, "`mixup_off_epoch` needs `mixup`, `cutmix` or `eventmix`"),
         ({"train": {"eventmix": 1}}, "`train.eventmix` needs `model.events=true`, but got (train.eventmix=1, "),
         ({"train": {"ema_decay": 1}}, "train.ema_decay: must be below 1, but got 1"),
@@ -146,6 +160,29 @@ def test_files_that_cannot_be_read(tmp_path):
         ("twice.yaml", "model: {depth: 1, depth: 2}\n", "key 'depth' is given twice"),
         ("broken.yaml", "model: {depth: [\n", "not valid YAML"),
         ("binary.yaml", b"\xff\xfe\x00", "cannot be read"),
+        ("utf16.yaml", "model: {depth: 1}\n".encode("utf-16"), "it is no text in UTF-8"),
+        ("large.yaml", b"#" * (1 << 20) + b"\n", "more than 1 MiB"),
+        ("deep.yaml", "model: " + "[" * 30_000 + "]" * 30_000, "nested at most 20 deep"),
+        ("deeper.yaml", "a: " + "[" * 100_000, "nested at most 20 deep"),
+        ("wide.yaml", "a: [" + "1," * 200_000 + "]", "at most 100,000 values"),
+        (
+            "laughs.yaml",
+            "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9 if i else 1}]\n" for i in range(12)),
+            "at most 100,000 values",
+        ),
+        ("itself.yaml", "model: &a {depth: *a}\n", "'a' holds itself"),
+        ("nowhere.yaml", "model: *a\n", "undefined alias"),
+        ("template.yaml", "train:\n  epochs: {{ EPOCHS }}\n", "a key must be text, but got a mapping; a template's"),
+        ("list_key.yaml", "model: {? [1] : 2}\n", "a key must be text, but got a sequence"),
+        ("number_key.yaml", "model: {1: 2}\n", "a key must be text, but got '1'"),
+        ("tagged.yaml", "train: {epochs: !!int abc}\n", "the tag !!int has no place here; leave it out (line 1)"),
+        ("truth.yaml", "data: {augment: !!bool xyz}\n", "the tag !!bool has no place here"),
+        ("date.yaml", "train: {lr: !!timestamp 2020-99-99}\n", "the tag !!timestamp has no place here"),
+        ("object.yaml", "train: !!python/object/apply:os.system [true]\n", "has no place here"),
+        ("digits.yaml", "train: {epochs: " + "1" * 5000 + "}\n", "a whole number must fit into 64 bits"),
+        ("huge.yaml", "train: {epochs: 9223372036854775808}\n", "a whole number must fit into 64 bits"),
+        ("infinite.yaml", "train: {lr: 1e400}\n", "must be a finite number, but got .inf"),
+        ("tab.yaml", "model:\n\tdepth: 1\n", "not valid YAML"),
     ]:
         path = tmp_path / name
         if content is not None:
@@ -155,6 +192,40 @@ def test_files_that_cannot_be_read(tmp_path):
         assert sentence in caught.value.problems[0] and name in caught.value.problems[0]
     with pytest.raises(ConfigError, match="did you mean digits"):
         load_config("digit")
+    for name in ("a" * 300, "a\0b.yaml"):
+        with pytest.raises(UserError, match="is no path"):
+            load_config(name)
+
+
+def test_what_a_file_may_hold(tmp_path, monkeypatch):
+    """A byte order mark, an empty part, an alias, a home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "data: {name: cifar10, root: ~/images}\nmodel:\ntrain: &t {epochs: &e 3, warmup_epochs: 1, seed: *e}\n"
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    config = load_config("~/c.yaml", ["search.storage=sqlite:///~/study.db"])
+    assert (config.data.root, config.train.seed) == (f"{tmp_path}/images", 3)
+    assert config.search.storage == f"sqlite:///{tmp_path}/study.db" and config.model == Config().model
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@h/db", "postgresql://u:p/hunter2@h/db", "postgresql://u:p?hunter2@h/db",
+        "postgresql://u@h/db?password=hunter2", "postgresql://u@h/db?%70assword=hunter2", "postgresql://h/db?sslpassword=hunter2",
+        "mysql+pymysql://u@h/db?passwd=hunter2", "mysql://u@h/db?charset=utf8&PWD=hunter2", "mysql://u@h/db;password=hunter2", "postgres://u:hunter2@h/db",
+        "u:hunter2@h/db",
+    ],
+)  # fmt: skip
+def test_a_database_password_is_refused_and_not_shown(url):
+    found = problems({"search": {"storage": url}})
+    assert "`storage` must" in found[0] and "hunter2" not in found[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u@h:5432/db?passfile=/x&sslkey=/y", "mysql://u@h/db?ssl_key=/x", "sqlite:///a@b:c.db"]
+)
+def test_a_database_without_a_password_is_taken(url):
+    assert build_config({"search": {"storage": url}}).search.storage == url
 
 
 def test_paths_of_fields_are_dotted():

@@ -57,6 +57,14 @@ def test_relative_places_become_absolute_and_stay_at_home(work):
     assert set(rehearse(sent, work, lambda package: None).names) == {"job.yaml", "space.yaml"}
 
 
+def test_a_folder_at_home_is_the_one_here(work, monkeypatch):
+    """A machine of the cluster may have another home."""
+    monkeypatch.setenv("HOME", str(work / "me"))
+    text = "command: train\nrecipe: cifar10_2_256\nname: mine\noverrides: {data.root: ~/images}\nstorage: ~/runs\n"
+    sent = from_file(job_file(work, text), work)
+    assert sent.entrypoint.endswith(f"--storage {work}/me/runs --set data.root={work}/me/images")
+
+
 def test_an_evaluation_has_a_name_but_no_folder(work):
     sent = from_file(job_file(work, "command: evaluate\ntarget: x\nstorage: /shared\n", "check.yaml"), work)
     assert sent.name == "check" and sent.entrypoint == "python -m statten.cli run check.yaml --resume --storage /shared"
@@ -97,6 +105,7 @@ def test_a_plain_command_travels(words, entrypoint, work, typed):
         (["job.yaml", "--name", "a/b"], "--name: must be letters, digits"),
         (["job.yaml", "--address", "ray://head:10001"], "--address: must be the URL of a Ray dashboard such as http://HEAD:8265"),
         (["job.yaml", "--address", "http://127.0.0.1:1"], "--address: nothing answers at http://127.0.0.1:1"),
+        (["job.yaml", "--storage", "s3://key:hidden@bucket/runs"], "credentials have no place in a URI"),
         (["/elsewhere.yaml"], "/elsewhere.yaml: no such file"),
         (["outside.yaml", "--working-dir", "inner"], "outside.yaml lies outside of inner, the folder that travels"),
     ],

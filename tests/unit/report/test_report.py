@@ -17,14 +17,14 @@ from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
 from statten.report import figures, rates
-from statten.report.overview import details, details_table, watch, written
+from statten.report.overview import details, details_table, watch
 from statten.report.sections import build, contour_pair
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, label
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.checkpoint import save
-from statten.storage.run import Run
+from statten.storage.run import Run, written
 from statten.training.loop import validate
 
 SPACE = {

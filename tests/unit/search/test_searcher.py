@@ -1,6 +1,5 @@
 """The searcher over a real study and real, tiny training, without Ray: what is asked, told, taken over and never run twice."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from evaluated import TINY
 from ray.tune.search import Searcher
+from sweeps import TIMES, Stopped, drive, new, states
 
 from statten.config import load_config
 from statten.errors import ConfigError, UserError
@@ -24,44 +23,6 @@ from statten.space.loading import make_space
 from statten.storage.run import Run
 from statten.training.preflight import memory_bytes
 from statten.training.worker import run_fit
-
-SHORT = {
-    **TINY, "model.num_heads": 1, "data.fraction": 0.05, "train.epochs": 2, "train.batch_size": 16, "search.firing_range": None,
-}  # fmt: skip
-TIMES = {"model.timesteps": {"choices": [1, 2, 4]}, "model.block_size": {"divisors_of": "model.timesteps"}}
-
-
-class Stopped(BaseException):
-    """What Ray's SystemExit is in an actor."""
-
-
-def new(path, space=TIMES, **fields):
-    config = load_config("digits", {**SHORT, **{f"search.{k}": v for k, v in fields.items() if "__" not in k},
-                                    **{k.replace("__", "."): v for k, v in fields.items() if "__" in k}})  # fmt: skip
-    return Sweep.create(path, config, make_space(space, config))
-
-
-def drive(sweep, limit=100):
-    """Run a sweep as Ray Tune would, one trial at a time; returns the searcher."""
-    with sweep.writing() as attempt:
-        searcher = OptunaSearcher(sweep, attempt)
-        for _ in range(limit):
-            started = searcher.suggest("id")
-            if started == Searcher.FINISHED:
-                break
-
-            def then(row):
-                if searcher.judge("id", row):
-                    raise Stopped
-
-            with contextlib.suppress(Stopped):
-                run_fit(Run(Path(started["run"])), attempt, threads=1, then=then)
-            searcher.on_trial_complete("id")
-        return searcher
-
-
-def states(sweep):
-    return [trial.state.name for trial, _ in sweep.rows()]
 
 
 def test_a_space_is_exhausted_without_running_anything_twice(tmp_path):
@@ -281,9 +242,13 @@ def test_a_study_may_live_in_a_database(tmp_path):
     sweep = new(tmp_path / "s", trials=2, scheduler="none", storage=f"sqlite:///{tmp_path}/studies.db")
     drive(sweep)
     assert len(optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/studies.db").trials) == 2
-    lost = new(tmp_path / "lost", storage="postgresql://me@127.0.0.1:1/none")
     with pytest.raises(UserError, match=r"search.storage: postgresql://me@127.0.0.1:1/none cannot be opened"):
-        lost.study()
+        new(tmp_path / "lost", storage="postgresql://me@127.0.0.1:1/none")
+    assert not (tmp_path / "lost").exists()
+    with pytest.raises(UserError, match=r"studies.db holds a study called s already, of another sweep; choose another --name"):
+        new(tmp_path / "elsewhere" / "s", storage=f"sqlite:///{tmp_path}/studies.db")
+    with pytest.raises(UserError, match=r"made for other objectives \(val/top1 maximize\)"):
+        new(tmp_path / "elsewhere" / "s", storage=f"sqlite:///{tmp_path}/studies.db", objectives=["val/loss:min"])
     with pytest.raises(ConfigError, match="must not hold a password") as caught:
         load_config("digits", {"search.storage": "postgresql://me:secret@127.0.0.1/none"})
     assert "secret" not in str(caught.value)

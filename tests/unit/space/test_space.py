@@ -204,6 +204,15 @@ def test_infinite_spaces_have_no_count_and_are_not_enumerated(everything):
     assert never.count() == 3 == len(list(never.points()))
 
 
+def test_divisors_and_multiples_of_large_numbers_are_exact():
+    space = make({"data.split_seed": {"constant": 10**9}, "train.seed": {"divisors_of": "data.split_seed"}})
+    assert space.count() == 100
+    space = make(
+        {"model.depth": {"choices": [3]}, "train.seed": {"int": [10**17 + 1, 10**17 + 9], "multiple_of": "model.depth"}}
+    )
+    assert [point["train.seed"] % 3 for point in space.points()] == [0, 0, 0]
+
+
 def test_large_counts_are_not_enumerated():
     space = make({"model.depth": {"int": [1, 48]}, "train.seed": {"int": [0, 10**9]}, "data.split_seed": {"int": [1, 10**6]},
                   "model.embed_dim": {"int": [8, 4096], "multiple_of": 8 * 8}})  # fmt: skip
@@ -444,11 +453,38 @@ def test_an_expression_takes_numbers_and_truths_only_where_they_belong(text):
          "no combination of the space satisfies"),
         ({"train.seed": {"int": [0, 100000]}, "constraint": "train.seed > 1"},
          "at most 10000 values beside a constraint, but has 100001"),
+        ({"model.depth": {"choices": [1, 2]}, "train.seed": {"int": [0, 10**12], "multiple_of": "model.depth"},
+          "constraint": "train.seed > 3"}, "train.seed: must have at most 10000 values beside a constraint, but has 10000000"),
+        ({"data.split_seed": {"choices": [10**13]}, "train.seed": {"divisors_of": "data.split_seed"}},
+         "train.seed: divisors_of must name a number up to 1,000,000,000, but data.split_seed is 10,000,000,000,000"),
+        ({"train.seed": {"choices": list(range(20_000))}}, "train.seed: choices must be at most 1000, but are 20000"),
+        ({"couple.a": {"choices": [{"train.seed": i} for i in range(20_000)]}}, "couple.a: choices must be at most 1000"),
+        ({"train.seed": {"int": [0, 2**63 - 1]}}, "train.seed: must have at most 2**53 steps"),
+        ({"train.weight_decay": {"float": [0, 1e300], "step": 1e-5}}, "train.weight_decay: must have at most 2**53 steps"),
+        ({"train.weight_decay": {"float": [0, float("inf")]}}, "low, high and the way between them must be finite"),
+        ({"train.weight_decay": {"float": [-1.7e308, 1.7e308]}}, "low, high and the way between them must be finite"),
+        ({"model.depth": {"int": [1, 4]}, "constraint": f"{10**400} / 7 > model.depth"}, "is too large a number where"),
         ({"constriant": "model.depth > 1"}, "s.yaml: constriant: no such field; did you mean constraint?"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(tree, sentence):
     assert sentence in problem(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "names"),
+    [
+        ({"train.seed": {"int": [0, 999]}, "train.cooldown_epochs": {"int": [0, 999]}, "constraint":
+          "train.seed + train.cooldown_epochs > 2000"}, "train.seed, train.cooldown_epochs"),
+        ({"train.seed": {"int": [0, 10**9]}, "data.split_seed": {"int": [0, 9], "if": "train.seed > 5"}}, "data.split_seed"),
+        ({"train.seed": {"int": [1, 10**9]}, "data.split_seed": {"divisors_of": "train.seed"}}, "data.split_seed"),
+        ({"train.seed": {"int": [1, 10**9]}, "data.split_seed": {"int": [0, 10**9], "multiple_of": "train.seed"}},
+         "data.split_seed"),
+    ],
+)  # fmt: skip
+def test_a_space_that_nobody_could_wait_for_is_refused(tree, names, monkeypatch):
+    monkeypatch.setattr("statten.space.space.MOST_TRIES", 10_000)
+    assert problem(tree) == f"s.yaml: {names}: depend on each other in more than 10,000 combinations; give them fewer values"
 
 
 def test_all_mistakes_are_reported_at_once():

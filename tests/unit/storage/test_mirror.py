@@ -410,6 +410,11 @@ def test_what_is_damaged_in_a_working_copy_is_named_or_made_anew(uri):
     ("text", "sentence"),
     [
         ("s3://key:hidden@bucket/runs", "credentials have no place in a URI"),
+        ("s3://key:hid/den@bucket/runs", "credentials have no place in a URI"),
+        ("s3://hidden@bucket/runs", "credentials have no place in a URI"),
+        ("abfs://c@a.dfs.core.windows.net/p?tenant_id=a&client_secret=hidden", "AZURE_CLIENT_SECRET"),
+        ("abfs://c@a.dfs.core.windows.net/p?sv=1&sig=hidden", "credentials have no place in a URI"),
+        ("s3://bucket/runs?secret_key=hidden", "credentials have no place in a URI"),
         ("nope://bucket/runs", "cannot be opened: Unrecognized filesystem type"),
         ("s3://bucket/runs?bogus=1", "cannot be opened: Unexpected query parameter"),
         ("gs://bucket/runs?bogus=1", "cannot be opened: Unexpected query parameter"),
@@ -418,7 +423,7 @@ def test_what_is_damaged_in_a_working_copy_is_named_or_made_anew(uri):
 def test_uris_that_cannot_be(text, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         working_copy(text)
-    assert "hidden" not in str(error.value)
+    assert "hidden" not in str(error.value) and "hid/den" not in str(error.value)
 
 
 def test_wrong_bucket_and_wrong_keys(uri, server, monkeypatch, tmp_path):
