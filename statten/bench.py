@@ -32,7 +32,7 @@ from statten.data.shards import shard
 from statten.data.transforms import sample_transform
 from statten.display import console
 from statten.errors import UserError, nearest
-from statten.files import write_json
+from statten.files import check_writable, write_json
 from statten.machine import environment, whole_cores
 from statten.models import Backbone, build_model, fold_batch_norm
 from statten.models.attention import statten as counts
@@ -445,6 +445,10 @@ def run_benchmark(
     """Run a benchmark, show its rows as they come, and write them to `output` with the hardware named."""
     if output is not None and not output.parent.is_dir():
         raise UserError(f"--output: there is no folder {output.parent}")
+    if output is not None:
+        check_writable(output.parent, "name another --output")
+        if output.is_dir():
+            raise UserError(f"--output: must be a file, but {output} is a folder")
     rows = []
     with console.status(f"measuring {what}: the cases take turns, {repeats} each"):
         for row in BENCHMARKS[what](device, repeats, model, batch):

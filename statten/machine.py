@@ -1,10 +1,12 @@
 """This machine: cores, memory, compiler, what the kernel ended, and the versions that a reviewer needs."""
 
+import ipaddress
 import os
 import platform
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,18 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+
+def leads_here(url: str) -> bool:
+    """Whether a URL's host is this machine by a loopback address, which no proxy can reach."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    with suppress(OSError):  # numbers in any form that the system takes, such as 127.1
+        host = socket.inet_ntoa(socket.inet_aton(host))
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What tests of every folder use: a command typed in this process, and the folder that it is typed in."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +32,27 @@ def work(tmp_path, monkeypatch):
     monkeypatch.delenv("STATTEN_STORAGE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def read_only():
+    """Make a folder read-only as a mount is, whose permission bits say otherwise; without root by its bits."""
+    made: list[Path] = []
+
+    def make(folder: Path) -> Path:
+        made.append(folder)
+        if os.getuid():
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(path.stat().st_mode & ~0o222)
+        else:
+            subprocess.run(["mount", "--bind", folder, folder], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        return folder
+
+    yield make
+    for folder in made:
+        if os.getuid():
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(path.stat().st_mode | 0o200)
+        else:
+            subprocess.run(["umount", "-l", folder], check=True)

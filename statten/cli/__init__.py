@@ -1,5 +1,7 @@
 """The command line: thin, every command is a function of the package that a notebook can call."""
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +14,15 @@ from statten.cli.jobs import jobs_app
 from statten.cli.options import app
 from statten.cli.stopping import Stopped, stoppable
 from statten.errors import Failed, UserError
+from statten.files import FULL
 
 __all__ = ["app", "data", "evaluate", "machine", "main", "resume", "show", "train"]
 
 app.add_typer(evaluate.energy_app, name="energy")
 app.add_typer(data.data_app, name="data")
 app.add_typer(jobs_app)
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a place where nothing can be written: no mistake of the program."""
 USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it: unknown options, missing arguments
 
 
@@ -44,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail([str(stopped)], stopped.code)
     except Failed as error:
         _fail([str(error)], 1)
+    except OSError as error:
+        if not error.filename or error.errno not in REFUSED:
+            raise
+        _fail([f"{error.filename}: {os.strerror(error.errno)}"], 1)
 
 
 def _fail(problems: list[str], code: int) -> None:

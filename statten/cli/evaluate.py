@@ -10,6 +10,10 @@ from statten.cli.options import Ema, Evaluated, Json, OnData, Set, Storage, app,
 from statten.errors import user_path
 from statten.storage.run import locate
 
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", parser=user_path, metavar="DIR", help="Folder for the results; default: evaluations/ in the run."),
+]
 energy_app = typer.Typer(help="The energy ledger that `evaluate` writes.", rich_markup_mode=None)
 app.add_typer(energy_app, name="energy")
 
@@ -32,6 +36,7 @@ def evaluate(
         float | None, typer.Option(min=0, metavar="PJ", help="Also count memory traffic, at so many pJ a byte.")
     ] = None,
     storage: Storage = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint, a run's best epoch or a sweep's best trial on the test part."""
@@ -53,6 +58,7 @@ def evaluate(
         exact=exact,
         conventions=conventions,
         storage=storage,
+        output=output,
     )
     if as_json:
         return print_json(report)
@@ -66,13 +72,14 @@ def anytime(
     data: OnData = None,
     ema: Ema = True,
     storage: Storage = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy, energy and latency after 1 .. T timesteps, and early exit by confidence."""
     path = locate(target, begin(as_json, storage))
     from statten.evaluation import anytime as times
 
-    report = times.anytime(path, overrides, data=data, ema=ema, storage=storage)
+    report = times.anytime(path, overrides, data=data, ema=ema, storage=storage, output=output)
     return print_json(report) if as_json else times.anytime_summary(report)
 
 
@@ -90,6 +97,7 @@ def grid(
     data: OnData = None,
     ema: Ema = True,
     storage: Storage = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy and energy of one set of weights at every (timesteps, block size), on the validation part."""
@@ -97,7 +105,15 @@ def grid(
     from statten.evaluation import grid as grids
 
     report = grids.grid(
-        path, overrides, timesteps=timesteps or None, recalibrate=recalibrate, part=part, data=data, ema=ema, storage=storage
+        path,
+        overrides,
+        timesteps=timesteps or None,
+        recalibrate=recalibrate,
+        part=part,
+        data=data,
+        ema=ema,
+        storage=storage,
+        output=output,
     )
     return print_json(report) if as_json else grids.grid_summary(report)
 
@@ -115,6 +131,7 @@ def compare(
     data: OnData = None,
     ema: Ema = True,
     storage: Storage = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Compare models on the same test samples: confidence intervals, and whether a gain is noise."""
@@ -123,7 +140,7 @@ def compare(
     paths = [[locate(name, folder) for name in group] for group in groups]
     from statten.evaluation import compare as comparing
 
-    report = comparing.compare(paths, overrides, data=data, ema=ema, resamples=resamples, storage=storage)
+    report = comparing.compare(paths, overrides, data=data, ema=ema, resamples=resamples, storage=storage, output=output)
     return print_json(report) if as_json else comparing.compare_summary(report)
 
 

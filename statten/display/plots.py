@@ -1,6 +1,7 @@
 """Pictures without a window system, and tables in Markdown."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -21,6 +22,12 @@ def figure(width: float, height: float) -> Any:
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made
+
+
+def save_figure(made: Any, path: Path) -> None:
+    """Write or replace a PNG; a link at its place goes, and what it leads to stays."""
+    path.unlink(missing_ok=True)
+    made.savefig(path, dpi=120)
 
 
 def heat_map(cells: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, form: str) -> Any:

@@ -66,7 +66,7 @@ def _advance(bar: Progress, task: TaskID, run: Run, finished: int, epochs: int) 
 
 def _print_log(path: Path, start: int) -> int:
     if _size(path) > start:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             file.seek(start)
             for line in file.read().splitlines():
                 console.print(line, style="dim", markup=False)

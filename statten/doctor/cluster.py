@@ -21,6 +21,7 @@ from statten.cluster.token import token_file
 from statten.doctor.checks import Broken, Missing
 from statten.doctor.probe import PACKAGES, PREFIX
 from statten.errors import UserError, user_path
+from statten.machine import leads_here
 
 # A cluster.
 
@@ -129,8 +130,9 @@ def check_cluster(probe: ClusterProbe) -> str:
 
 def check_cluster_token(address: str) -> str:
     """Whoever has no token is sent away."""
+    proxies = [urllib.request.ProxyHandler({})] if leads_here(address) else []
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=10) as answer:
+        with urllib.request.build_opener(*proxies).open(f"{address.rstrip('/')}/api/version", timeout=10) as answer:
             status = answer.status
     except urllib.error.HTTPError as error:
         status = error.code

@@ -1,6 +1,7 @@
 """Evaluation on the test part, which nothing else reads: accuracy, rates and energy of our runs and of published weights.
 
-    <run>/evaluations/<dataset>-T4-b2-<digest>/     or <storage>/evaluations/<file>-..., for a published checkpoint
+    <run>/evaluations/<dataset>-T4-b2-<digest>/     or <storage>/evaluations/<file>-..., for a published checkpoint,
+                                                    or <output>/<name>-..., with --output
         report.json          everything that was found, the energy ledger included
         report.md            the same as tables
         report.html          a page with tables and figures that opens from disk, without a network

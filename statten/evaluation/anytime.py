@@ -13,8 +13,8 @@ import torch
 
 from statten.data import make_test_loader
 from statten.display import console, progress_bar, table
-from statten.display.plots import figure, md_table
-from statten.evaluation.evaluator import home
+from statten.display.plots import figure, md_table, save_figure
+from statten.evaluation.evaluator import place
 from statten.evaluation.measure import Measured, measure
 from statten.evaluation.report import accuracy
 from statten.evaluation.targets import open_target
@@ -41,7 +41,7 @@ class _FirstFrames:
 
 def anytime(
     path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = (), *, data: str | None = None, ema: bool = True,
-    storage: Path | None = None,
+    storage: Path | None = None, output: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy, energy and latency after 1 .. T timesteps, and early exit by confidence, on the test part.
 
@@ -49,12 +49,13 @@ def anytime(
     Its energy is that of the mean sample after the t timesteps.
 
     Args:
-        path: as in `evaluate`, overrides, data, ema and storage too.
+        path: as in `evaluate`, overrides, data, ema, storage and output too.
 
     Returns:
         `steps`: a row for each t; `early_exit`: a row for each level.
     """
     target = open_target(Path(path), overrides, data, ema)
+    folder = place(target, storage, output)
     config = target.evaluated_on(1)
     target.preflight(config)
     model, m = target.model(), config.model
@@ -75,7 +76,6 @@ def anytime(
         "target": target.name, "checkpoint": str(target.source), "data": config.data.name, "samples": records[0].samples,
         "block_size": m.block_size, "steps": rows, "early_exit": exits,
     }  # fmt: skip
-    folder = home(target, storage)
     folder.mkdir(parents=True, exist_ok=True)
     report["folder"] = str(folder)
     _write_anytime(report, folder)
@@ -119,7 +119,7 @@ def _write_anytime(report: dict[str, Any], folder: Path) -> None:
         axes.set_ylabel("top-1 (%)")
         axes.grid(alpha=0.3)
     left.legend()
-    made.savefig(folder / "anytime.png", dpi=120)
+    save_figure(made, folder / "anytime.png")
     publish(folder)
 
 

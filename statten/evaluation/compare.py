@@ -20,7 +20,7 @@ from scipy.stats import binomtest, ttest_ind
 
 from statten.display import console, table
 from statten.errors import UserError
-from statten.evaluation.evaluator import evaluate, home
+from statten.evaluation.evaluator import evaluate, home, place
 from statten.evaluation.measure import Measured, load
 from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
@@ -32,11 +32,13 @@ _REAL = "a real difference"
 def compare(
     paths: Sequence[Path | str | Sequence[Path | str]], overrides: Iterable[str] | Mapping[str, Any] = (), *,
     data: str | None = None, ema: bool = True, resamples: int = 10_000, seed: int = 0, storage: Path | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate two or more targets (those that are not yet), and compare them sample by sample.
 
     Args:
-        paths: as in `evaluate`, overrides, data, ema and storage too; a sequence of paths is one model under several seeds.
+        paths: as in `evaluate`, overrides, data, ema, storage and output too; a sequence of paths is one model under
+            several seeds.
         resamples: of the bootstrap.
         seed: of its draws.
 
@@ -51,8 +53,11 @@ def compare(
     targets = [[open_target(Path(path), overrides, data, ema) for path in group] for group in groups]
     for group, members in zip(groups, targets, strict=True):  # all mistakes before the first evaluation
         _check_seeds(group, members)
+        for target in members:
+            if _kept(target, storage, output) is None:
+                place(target, storage, output)
     found = [
-        [_records(path, target, overrides, data, ema, storage) for path, target in zip(*both, strict=True)]
+        [_records(path, target, overrides, data, ema, storage, output) for path, target in zip(*both, strict=True)]
         for both in zip(groups, targets, strict=True)
     ]
     first = found[0][0]
@@ -80,10 +85,18 @@ def _name(target: Target) -> str:
     return f"{target.name} (T={target.config.model.timesteps}, b={target.config.model.block_size})"
 
 
-def _records(path: Path | str, target: Target, overrides: Any, data: str | None, ema: bool, storage: Path | None) -> Measured:
-    samples = home(target, storage) / "samples.safetensors"
-    if not samples.is_file():
-        evaluate(path, overrides, data=data, ema=ema, storage=storage)
+def _kept(target: Target, storage: Path | None, output: Path | None) -> Path | None:
+    """Records of an earlier evaluation, wherever they were written."""
+    places = [home(target, storage, place) / "samples.safetensors" for place in (output, None)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _records(
+    path: Path | str, target: Target, overrides: Any, data: str | None, ema: bool, storage: Path | None, output: Path | None
+) -> Measured:
+    if (samples := _kept(target, storage, output)) is None:
+        report = evaluate(path, overrides, data=data, ema=ema, storage=storage, output=output)
+        samples = Path(report["folder"]) / "samples.safetensors"
     return load(samples)
 
 

@@ -22,7 +22,7 @@ from statten.evaluation.show import write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions
-from statten.storage.mirror import publish
+from statten.storage.mirror import check_place, publish
 from statten.storage.run import default_storage
 
 
@@ -38,6 +38,7 @@ def evaluate(
     exact: bool = False,
     conventions: Conventions | None = None,
     storage: Path | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a sweep's best trial, a run's best epoch, a checkpoint or a published checkpoint on the test part of a dataset.
 
@@ -54,6 +55,7 @@ def evaluate(
             choose another order of summation for another batch, and a membrane within rounding of its threshold may flip.
         conventions: what the energy ledger counts how.
         storage: where reports of published checkpoints go; those of a run go to its own folder.
+        output: where the folder of this evaluation goes instead, such as for a run that cannot be written.
 
     Returns:
         top1, top5 (percent), loss (cross-entropy), samples, left_out, firing_rates (spikes per neuron and
@@ -62,7 +64,7 @@ def evaluate(
     target = open_target(Path(path), overrides, data, ema, large, exact)
     if workers is None:
         workers = target.config.scale.max_workers if "scale.workers" in target.changed else 1
-    folder = home(target, storage)
+    folder = place(target, storage, output)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
     report = build(target, found, time.monotonic() - began, workers, conventions or Conventions())
@@ -70,20 +72,29 @@ def evaluate(
     save(compact(found), folder / "samples.safetensors")
     write(report, folder)
     write_text(folder / "report.html", html(report))
-    if target.run and not exact and all(name.startswith("scale.") for name in target.changed):
+    if target.run and output is None and not exact and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
         publish(target.run.path / "evaluation.json")
     publish(folder)
     return report
 
 
-def home(target: Target, storage: Path | None = None) -> Path:
-    """The folder that belongs to an evaluation, and to it alone: in its run, or for a published checkpoint in the storage."""
+def home(target: Target, storage: Path | None = None, output: Path | None = None) -> Path:
+    """The folder that belongs to an evaluation, and to it alone: in `output`, else in its run, or for a published checkpoint in
+    the storage."""
     m = target.config.model
     name = f"{target.config.data.name}-T{m.timesteps}-b{m.block_size}-{target.key()}"
-    if target.run:
+    if target.run and output is None:
         return target.run.path / "evaluations" / name
-    return (storage or default_storage()) / "evaluations" / f"{target.name}-{name}"
+    return (output or (storage or default_storage()) / "evaluations") / f"{target.name.replace('/', '-')}-{name}"
+
+
+def place(target: Target, storage: Path | None = None, output: Path | None = None) -> Path:
+    """`home`; raises UserError before anything is measured where it, or the run that keeps the result, cannot be written."""
+    folder = home(target, storage, output)
+    for needed in [folder, *([target.run.path] if target.run and output is None else [])]:
+        check_place(needed)
+    return folder
 
 
 def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool = True) -> Measured:

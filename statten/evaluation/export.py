@@ -21,19 +21,18 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from statten.config import Config, ModelConfig, dump_config
 from statten.errors import Failed, UserError, nearest
 from statten.evaluation.targets import Target, open_target
-from statten.files import new_folder, write_json, write_text
+from statten.files import check_writable, new_folder, write_json, write_text
 from statten.models import Backbone
 from statten.models.memory import MaxPool
 from statten.models.published import load_published, published_arguments, to_published
 from statten.neurons import LIF
 from statten.registry import BACKBONES
-from statten.storage.run import exists
+from statten.storage.checkpoint import save_tensors
 
 DEFAULT = ("safetensors", "published", "torch_export")
 FORMATS = (*DEFAULT, "onnx")
@@ -112,6 +111,9 @@ def export(
         missing = [package for package in _NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
         if missing:
             raise UserError(f"--format {name}: needs {' and '.join(missing)}; install with: pip install 'statten[{name}]'")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise _exists(output)
+    check_writable(output.parent, "name another --output")
     target = open_target(Path(path), overrides, data, ema)
     if "nir" in formats:
         raise UserError(f"--format nir: {nir_lacks(target.config.model)}")
@@ -125,8 +127,12 @@ def export(
             for name in formats:
                 files |= _WRITERS[name](target, model, folder, x, wanted)
     except FileExistsError:
-        raise exists(output) from None
+        raise _exists(output) from None
     return {"target": target.name, "checkpoint": str(target.source), "folder": str(output), "files": files}
+
+
+def _exists(output: Path) -> UserError:
+    return UserError(f"{output}: exists already; name a new folder with --output")
 
 
 def nir_lacks(config: ModelConfig) -> str:
@@ -154,7 +160,7 @@ def timm_name(config: Config) -> tuple[str, dict[str, Any]]:
 
 def _safetensors(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
     path = folder / "model.safetensors"
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    save_tensors(model.state_dict(), path)
     write_text(folder / "config.yaml", dump_config(target.config))
     name, arguments = timm_name(target.config)
     write_json(folder / "config.json", {"architecture": name, "model_args": arguments})

@@ -1,5 +1,7 @@
 """How far one set of weights carries: accuracy and energy at every (timesteps, block size), which own no weights."""
 
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from torch import nn
 from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
 from statten.display import console, progress_bar, table
-from statten.display.plots import heat_map, md_table
+from statten.display.plots import heat_map, md_table, save_figure
 from statten.errors import ConfigError, UserError, in_shell
-from statten.evaluation.evaluator import home
+from statten.evaluation.evaluator import place
 from statten.evaluation.measure import measure
 from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
@@ -28,11 +30,12 @@ from statten.storage.run import Run
 def grid(
     path: Path | str, overrides: Iterable[str] | Mapping[str, Any] = (), *, timesteps: list[int] | None = None,
     recalibrate: int = 0, part: str = "validation", data: str | None = None, ema: bool = True, storage: Path | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy and energy of one set of weights at every number of timesteps and every block size that divides it.
 
     Args:
-        path: as in `evaluate`, overrides, data, ema and storage too.
+        path: as in `evaluate`, overrides, data, ema, storage and output too.
         timesteps: numbers of timesteps; empty means 1, 2, 4, ... up to twice the trained number.
         part: `validation`, so that (T, b) may be chosen by what is found here, or `test`.
         recalibrate: training batches from which BatchNorm's statistics are found anew in each cell; 0 keeps the trained ones.
@@ -44,6 +47,7 @@ def grid(
     if part not in ("validation", "test"):
         raise UserError(f"--part: must be validation or test, but got {part!r}")
     target = open_target(Path(path), overrides, data, ema)
+    folder = place(target, storage, output)
     trained = target.config.model
     chosen = timesteps or sorted({2**i for i in range(7) if 2**i <= 2 * trained.timesteps} | {trained.timesteps})
     pairs = [(t, b) for t in chosen for b in range(1, t + 1) if t % b == 0 or (t, b) == (trained.timesteps, trained.block_size)]
@@ -72,7 +76,6 @@ def grid(
         "trained": {"timesteps": trained.timesteps, "block_size": trained.block_size},
         "cells": cells, "best": best,
     }  # fmt: skip
-    folder = home(target, storage)
     folder.mkdir(parents=True, exist_ok=True)
     files = f"grid-{part}" + (f"-recalibrated-{recalibrate}" if recalibrate else "")
     report |= {"folder": str(folder), "files": files}
@@ -98,7 +101,8 @@ def best_pair(run: Run, overrides: Iterable[str] | Mapping[str, Any] = ()) -> tu
         if name in wanted:
             raise UserError(f"--grid: chooses {name}, but --set {name}={wanted[name]} does too; leave one of them out")
     here = {name: value for name, value in wanted.items() if name == "data.root" or name.startswith("scale.")}
-    report = grid(run.path, here)
+    with tempfile.TemporaryDirectory() as aside:  # for somebody else's run: the choice is what counts
+        report = grid(run.path, here, output=None if os.access(run.path, os.W_OK) else Path(aside))
     best, cells, before = report["best"], report["cells"], report["trained"]
     tied = sum(cell["top1"] == best["top1"] for cell in cells)
     trained = next(cell for cell in cells if {name: cell[name] for name in before} == before)
@@ -164,7 +168,7 @@ def _write_grid(report: dict[str, Any], stem: Path) -> None:
     how = f",\nBatchNorm from {report['recalibrated_batches']} batches" if report["recalibrated_batches"] else ""
     title = f"Top-1 (%), {report['part']} part{how}"
     made = heat_map(values, [f"T={t}" for t in steps], [f"b={b}" for b in blocks], title, "{:.2f}")
-    made.savefig(stem.with_suffix(".png"), dpi=120)
+    save_figure(made, stem.with_suffix(".png"))
     publish(stem.parent)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from statten.config import Config
@@ -24,6 +23,7 @@ from statten.metrics.accuracy import rank_of
 from statten.metrics.inference import autocast, evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.models import Backbone
+from statten.storage.checkpoint import save_tensors
 
 CHUNK = 8192
 """Samples of a chunk, about."""
@@ -155,9 +155,9 @@ def measure_chunks(
 def save(part: Measured, path: Path) -> None:
     """Keep a part, whole or not at all."""
     aside = path.with_name(f".{path.name}")
-    tensors = {f"sums.{name}": value.clone().contiguous() for name, value in part.sums.items()}
+    tensors = {f"sums.{name}": value.clone() for name, value in part.sums.items()}
     about = {"seconds": repr(part.seconds), "peak_bytes": str(part.peak_bytes), "left_out": str(part.left_out)}
-    save_file({"index": part.index.contiguous(), "records": part.records.contiguous(), **tensors}, aside, about)
+    save_tensors({"index": part.index, "records": part.records, **tensors}, aside, about)
     aside.replace(path)
 
 
@@ -167,8 +167,8 @@ def load(path: Path) -> Measured:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             about = file.metadata()
-    except (SafetensorError, OSError) as error:
+        sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
+        numbers = float(about["seconds"]), int(about["peak_bytes"]), int(about["left_out"])
+        return Measured(tensors["index"], tensors["records"], sums, *numbers)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete it and evaluate again") from None
-    sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
-    numbers = float(about["seconds"]), int(about["peak_bytes"]), int(about["left_out"])
-    return Measured(tensors["index"], tensors["records"], sums, *numbers)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from statten.display.plots import figure, heat_map, md_table
+from statten.display.plots import figure, heat_map, md_table, save_figure
 from statten.evaluation.report import LAYER_COLUMNS, headline, layer_rows, warnings
 from statten.files import write_json, write_text
 
@@ -17,7 +17,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     write_text(folder / "report.md", markdown(report))
     figures = pictures(report)
     for name, made in figures.items():
-        made.savefig(folder / f"{name}.png", dpi=120)
+        save_figure(made, folder / f"{name}.png")
     _tensorboard(report, figures, folder / "tensorboard")
 
 

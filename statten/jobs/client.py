@@ -23,6 +23,7 @@ from statten.cluster.token import read_token, token_refused
 from statten.errors import Failed, UserError, nearest
 from statten.jobs.file import SUBMITTED, Runtime
 from statten.jobs.package import Package, pack, travelling
+from statten.machine import leads_here
 
 DASHBOARD = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -95,6 +96,20 @@ def dashboard_url(address: str | None = None) -> str:
     return url.rstrip("/")
 
 
+def _proxy_named(url: str) -> str:
+    """The end of a sentence: which variable sends what is asked of a URL to a proxy; its value may hold a password."""
+    from requests.utils import get_environ_proxies
+
+    scheme = urlsplit(url).scheme
+    used = get_environ_proxies(url) if not leads_here(url) else {}
+    found = next((name for name in (scheme, "all") if name in used), None)
+    if found is None:
+        return ""
+    names = (f"{found}_proxy", f"{found.upper()}_PROXY")
+    named = next((name for name in names if os.environ.get(name)), names[0])
+    return f"; ${named} sends it to a proxy: add {urlsplit(url).hostname} to $no_proxy if that cannot reach it"
+
+
 class JobClient:
     """The jobs of one cluster."""
 
@@ -107,9 +122,11 @@ class JobClient:
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
+        direct = {"proxies": {"no_proxy": "*"}} if leads_here(self.url) else {}
+
         class Client(JobSubmissionClient):
             def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-                return super()._do_request(method, endpoint, **{"timeout": _TIMEOUT, **options})
+                return super()._do_request(method, endpoint, **{"timeout": _TIMEOUT, **direct, **options})
 
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -121,7 +138,8 @@ class JobClient:
         """Say in a sentence what Ray, and the requests library below it, raise."""
         from ray.exceptions import AuthenticationError
 
-        stranger = f"--address: what answers at {self.url} is no Ray dashboard"
+        through = _proxy_named(self.url)
+        stranger = f"--address: what answers at {self.url} is no Ray dashboard{through}"
         try:
             yield
         except AuthenticationError:
@@ -131,7 +149,7 @@ class JobClient:
             if isinstance(error, ValueError) or (answer is not None and answer.status_code < 500):
                 raise UserError(stranger) from None
             raise Unreachable(
-                f"--address: nothing answers at {self.url}; is the cluster up, its dashboard reachable?"
+                f"--address: nothing answers at {self.url}; is the cluster up, its dashboard reachable?{through}"
             ) from None
         except KeyError:
             raise UserError(stranger) from None

@@ -4,7 +4,7 @@ The published names are on the left; its q, k and v are one convolution here.
 """
 
 import argparse
-import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
 from statten.errors import ConfigError, UserError, first_line
+from statten.files import describe_file
 from statten.models.backbones.base import Backbone
 from statten.models.factory import build_model
 from statten.registry import BACKBONES
 
 
 def from_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[str, Tensor]:
-    """A published state_dict, with or without "module." prefixes, as one of ours.
+    """A published state_dict, with or without wrappers' prefixes such as "module.", as one of ours.
 
     Raises:
         UserError: weights that have no place here, or lack their partners, by name.
@@ -94,6 +95,9 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
     missing = [name for name in _SHAPE if name not in arguments]
     if missing:
         raise UserError(f"published arguments: {', '.join(missing)} missing")
+    told = {**_SHAPE, "spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
+    if odd := [name for name in (*told, "TET") if not _plain(arguments.get(name))]:
+        raise UserError(f"published arguments: {', '.join(odd)}: must be a plain value")
     # The published model uses PLIF in the MLP and the head only.
     neuron = {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif"
     fields: dict[str, Any] = {
@@ -107,13 +111,15 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
         config = build_config({}, fields)
     except ConfigError as error:
         raise ConfigError([f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]) from None
-    told = {**_SHAPE, "spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
     rows = [_row(name, arguments[name], path) for name, path in told.items() if name in arguments]
     # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
     for name, path in _OTHERS.items():
         if name in arguments:
             value = arguments[name]
             wanted = str(value).rpartition("/")[2].replace("-", "") if name == "dataset" else value
+            if not _plain(wanted):
+                rows.append(_row(name, value, None, f"is a {type(value).__name__}"))
+                continue
             try:
                 config = with_overrides(config, {path: wanted})
                 rows.append(_row(name, value, path))
@@ -146,6 +152,11 @@ def published_arguments(config: Config) -> dict[str, Any]:
     return {"model": "sdt", "dataset": f"torch/{config.data.name}", **arguments, **modes, "dvs_mode": m.events}
 
 
+def _plain(value: Any) -> bool:
+    """Whether a config's field could hold a value."""
+    return isinstance(value, str | int | float | None) or (isinstance(value, list | tuple) and all(map(_plain, value)))
+
+
 def _row(argument: str, value: Any, field: str | None, reason: str = "") -> dict[str, Any]:
     plain = value if isinstance(value, str | int | float | bool | None) else str(value)
     return {"argument": argument, "value": plain, "field": field, "reason": reason}
@@ -166,41 +177,81 @@ def read_published(path: str | Path, ema: bool = True) -> Published:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read safely: {first_line(error)}") from None
+    except Exception as error:  # what is damaged may raise anything
+        raise UserError(f"{path}: not a checkpoint that can be read safely: {_reason(path, error)}") from None
     if not isinstance(saved, dict) or not {"state_dict", "args"} <= set(saved):
-        raise UserError(f"{path}: must hold state_dict and args, as the published trainer writes them")
+        holds = (
+            f"but holds {', '.join(map(str, [*saved][:5]))}" if isinstance(saved, dict) else f"but is a {type(saved).__name__}"
+        )
+        raise UserError(f"{path}: must hold state_dict and args, as the published trainer writes them, {holds}")
     if not isinstance(saved["args"], argparse.Namespace):
         raise UserError(f"{path}: args must be the trainer's arguments, but are of type {type(saved['args']).__name__}")
-    averaged = ema and bool(saved.get("state_dict_ema"))
-    state = saved["state_dict_ema" if averaged else "state_dict"]
+    average = saved.get("state_dict_ema")
+    averaged = ema and average is not None and not (isinstance(average, dict) and not average)
+    state = average if averaged else saved["state_dict"]
     if not isinstance(state, dict):
         raise UserError(f"{path}: the weights must be a mapping of names to tensors, but are a {type(state).__name__}")
-    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    odd += [name for name, value in state.items() if name not in odd and not bool(value.isfinite().all())]
-    if odd:
+    if odd := [name for name, value in state.items() if not (isinstance(name, str) and _numbers(value))]:
         raise UserError(f"{path}: {', '.join(map(str, odd))}: not a tensor of finite numbers")
     try:
         weights = from_published(state)
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems]) from None
-    epoch = saved.get("epoch")
-    return Published(vars(saved["args"]), weights, averaged, epoch if isinstance(epoch, int) else None)
+    epoch, arguments = saved.get("epoch"), {str(name): value for name, value in vars(saved["args"]).items()}
+    return Published(arguments, weights, averaged, epoch if isinstance(epoch, int) else None)
+
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a plain tensor of finite numbers, all of which are in the file."""
+    plain = (
+        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu" and value.dtype in _DTYPES
+    )
+    return plain and value.nbytes <= value.untyped_storage().nbytes() and bool(value.isfinite().all())
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is no checkpoint; PyTorch's own words may advise to run what is in it."""
+    if what := describe_file(path):
+        return f"it is {what}"
+    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it holds {foreign[1]}, and loading Python objects may run code; have it saved with state_dict and args alone"
+    words = first_line(error)
+    return "it is damaged or cut off" + ("" if "weights" in words.lower() or len(words) > 120 else f": {words}")
 
 
 def _check_archive(path: Path) -> None:
     """Raise UserError where the file is missing, or its check sums do not fit: torch.load does not look at them."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        return  # older than zip archives; torch.load has its say
     try:
+        if not zipfile.is_zipfile(path):
+            return  # older than zip archives; torch.load has its say
         with zipfile.ZipFile(path) as archive:
+            names, size = archive.namelist(), sum(part.file_size for part in archive.infolist())
+            kind = next((kind for name, kind in _ARCHIVES if any(n.endswith(name) for n in names)), None)
+            if kind is None and not any(name.endswith("data.pkl") for name in names):
+                kind = f"a zip archive of {', '.join(names[:3]) or 'nothing'}"
+            if kind:
+                raise UserError(f"{path}: not a checkpoint that can be read safely: it is {kind}")
+            if size > 100 * path.stat().st_size:
+                raise UserError(f"{path}: damaged: it would become {size:,} bytes")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # what is damaged may raise anything
+        raise UserError(f"{path}: damaged: {first_line(error)}") from None
     if damaged:
         raise UserError(f"{path}: damaged: {damaged} does not match its check sum")
+
+
+_ARCHIVES = (
+    ("constants.pkl", "a TorchScript program"),
+    ("archive_format", "a program of torch.export"),
+    (".npy", "NumPy arrays (.npz)"),
+)
 
 
 def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> Backbone:

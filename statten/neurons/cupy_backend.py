@@ -1,6 +1,5 @@
 """The neuron on NVIDIA GPUs: kernels.cu, compiled by NVRTC through CuPy for each number of timesteps and set of choices."""
 
-import fcntl
 import functools
 import importlib.util
 import os
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from statten.errors import first_line
-from statten.files import cache_folder
+from statten.files import locked, own_cache
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable, frames
 
@@ -88,11 +87,8 @@ class Launcher:
     def _compile(self, device: torch.device, variant: Variant) -> Any:
         import cupy
 
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
         module = cupy.RawModule(code=source(), options=variant.options())
-        with open(folder / "cupy.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker compiles, the others on this machine read CuPy's cache
+        with locked(own_cache() / "cupy.lock"):  # one worker compiles, the others on this machine read CuPy's cache
             try:
                 module.compile()
             except cupy.cuda.compiler.CompileException as error:
@@ -288,9 +284,9 @@ class CupyBackend(CompiledBackend):
             raise Unavailable("CuPy is not installed; type: make setup CUDA=1, or: pip install 'statten[cuda]'")
         if not torch.cuda.is_available():
             raise Unavailable("there is no GPU that PyTorch can use; type: statten doctor")
-        # CuPy's compiled kernels belong to this machine, like ours.
-        os.environ.setdefault("CUPY_CACHE_DIR", str(cache_folder() / "cupy"))
         try:
+            # CuPy's compiled kernels belong to this machine, like ours.
+            os.environ.setdefault("CUPY_CACHE_DIR", str(own_cache() / "cupy"))
             x = torch.zeros(1, 8, device="cuda")
             self.kernels.forward(frames(x), torch.empty_like(x), 0.5, Dynamics(), None, 1, None)
         except Exception as error:

@@ -1,7 +1,6 @@
 """The neuron on the CPU: native.cpp, compiled once per machine by its own C++ compiler, and kept in a cache folder."""
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import logging
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from statten import machine
-from statten.files import cache_folder
+from statten.errors import UserError
+from statten.files import cache_folders, locked, own_cache, private
 from statten.neurons.compiled import CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable
 
@@ -175,19 +175,25 @@ def library() -> Any:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     # -march=native builds for this processor: machines that share a home directory must not share the file.
     key = "\n".join([*(path.read_text() for path in SOURCES), *FLAGS, compiler, version, _processor()])
-    target = cache_folder() / f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker compiles, the others on this machine wait for it
-            if not target.exists():
-                _build(compiler, target)
-    except OSError as error:
-        raise Unavailable(f"cannot write to {target.parent}: {error.strerror}; name a folder in $STATTEN_CACHE") from None
+    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    target = next((path for folder in cache_folders() if _ours(path := folder / name)), None)
+    if target is None:
+        try:
+            target = own_cache() / name
+            with locked(target.with_suffix(".lock")):  # one worker compiles, the others on this machine wait for it
+                if not _ours(target):
+                    _build(compiler, target)
+        except (OSError, UserError) as error:
+            raise Unavailable(str(error)) from None
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise Unavailable(f"cannot load {target}: {error}; remove it, and it is made anew") from None
+
+
+def _ours(path: Path) -> bool:
+    """Whether a library is there that nobody else can have put there: loading runs what is in it."""
+    return os.path.isfile(path) and not path.is_symlink() and private(path) and private(path.parent)
 
 
 def _processor() -> str:
@@ -206,6 +212,7 @@ def _build(compiler: str, target: Path) -> None:
         for options in ([OPENMP, "-march=native"], [OPENMP], [WITHOUT_OPENMP]):
             done = subprocess.run([compiler, *FLAGS, *options, str(SOURCES[0]), "-o", str(out)], capture_output=True, text=True)
             if done.returncode == 0:
+                out.chmod(0o755)  # whatever the umask
                 os.replace(out, target)
                 log.info("compiled %s in %.0f s", target, time.monotonic() - began)
                 return

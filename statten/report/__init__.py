@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from statten.errors import UserError
 from statten.files import write_json, write_text
-from statten.storage.mirror import publish
+from statten.storage.mirror import check_place, publish
 
 if TYPE_CHECKING:
     from statten.search.sweep import Sweep
@@ -42,6 +42,7 @@ def report(sweep: "Sweep", output: Path | None = None, rates: bool = True) -> di
 
     folder = output or sweep.path / "report"
     _check(folder)
+    check_place(folder)
     trials = SweepTrials.read(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     summary, rows = summarize(trials), documents(trials)

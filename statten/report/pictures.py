@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.display.plots import figure as empty
+from statten.display.plots import save_figure
 from statten.report.figures import (
     COLOURS,
     CURVES,
@@ -38,9 +39,10 @@ def draw(trials: SweepTrials, measured: list[dict[str, Any]], pair: tuple[str, s
     paths = []
     for name, figure in made.items():
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
-        if figure is not None:
-            figure.savefig(path, dpi=120)
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            save_figure(figure, path)
             paths.append(path)
     return paths
 

@@ -23,7 +23,11 @@ def best_rates(trials: SweepTrials, folder: Path) -> list[dict[str, Any]]:
 
     What was measured lies in `rates.json` under a digest of weights, model and data, and is not measured again.
     """
-    kept: dict[str, Any] = read_json(folder / "rates.json") or {}
+    try:
+        kept = read_json(folder / "rates.json")
+    except UserError:  # damaged, so it is measured anew
+        kept = None
+    kept = kept if isinstance(kept, dict) else {}
     chosen, found = best_trials(trials), []
     with progress_bar("trials") as bar:
         task = bar.add_task("firing rates", total=len(chosen), rate="")
@@ -52,7 +56,7 @@ def best_trials(trials: SweepTrials) -> list[TrialRow]:
 def _measure(row: TrialRow, kept: dict[str, Any]) -> dict[str, Any]:
     target = open_target(row.run.path)
     key = target.key(samples=SAMPLES)
-    if key not in kept:
+    if not (isinstance(kept.get(key), dict) and kept[key].keys() >= {"samples", "top1", "layers"}):
         config = target.evaluated_on(1)
         target.preflight(config)
         loader = make_loaders(config).validation

@@ -24,7 +24,7 @@ from statten.data import Loaders
 from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
 from statten.errors import Failed, UserError
-from statten.files import cache_folder, read_json, write_json
+from statten.files import own_cache, read_json, write_json
 from statten.machine import killed_for_memory, peak_memory, usable_memory
 from statten.training.faults import LESS_MEMORY, Diverged, classify
 
@@ -114,7 +114,7 @@ def costs(configs: Sequence[Config], device: str, threads: int, gpus: float = 0.
         UserError: one of them runs out of memory.
         Failed: it could not be measured, and why.
     """
-    path = cache_folder() / "costs.json"
+    path = own_cache() / "costs.json"
     known = read_json(path) or {}
     documents = [_document(config) for config in configs]
     keys = [_key(document, device, threads) for document in documents]
@@ -122,7 +122,6 @@ def costs(configs: Sequence[Config], device: str, threads: int, gpus: float = 0.
     if new:
         found = _run([*new.values()], device, threads, gpus)
         known = {**(read_json(path) or {}), **dict(zip(new, found, strict=True))}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, known, durable=False)
     return [Cost(**known[key]) for key in keys]
 

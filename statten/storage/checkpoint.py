@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from statten.config import Config
 from statten.errors import UserError, first_line
-from statten.files import new_folder, read_json, sha256, write_text
+from statten.files import describe_file, new_folder, read_json, sha256, write_text
+from statten.models.backbones.base import plain_names
 from statten.storage.run import checkpoints
 
 log = logging.getLogger("statten")
@@ -85,7 +86,7 @@ def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
         files[EMA] = state.ema.module.state_dict()
     with new_folder(path) as aside:
         for name, content in files.items():
-            _save_file(content, aside / name)
+            save_tensors(content, aside / name)
         document = {
             "epoch": state.epoch,
             "step": state.step,
@@ -102,9 +103,10 @@ def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
     return path
 
 
-def _save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; what the system says is an OSError."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, about)
     except SafetensorError as error:  # says what the system said in its text alone
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -162,11 +164,13 @@ def load_weights(path: Path, device: torch.device | str = "cpu", averaged: bool 
     if path.is_dir():
         path = weights_file(path, averaged)
     try:
-        return load_file(path, device=str(device))
+        return plain_names(load_file(path, device=str(device)))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from None
+    except (SafetensorError, OSError, LookupError, TypeError) as error:
+        what = describe_file(path) if path.is_file() else None
+        reason = first_line(error) if what in (None, "a safetensors file") else f"it is {what}"
+        raise UserError(f"{path}: not a safetensors file that can be read: {reason}") from None
 
 
 def _damage(path: Path) -> str | None:
@@ -175,7 +179,7 @@ def _damage(path: Path) -> str | None:
         saved = read_json(path / STATE)
     except UserError:
         return f"{STATE} cannot be read"
-    if not isinstance(saved, dict) or "sha256" not in saved:
+    if not isinstance(saved, dict) or not isinstance(saved.get("sha256"), dict) or MODEL not in saved["sha256"]:
         return f"{STATE} is missing or incomplete"
     for name, digest in saved["sha256"].items():
         if not (path / name).is_file():

@@ -35,8 +35,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from statten.errors import Failed, Superseded
-from statten.files import alive, read_json, repeating, sha256, taken, write_json, write_text, writer
+from statten.errors import Failed, Superseded, UserError
+from statten.files import (
+    alive,
+    check_writable,
+    open_lock,
+    read_json,
+    read_record,
+    repeating,
+    sha256,
+    taken,
+    write_json,
+    write_text,
+    writer,
+)
 from statten.storage.store import STORAGE, Stamp, Store, explain, is_uri, join_uri, working_copy
 
 log = logging.getLogger("statten")
@@ -154,8 +166,8 @@ class Mirror:
         try:
             for file in files:
                 self.store.get(f"{self.name}/{file}", aside / file.rpartition("/")[2])
-            digests = read_json(aside / STATE)["sha256"]
-            if any(not (aside / f).is_file() or sha256(aside / f) != digest for f, digest in digests.items()):
+            digests = _digests(aside / STATE)
+            if not digests or any(not (aside / f).is_file() or sha256(aside / f) != digest for f, digest in digests.items()):
                 log.warning("%s/%s is damaged in the store; the checkpoint before it counts", self.uri, folder)
                 return
             aside.chmod(0o755)
@@ -278,9 +290,11 @@ class Mirror:
         moment may both find their own, but only one of them from then on, and the other one's workers stop.
         """
         with self.store.speaking():
-            record = self._lease()
-            if record and not record.get("ended") and alive(record, age := self.store.seconds_since(self._attempt)):
-                raise taken(self.uri, what, record, age)
+            record, age = self._lease(), 0.0
+            if record and not record.get("ended"):
+                age = self.store.seconds_since(self._attempt)
+                if alive(record, age, self._lease):
+                    raise taken(self.uri, what, record, age)
             self.store.write(self._attempt, _record(attempt))
             time.sleep(SETTLE)
             if (record := self._lease()).get("attempt") != attempt:
@@ -299,13 +313,13 @@ class Mirror:
                 renew(ended=True)
 
     def _lease(self) -> dict[str, Any]:
-        return json.loads(self.store.read(self._attempt) or b"{}")
+        return read_record(self.store.read(self._attempt))
 
     # What is known of both sides.
 
     @contextmanager
     def _locked(self, wait: bool = True) -> Iterator[bool]:
-        with (self.path / LOCK).open("w") as file:
+        with os.fdopen(open_lock(self.path / LOCK), "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -314,14 +328,23 @@ class Mirror:
                 yield True
 
     def _index(self) -> tuple[str, dict[str, Any]]:
-        found = read_json(self.path / MIRROR) or {"copy": uuid.uuid4().hex, "files": {}}
-        return found["copy"], found["files"]
+        path = self.path / MIRROR
+        found = read_json(path)
+        if found is None:
+            return uuid.uuid4().hex, {}
+        try:
+            files = {name: [stamps[0], stamps[1]] for name, stamps in found["files"].items()}
+            return found["copy"], files
+        except (LookupError, TypeError, AttributeError):  # which file is the newer one is not known any more
+            raise UserError(
+                f"{path}: is damaged; move {self.path} away, with what is not in {self.uri} yet, and it is made anew"
+            ) from None
 
     def _keep_index(self, copy: str, agreed: dict[str, Any]) -> None:
         write_json(self.path / MIRROR, {"copy": copy, "files": agreed}, durable=False)
 
     def _owner(self) -> str:
-        return (self.store.read(f"{self.name}/{COPY}") or b"").decode()
+        return (self.store.read(f"{self.name}/{COPY}") or b"").decode(errors="replace")
 
     @property
     def known(self) -> bool:
@@ -397,11 +420,22 @@ class Sender:
 # From paths to mirrors.
 
 
+def _digests(path: Path) -> dict[str, str]:
+    """What a checkpoint's state says of its files; nothing where it is damaged."""
+    try:
+        return dict(read_json(path)["sha256"])
+    except (TypeError, LookupError, ValueError):
+        return {}
+
+
 def _storage(path: Path) -> tuple[Path, str] | None:
     """The working copy that a path lies in, and its URI; None for a plain folder."""
     for folder in (path.absolute(), *path.absolute().parents):
         if (folder / STORAGE).is_file():
-            return folder, read_json(folder / STORAGE)["uri"]
+            found = read_json(folder / STORAGE)
+            if not (isinstance(found, dict) and isinstance(found.get("uri"), str)):
+                raise UserError(f'{folder / STORAGE}: is damaged; it holds the storage\'s URI, as {{"uri": "s3://..."}}')
+            return folder, found["uri"]
     return None
 
 
@@ -474,6 +508,13 @@ def publish(path: Path) -> None:
         inside = path.absolute().relative_to(mirror.path).as_posix()
         with mirror.store.speaking():
             mirror.push(only=lambda file: file == inside or file.startswith(f"{inside}/"))
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError where results cannot be written to a folder, which need not be there yet, or sent from there."""
+    check_writable(folder, "name a folder for the results with --output DIR")
+    if mirror := mirror_of(folder):
+        mirror.store.check_writable()
 
 
 def taken_names(storage: Path) -> set[str]:

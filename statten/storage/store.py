@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from statten.errors import UserError, holds_secret, user_path
-from statten.files import cache_folder, write_json
+from statten.files import cache_folder, read_json, write_json
+from statten.machine import leads_here
 
 log = logging.getLogger("statten")
 
@@ -61,9 +63,16 @@ def working_copy(text: str) -> Path:
     if files.type_name == "local":
         return Path(base)
     folder = cache_folder().absolute() / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    if not (folder / STORAGE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / STORAGE, {"uri": uri})
+    try:
+        known = read_json(folder / STORAGE)
+    except UserError:  # damaged
+        known = None
+    if known != {"uri": uri}:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_json(folder / STORAGE, {"uri": uri})
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; name a folder in $STATTEN_CACHE") from None
     return folder
 
 
@@ -86,11 +95,20 @@ def _open(uri: str) -> tuple[Any, str]:
     if uri.startswith(("gs:", "gcs:")) and "retry_limit_seconds=" not in uri:
         # Left to itself, Google's client asks again for a quarter of an hour, and says nothing; `_patiently` does.
         asked += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
+    if uri.startswith(("gs:", "gcs:")):
+        _reach_directly(parse_qs(urlsplit(uri).query).get("endpoint_override", [""])[0])
     try:
         files, base = FileSystem.from_uri(asked)
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"--storage: {uri} cannot be opened: {explain(error)}") from None
     return files, base.rstrip("/")
+
+
+def _reach_directly(endpoint: str) -> None:
+    """Tell Google's client, which asks $http_proxy for everything, that no proxy reaches a loopback address."""
+    known, host = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "", endpoint.rpartition(":")[0] or endpoint
+    if leads_here(f"http://{endpoint}") and host not in known.split(","):
+        os.environ["no_proxy"] = f"{known},{host}".lstrip(",")
 
 
 class Store:

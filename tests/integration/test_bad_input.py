@@ -88,6 +88,13 @@ CASES = [
     ("evaluate {runs}/file", "is neither a run, a sweep nor a checkpoint folder"),
     ("evaluate taken", "taken: holds no checkpoint yet"),
     ("evaluate {runs}/file.pth.tar", "file.pth.tar: not a checkpoint that can be read safely"),
+    ("evaluate {runs}/lfs.pth.tar", "read safely: it is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"),
+    ("anytime {runs}/html.pth", "html.pth: not a checkpoint that can be read safely: it is an HTML page"),
+    ("grid {runs}/empty.pt", "empty.pt: not a checkpoint that can be read safely: it is an empty file"),
+    (
+        "export {runs}/cut.pth.tar --output {runs}/out",
+        "cut.pth.tar: not a checkpoint that can be read safely: it is a zip archive",
+    ),
     ("anytime taken", "taken: holds no checkpoint yet"),
     ("grid taken --part train", "--part: must be validation or test, but got 'train'"),
     ("compare taken", "compare: takes two or more targets, but got 1"),
@@ -151,6 +158,10 @@ def storage(tmp_path_factory):
     (runs / "empty").mkdir()
     (runs / "file").write_text("just text\n")
     (runs / "file.pth.tar").write_text("just text\n")
+    (runs / "lfs.pth.tar").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    (runs / "html.pth").write_text("<!DOCTYPE html><html><body>404</body></html>")
+    (runs / "empty.pt").touch()
+    (runs / "cut.pth.tar").write_bytes(b"PK\x03\x04" + bytes(300))
     (runs / "empty.yaml").write_text("{}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")

@@ -6,6 +6,7 @@ class or its instance here, and knows none by heart. Shapes:
     T timesteps   B batch   C input channels   D embedding   K classes   H, W the image or a map
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -20,6 +21,18 @@ from statten.neurons import LIF
 
 Values = Callable[[tuple[Any, ...], Tensor], Tensor]
 """What is measured at a module, [T, B, ...], from its inputs and its output."""
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict without what DDP, torch.compile and FSDP put into its names; raises UserError where two become one."""
+    names = {name: re.sub(r"^(module\.)+", "", _WRAPPED.sub("", name)) for name in state}
+    if len(set(names.values())) < len(names):
+        twice = next(name for name, plain in names.items() if name != plain and plain in state)
+        raise UserError(f"weights: {twice} and {names[twice]} are the same weight; keep one of them")
+    return {names[name]: value for name, value in state.items()}
+
+
+_WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Backbone(nn.Module):

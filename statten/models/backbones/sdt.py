@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models.attention.core import AttentionCore, FramePool
-from statten.models.backbones.base import Backbone, Values, conv_bn, init_weights, per_frame
+from statten.models.backbones.base import Backbone, Values, conv_bn, init_weights, per_frame, plain_names
 from statten.models.memory import MaxPool, checkpointed
 from statten.models.operations import Operation, conv3x3
 from statten.neurons import LIF, PLIF
@@ -244,15 +244,14 @@ class STAttenTransformer(Backbone):
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published state_dict, with or without "module." prefixes, as one of ours.
+        """A published state_dict, with or without wrappers' prefixes such as "module.", as one of ours.
 
         Its `talking_heads` weights never get a gradient, and are dropped.
 
         Raises:
             UserError: weights that have no place here, or lack their partners, by name.
         """
-        theirs = {name.removeprefix("module."): value for name, value in state.items()}
-        theirs = {name: value for name, value in theirs.items() if not name.endswith("talking_heads.weight")}
+        theirs = {name: value for name, value in plain_names(state).items() if not name.endswith("talking_heads.weight")}
         depth = _depth(theirs, "block")
         names, ours = _modules(depth), {}
         for i in range(depth):
@@ -328,5 +327,9 @@ def _modules(depth: int) -> dict[str, str]:
 
 
 def _depth(names: Mapping[str, Any], prefix: str) -> int:
-    found = [int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
+    """Number of blocks; raises UserError where one of them lacks all its weights."""
+    found = {int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d{{1,9}})\.", name))}
+    missing = next((i for i in range(len(found)) if i not in found), None)
+    if missing is not None:
+        raise UserError(f"published weights: {prefix}.{max(found)} is there, but {prefix}.{missing} is missing")
+    return len(found)

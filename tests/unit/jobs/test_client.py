@@ -1,6 +1,7 @@
 """What is checked before a job is sent, and when it is started again."""
 
 import http.server
+import json
 import os
 import shlex
 import signal
@@ -154,6 +155,32 @@ def test_an_address_where_somebody_else_answers(status, body, sentence, work):
         with pytest.raises(UserError, match=sentence):
             client.JobClient(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_a_proxy_is_not_asked_for_what_is_here_and_named_for_what_is_not(variable, work, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    body = json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}).encode()
+
+    class Dashboard(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:9")
+    with http.server.HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for host in ("127.0.0.1", "localhost", "127.1"):
+            assert client.JobClient(f"http://{host}:{server.server_port}").version() == "2.60.0"
+        server.shutdown()
+    with pytest.raises(UserError, match=rf"nothing answers at http://head\.example:8265; .*; \${variable} sends it") as caught:
+        client.JobClient("http://head.example:8265")
+    assert "secret" not in str(caught.value)
 
 
 def test_rays_variables_do_not_win_over_an_address(monkeypatch):

@@ -101,6 +101,13 @@ def test_a_run_is_the_same_in_copy_and_store_and_on_another_machine(uri, elsewhe
     assert free_name(working_copy(uri), "a") == "a-001" and Store(uri).names() == ["a"]
 
 
+def test_a_store_on_this_machine_is_asked_without_a_proxy(uri, monkeypatch):
+    monkeypatch.setenv("no_proxy", "elsewhere.example")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    a_run(uri)
+    Store(uri).check()
+
+
 def test_plain_folders_know_nothing_of_it(tmp_path, monkeypatch):
     monkeypatch.setenv("STATTEN_STORAGE", f"file://{tmp_path}/runs")
     assert default_storage() == tmp_path / "runs" and mirror_of(tmp_path / "runs" / "a") is None
@@ -307,16 +314,92 @@ def test_two_who_begin_at_once_do_not_both_write(uri, monkeypatch):
     mirror.check_attempt(next(outcome for outcome in outcomes if outcome in ("one", "two")))
 
 
-def test_a_lock_that_machines_do_not_share_is_backed_by_its_record(tmp_path):
+def test_a_lock_that_machines_do_not_share_is_backed_by_its_record(tmp_path, monkeypatch):
     """NFS mounts may keep flock to one machine: the record of a writer on another one counts while it is renewed."""
     record = {"host": "far-away", "pid": 1, "time": time.time() - 12}
     (tmp_path / ".lock").write_text(json.dumps(record).ljust(200))
     with pytest.raises(UserError, match=r"writing it; wait for it or stop it: process 1 on far-away, last seen 12 s ago"):
         files.exclusive(tmp_path).__enter__()
+    monkeypatch.setattr(files, "RENEW", 0.5)
     (tmp_path / ".lock").write_text(json.dumps({**record, "time": time.time() - 31}).ljust(200))
     with files.exclusive(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert (tmp_path / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize("ahead", [-3000.0, 3000.0])
+def test_a_writer_whose_clock_is_wrong_is_seen_at_work(tmp_path, monkeypatch, caplog, ahead):
+    monkeypatch.setattr(files, "RENEW", 0.5)
+
+    def renewed() -> None:
+        record = {"host": "far-away", "pid": 1, "time": time.time() + ahead}
+        (tmp_path / ".lock").write_text(json.dumps(record).ljust(200))
+
+    renewed()
+    with files.repeating(renewed, 0.1), pytest.raises(UserError, match="process 1 on far-away"):
+        files.exclusive(tmp_path).__enter__()
+    assert "whether it is at work" in caplog.text
+    with files.exclusive(tmp_path):
+        pass  # it is renewed no longer
+
+
+DAMAGED = [
+    '{"host": "x"}', "[1]", "7", '{"host": "x", "pid": 1, "time": null}', '{"host": "x", "pid": 0, "time": NOW}', "\ufeff{",
+    '{"host": "x", "pid": 1, "time": NaN}', '{"host": 3, "pid": 1, "time": NOW}', "[" * 9_999, '{"pid": 1e999}',
+    '{"host": "x", "pid": 1, "time": 99999999999}', "\x00\udcff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_record_that_says_nothing_keeps_nobody_out(tmp_path, text):
+    text = text.replace("NOW", str(time.time()))
+    (tmp_path / ".lock").write_bytes(text.encode(errors="surrogateescape").ljust(200))
+    with files.exclusive(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize("make", ["symlink", "link", "dangling", "fifo", "folder"])
+def test_a_lock_that_leads_elsewhere_is_refused_and_what_is_there_stays(tmp_path, make):
+    mine, lock = tmp_path / "mine", tmp_path / ".lock"
+    mine.write_text("precious" * 100)
+    {"symlink": lambda: lock.symlink_to(mine), "link": lambda: os.link(mine, lock), "fifo": lambda: os.mkfifo(lock),
+     "dangling": lambda: lock.symlink_to("none"), "folder": lock.mkdir}[make]()  # fmt: skip
+    with pytest.raises(UserError, match=r"\.lock: must be a plain file"):
+        files.exclusive(tmp_path).__enter__()
+    assert mine.read_text() == "precious" * 100 and not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_cannot_be_written_has_no_lock(tmp_path, read_only):
+    with pytest.raises(UserError, match=r"cannot be written: (Read-only file system|Permission denied)"):
+        files.exclusive(read_only(tmp_path)).__enter__()
+
+
+def test_damaged_records_of_a_store_keep_nobody_out(uri, monkeypatch):
+    monkeypatch.setattr(mirrors, "SETTLE", 0.0)
+    run = a_run(uri)
+    for content in (b"[1]", b'{"host": "x"}', b"\xff\xfe", b"{", b'{"attempt": 7, "host": "x", "pid": 1, "time": null}'):
+        Store(uri).write("a/attempt", content)
+        with run.writing():
+            pass
+
+
+def test_what_is_damaged_in_a_working_copy_is_named_or_made_anew(uri):
+    run = a_run(uri)
+    with run.writing():
+        pass
+    root = working_copy(uri)
+    for content in (b"\xff", b"[]", b'{"uri": 3}'):
+        (root / ".storage.json").write_bytes(content)
+        assert working_copy(uri) == root and json.loads((root / ".storage.json").read_text()) == {"uri": Store(uri).uri}
+        (root / ".storage.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"\.storage\.json"):
+            run.refresh()
+        working_copy(uri)
+    for content in (b"[]", b'{"copy": "x"}', b'{"copy": "x", "files": {"config.yaml": 3}}', b"\xff"):
+        (run.path / ".mirror.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"\.mirror\.json"):
+            run.refresh()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
