@@ -37,6 +37,7 @@ from typing import Any
 
 from statten.errors import Failed, Superseded, UserError
 from statten.files import (
+    RENEW,
     alive,
     check_writable,
     open_lock,
@@ -311,6 +312,14 @@ class Mirror:
         finally:
             with suppress(OSError):
                 renew(ended=True)
+
+    def written(self) -> bool:
+        """Whether a process on any machine has lately said in the store that it writes here."""
+        try:
+            record = self._lease()
+            return bool(record) and not record.get("ended") and self.store.seconds_since(self._attempt) < 3 * RENEW
+        except OSError:  # the store is away, and nothing is known
+            return False
 
     def _lease(self) -> dict[str, Any]:
         return read_record(self.store.read(self._attempt))

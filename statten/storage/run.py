@@ -341,15 +341,15 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def written(path: Path) -> bool:
-    """Whether a process is writing a run or a sweep: it holds the folder's lock."""
+    """Whether a process is writing a run or a sweep: it holds the folder's lock, or its lease in a store."""
     try:
         with (path / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
-    return False
+    except OSError:  # no lock, or one of somebody else's
+        pass
+    return (mirror := mirror_of(path)) is not None and mirror.written()
 
 
 # Names and places.

@@ -261,8 +261,10 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(uri, elsewhere):
             Run(locate("a", working_copy(uri))).writing().__enter__()
         with pytest.raises(UserError, match="exists already"):
             Run.create(working_copy(uri) / "a", load_config("digits"))
+        assert written(locate("a", working_copy(uri))), "the store tells that another machine is at work"
     with Run(locate("a", working_copy(uri))).writing():
         pass
+    assert not written(locate("a", working_copy(uri)))
 
 
 def test_a_dead_writers_place_is_taken_and_its_workers_stop(uri, monkeypatch):
