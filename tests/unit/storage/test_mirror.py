@@ -21,7 +21,7 @@ from statten.errors import Failed, Superseded, UserError
 from statten.storage import mirror as mirrors
 from statten.storage import store as stores
 from statten.storage.mirror import Mirror, Sender, look, mirror_of, work
-from statten.storage.run import Run, default_storage, free_name, locate
+from statten.storage.run import Run, default_storage, free_name, locate, written
 from statten.storage.store import Store, working_copy
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
