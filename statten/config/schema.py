@@ -504,8 +504,8 @@ class SearchConfig(Part):
     reduction_factor: Int = Field(3, ge=2)
     """At each rung the best 1/reduction_factor go on."""
     firing_range: tuple[float, float] | None = (1e-5, 0.999)
-    """A trial with a layer whose firing rate is outside in two epochs running, after the grace epochs and 100 steps, is stopped:
-    the layer is dead or saturated. Empty turns it off."""
+    """A trial with a layer whose firing rate is outside in two epochs running, after the grace epochs and 100 steps, is
+    stopped: the layer is dead or saturated. Empty turns it off."""
     inherit: Literal["none", "timesteps"] = "none"
     """`timesteps`: a trial that differs from a finished one in timesteps and block size alone starts from its weights."""
     short_first: bool = False
