@@ -172,7 +172,7 @@ def sweep_summary(sweep: Sweep, began: float) -> None:
     states = ", ".join(f"{number} {state}" for state, number in sorted(found.items()))
     console.print(f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}")
     if common := common_reason((trial.state.name.lower(), trial.user_attrs.get("reason")) for trial, _ in sweep.rows()):
-        console.print(f"  beware      {escape(common)}")
+        console.print(f"  most stops  {escape(common)}")
     best = sweep.best()
     console.print(
         f"  best trial  {best['trial']}: {describe(best['point'])}, validation top-1 {best['metrics']['val/top1']:.2f} %"

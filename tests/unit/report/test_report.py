@@ -176,7 +176,7 @@ def test_the_summary_of_a_sweep_says_what_stopped_most_trials_even_where_none_is
     with pytest.raises(UserError, match="no trial is finished yet"):
         sweep_summary(sweep, 0.0)
     sentence = "2 of 2 trials were stopped for the same reason: poor"
-    assert lines[-1] == f"  beware      {sentence}"
+    assert lines[-1] == f"  most stops  {sentence}"
     assert f"{sentence}." in sentences(summarize(SweepTrials.read(sweep)))
 
 
