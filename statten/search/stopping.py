@@ -101,7 +101,7 @@ def dominated(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) -
 def unhealthy(search: SearchConfig, rows: Sequence[Row], classes: int) -> str | None:
     """Why a trial's network cannot recover: in two epochs running a layer is dead or saturated, or the loss far above guessing.
 
-    Epochs that began to count their steps after SETTLING_STEPS, that is; those of an older version have no count.
+    Epochs that end before SETTLING_STEPS prove nothing, and nor do those of an older version, which have no `steps`.
     """
     epoch, last = len(rows), rows[-2:]
     if epoch <= search.grace_epochs or len(last) < 2 or last[0].get("steps", 0) < SETTLING_STEPS:
