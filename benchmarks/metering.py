@@ -43,9 +43,6 @@ def seconds(device: torch.device, work) -> tuple[float, float]:
 @torch.no_grad()
 def alive(model: torch.nn.Module, x: torch.Tensor) -> None:
     """Let BatchNorm see a batch, so that the neurons of fresh weights fire."""
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.momentum = None
     model.train()(x)
 
 

@@ -22,9 +22,6 @@ def alive(config: Config):
     """A training state whose BatchNorm has seen two batches, so that its neurons fire."""
     state = make_state(config)
     state.model.train()
-    for norm in state.model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.momentum = None
     batches = make_loaders(config).train.batches(0)
     with torch.no_grad():
         for _ in range(2):

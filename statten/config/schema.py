@@ -355,8 +355,9 @@ class TrainConfig(Part):
     """`norm`: of all gradients together; `value`: of every element; `agc`: of every unit over the norm of its weights,
     the classifier left out (adaptive gradient clipping)."""
     ema_decay: Float | None = Field(None, gt=0, lt=1)
-    """Decay per step of a moving average of weights and statistics. With it, validation, `evaluate` and `promote` take the
-    averaged weights (`evaluate --no-ema` takes the trained ones). Empty means no average."""
+    """Decay per step of a moving average of weights and statistics, less while it would average over more than the last ninth
+    of the steps. With it, validation, `evaluate` and `promote` take the averaged weights (`evaluate --no-ema` takes the trained
+    ones). Empty means no average."""
     loss: Literal["cross_entropy", "bce", "tet"] = "cross_entropy"
     """`cross_entropy`; `bce`: binary cross-entropy of every class; `tet`: temporal efficient training, the mean of
     per-timestep cross-entropies with a pull of logits towards `tet_mean`. All take mixed targets."""
@@ -521,8 +522,8 @@ class SearchConfig(Part):
     reduction_factor: Int = Field(3, ge=2)
     """At each rung the best 1/reduction_factor go on."""
     firing_range: tuple[Float, Float] | None = (1e-5, 0.999)
-    """A trial with a layer whose firing rate is outside in two epochs running, after the grace epochs, is stopped: the layer is
-    dead or saturated. Empty turns it off."""
+    """A trial with a layer whose firing rate is outside in two epochs running, after the grace epochs and 100 steps, is
+    stopped: the layer is dead or saturated. Empty turns it off."""
     inherit: Literal["none", "timesteps"] = "none"
     """`timesteps`: a trial that differs from a finished one in timesteps and block size alone starts from its weights."""
     short_first: bool = False

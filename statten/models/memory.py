@@ -51,13 +51,13 @@ def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr]
+    before = [(norm, dict(norm.named_buffers())) for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm, buffers in before:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+        for norm, buffers in before:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from statten.neurons import Norm, follow_statistics, select_backend
+from statten.neurons.torch_backend import BACKEND as TORCH
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's BatchNorm over [B, C, H, W], in training by the backend's kernels where these are faster.
+
+    Its running statistics are the plain average of the batches until there are 1/momentum of them (see `follow_statistics`).
 
     Args:
         channels: C.
@@ -19,11 +22,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or torch.compiler.is_compiling():
+        if not self.training:
             return super().forward(x)
-        found = select_backend(self.backend, x.device.type).norm(x[None], Norm(self.weight, self.bias, self.eps))
-        if found is None:
-            return super().forward(x)
-        y, mean, var = found
+        backend = TORCH if torch.compiler.is_compiling() else select_backend(self.backend, x.device.type)
+        y, mean, var = backend.norm(x[None], Norm(self.weight, self.bias, self.eps))
         follow_statistics(self, mean, var, samples=x.numel() // len(mean))
         return y[0]

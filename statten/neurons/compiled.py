@@ -234,13 +234,13 @@ class CompiledBackend(ABC):
             return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
         return _NormLIF.apply(x_T, inv_tau, norm.weight, norm.bias, dynamics, wanted, norm, run, self.kernels)
 
-    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor] | None:
-        """As `Backend.norm`."""
+    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Backend.norm`; PyTorch's where it is faster."""
         x = frames(x_T)
         run, channels = channel_run(x_T.shape, x.strides), len(norm.weight)
         fits = x.dense and self.kernels.takes(x_T.dtype) and x_T.numel() > channels
         if run is None or not (fits and self.kernels.norms(x_T, run)):
-            return None
+            return TorchBackend().norm(x_T, norm)
         return _Norm.apply(x_T, norm.weight, norm.bias, norm.eps, run, self.kernels)
 
     def pack(self, spikes_N: Tensor) -> Tensor:

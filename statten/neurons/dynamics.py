@@ -89,8 +89,8 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`lif` of the batch-normalised input; returns spikes, and the mean and biased variance that were used."""
 
-    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Training-mode BatchNorm of x_T [T, B, C, H, W] with the mean and biased variance; None where PyTorch's is faster."""
+    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+        """Training-mode BatchNorm of x_T [T, B, C, H, W] with the mean and biased variance."""
 
     def pack(self, spikes_N: Tensor) -> Tensor:
         """Spikes [N] as bits [ceil(N / 8)] of type uint8, the first in the lowest bit."""

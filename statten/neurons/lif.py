@@ -87,13 +87,17 @@ class LIF(nn.Module):
 
 @torch.no_grad()
 def follow_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, samples: int) -> None:
-    """Move running statistics towards those of a batch, as PyTorch's BatchNorm does."""
+    """Move running statistics towards those of a batch, as PyTorch's BatchNorm does from its tenth batch (of momentum 0.1) on.
+
+    Before, they are the plain average of all batches so far: the 0 and 1 that they start with are no data, and after the 13
+    steps of a small epoch a quarter of PyTorch's is still these. The weight is a tensor, so that CUDA graphs replay it.
+    """
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
-    weight = norm.momentum if norm.momentum is not None else 1.0 / norm.num_batches_tracked.to(mean)
+    weight = norm.num_batches_tracked.to(norm.running_mean).reciprocal().clamp_(min=norm.momentum or 0.0)
     unbiased = var * (samples / (samples - 1))
-    norm.running_mean.copy_(torch.lerp(norm.running_mean.to(mean), mean, weight))
-    norm.running_var.copy_(torch.lerp(norm.running_var.to(mean), unbiased, weight))
+    norm.running_mean.lerp_(mean.to(norm.running_mean), weight)
+    norm.running_var.lerp_(unbiased.to(norm.running_var), weight)
 
 
 class PLIF(LIF):

@@ -176,8 +176,13 @@ class TorchBackend:
         """As `Backend.norm_lif`."""
         return norm_then_lif(self, x_T, inv_tau, dynamics, wanted, norm)
 
-    def norm(self, x_T: Tensor, norm: Norm) -> None:
-        """As `Backend.norm`."""
+    def norm(self, x_T: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Backend.norm`: PyTorch's."""
+        x, channels = x_T.flatten(0, 1), x_T.shape[2]
+        mean, var = norm.weight.new_zeros(2, channels)
+        y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+        n = x.numel() // channels
+        return y.unflatten(0, x_T.shape[:2]), mean, var * ((n - 1) / n)  # PyTorch reports the unbiased one
 
     def pack(self, spikes_N: Tensor) -> Tensor:
         """As `Backend.pack`."""
@@ -193,16 +198,13 @@ def norm_then_lif(
     backend: Backend, x_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, wanted: Wanted, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`Backend.norm_lif` in two steps, with PyTorch's BatchNorm."""
-    x, mean, var = x_T.flatten(0, 1), norm.mean, norm.var
+    mean, var = norm.mean, norm.var
     if mean is None or var is None:
-        channels = x.shape[1]
-        mean, var = norm.weight.new_zeros(2, channels)
-        y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
-        n = x.numel() // channels
-        var = var * ((n - 1) / n)  # PyTorch reports the unbiased one
+        y_T, mean, var = BACKEND.norm(x_T, norm)
     else:
-        y = torch.nn.functional.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
-    return backend.lif(y.unflatten(0, x_T.shape[:2]), inv_tau, dynamics, wanted), mean, var
+        y = torch.nn.functional.batch_norm(x_T.flatten(0, 1), mean, var, norm.weight, norm.bias, eps=norm.eps)
+        y_T = y.unflatten(0, x_T.shape[:2])
+    return backend.lif(y_T, inv_tau, dynamics, wanted), mean, var
 
 
 BACKEND = TorchBackend()

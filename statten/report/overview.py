@@ -11,7 +11,7 @@ from rich.table import Table
 
 from statten.display import console, duration, numeral, table
 from statten.errors import UserError, in_shell
-from statten.report.trials import STATES, SweepTrials
+from statten.report.trials import STATES, SweepTrials, common_reason
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
 from statten.storage.run import Run, best_row, written
@@ -162,11 +162,14 @@ def watch(path: Path, seconds: float = 1.0) -> None:
 
 def sweep_summary(sweep: Sweep, began: float) -> None:
     """The end of a sweep: what was found, where it lies, what to type next."""
-    found, best = counts(sweep), sweep.best()
+    found = counts(sweep)
     states = ", ".join(f"{number} {state}" for state, number in sorted(found.items()))
+    console.print(f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}")
+    if common := common_reason((trial.state.name.lower(), trial.user_attrs.get("reason")) for trial, _ in sweep.rows()):
+        console.print(f"  most stops  {escape(common)}")
+    best = sweep.best()
     console.print(
-        f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}"
-        f"\n  best trial  {best['trial']}: {describe(best['point'])}, validation top-1 {best['metrics']['val/top1']:.2f} %"
+        f"  best trial  {best['trial']}: {describe(best['point'])}, validation top-1 {best['metrics']['val/top1']:.2f} %"
     )
     if len(best["values"]) > 1:
         console.print(

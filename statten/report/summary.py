@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from statten.display import duration
-from statten.report.trials import NOT_RUN, STATES, SweepTrials, shown
+from statten.report.trials import NOT_RUN, STATES, SweepTrials, common_reason, shown
 from statten.search.repeats import sentence
 
 _WAS = ("was", "were")
@@ -26,6 +26,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
         "states": states,
         "not_run": trials.not_run,
         "taken_over": len(trials.rows) - len(own),
+        "common_reason": common_reason((row.state, row.reason) for row in trials.rows),
         "certainty": sentence(trials.sweep),
         "best": [row.number for row in trials.front],
         "base": trials.base.number if trials.base else None,
@@ -75,6 +76,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         whole = summary["epochs"] + summary["epochs_saved"]
         share = 100 * summary["epochs_saved"] / whole
         lines.append(f"Stopping early saved {summary['epochs_saved']:,} epochs, {share:.0f} % of what these trials would take.")
+    if summary["common_reason"]:
+        lines.append(f"{summary['common_reason']}.")
     if summary["certainty"]:
         lines.append(summary["certainty"])
     return lines

@@ -3,9 +3,10 @@
 import csv
 import io
 import math
+import re
 import warnings
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -264,6 +265,23 @@ class SweepTrials:
             else:
                 made[self.names[path]] = CategoricalDistribution(sorted(values, key=lambda v: (isinstance(v, str), v)))
         return made
+
+
+def common_reason(ended: Iterable[tuple[str, str | None]]) -> str | None:
+    """A sentence where most of the stopped trials, or of the failed ones, have one reason but for its numbers and layers.
+
+    Args:
+        ended: state and reason of every trial.
+    """
+    ended = list(ended)
+    for state, verb in (("pruned", "were stopped"), ("fail", "failed")):
+        reasons = [reason or "" for found, reason in ended if found == state]
+        kinds = Counter(re.sub(r"(?<=layer )\S+|(?<![\w/.])\d[\d.]*(e[+-]?\d+)?", "…", reason) for reason in reasons)
+        for kind, number in kinds.most_common(1):
+            if kind and number > 1 and number > len(reasons) / 2:
+                kind = kind.removeprefix("stopped at epoch …: ")
+                return f"{number} of {len(ended)} trials {verb} for the same reason: {kind}"
+    return None
 
 
 def different(rows: list[TrialRow]) -> list[TrialRow]:

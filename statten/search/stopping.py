@@ -17,6 +17,9 @@ Row = Mapping[str, float]
 """Metrics of one epoch."""
 FINISHED_FOR_FRONT = 4
 """Finished trials from which one can say how much others still improved after an epoch."""
+SETTLING_STEPS = 100
+"""Optimizer steps before which a silent layer is no dead one: weights move fast, and BatchNorm's running statistics, by which
+validation runs, are those of the last 1/momentum = 10 steps. An epoch of a small dataset has few."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,10 @@ def dominated(search: SearchConfig, rows: Sequence[Row], done: Sequence[Done]) -
 def unhealthy(search: SearchConfig, rows: Sequence[Row], classes: int) -> str | None:
     """Why a trial's network cannot recover: in two epochs running a layer is dead or saturated, or the loss far above guessing.
 
-    One epoch is no proof: BatchNorm's running statistics, by which validation runs, take some steps to settle.
+    Epochs that end before SETTLING_STEPS prove nothing, and nor do those of an older version, which have no `steps`.
     """
     epoch, last = len(rows), rows[-2:]
-    if epoch <= search.grace_epochs or len(last) < 2:
+    if epoch <= search.grace_epochs or len(last) < 2 or last[0].get("steps", 0) < SETTLING_STEPS:
         return None
     if all(row["val/loss"] > 10 * math.log(max(classes, 2)) for row in last):
         return f"stopped at epoch {epoch}: it diverges, val/loss {last[1]['val/loss']:.4g} is ten times that of guessing"

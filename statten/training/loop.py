@@ -51,6 +51,15 @@ class Callback(Protocol):
         """An epoch is done and validated; its metrics are in `state.metrics`."""
 
 
+class MovingAverage(ModelEmaV3):
+    """Averages over the last ninth of all steps until `decay` averages over more: 0.9999 alone would keep the first weights."""
+
+    def get_decay(self, step: int | None = None) -> float:
+        """Decay at a step, counted from 1, which the average starts with."""
+        assert step is not None
+        return min(self.decay, (step - 1) / (step + 8))
+
+
 class NoCallback:
     """Tells nobody."""
 
@@ -113,6 +122,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
         trained, seconds = totals.reduced(), state.seconds + time.monotonic() - began
         metrics = {
             "epoch": epoch + 1,
+            "steps": (epoch + 1) * steps,
             "train/loss": trained["loss"],
             "train/top1": trained["top1"],
             **validate(state.eval_model, loaders.validation, config),
@@ -135,7 +145,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
 
 def reported(config: Config) -> list[str]:
     """Names of what `fit` reports of an epoch beside its number: what a sweep may look for, or bound."""
-    names = [*METRICS, "train/loss", "train/top1", "lr", "samples_per_second"]
+    names = [*METRICS, "steps", "train/loss", "train/top1", "lr", "samples_per_second"]
     return [*names, *["corrupt"] * config.data.skip_corrupt, *(f"firing_rate/{layer}" for layer in layer_names(config.model))]
 
 
@@ -208,7 +218,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     kind = torch.device(device).type
     scaled = train.precision == "fp16" or (train.precision == "amp" and kind != "cpu")
     scaler = torch.amp.GradScaler(kind, enabled=scaled)
-    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+    ema = MovingAverage(model, decay=train.ema_decay) if train.ema_decay else None
     return TrainState(model, optimizer, scheduler, scaler, ema)
 
 

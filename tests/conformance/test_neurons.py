@@ -233,8 +233,8 @@ def test_batch_norm_in_front_keeps_running_statistics(backend):
     x = inputs((1, 4, 6, 3, 3)).to(device)
     ours, theirs = torch.nn.BatchNorm2d(6).to(device), torch.nn.BatchNorm2d(6).to(device)
     layer = LIF(backend=backend.name)
-    for momentum in (0.1, None):
-        ours.momentum = theirs.momentum = momentum
+    for momentum, pytorchs in ((0.1, 1.0), (0.1, 1 / 2), (0.4, 0.4), (None, None)):  # a plain average until momentum is more
+        ours.momentum, theirs.momentum = momentum, pytorchs
         spikes = layer(x, 3, ours)
         y = theirs(x.expand(3, -1, -1, -1, -1).flatten(0, 1)).unflatten(0, (3, 4))
         assert torch.equal(spikes, layer(y))
@@ -257,6 +257,8 @@ def test_batch_norm_alone_is_pytorchs(shape, dtype, layout, momentum):
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     ours, theirs = BatchNorm2d(shape[1], "native").to(exact), torch.nn.BatchNorm2d(shape[1]).double()
     ours.momentum = theirs.momentum = momentum
+    ours.num_batches_tracked += 9  # from the tenth batch on a momentum of 0.1 is more than that of the plain average
+    theirs.num_batches_tracked += 9
     with torch.no_grad():
         for i, name in enumerate(("weight", "bias")):
             for norm in (ours, theirs):

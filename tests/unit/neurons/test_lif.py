@@ -35,9 +35,6 @@ def images(batch: int = 2, side: int = 16) -> torch.Tensor:
 def lively() -> nn.Module:
     """A model whose BatchNorm has seen data, so that its neurons fire in evaluation mode."""
     model = make().train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain average, so that one batch is enough
     with torch.no_grad():
         model(images(8))
     return model.eval()

@@ -17,10 +17,10 @@ from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
 from statten.report import figures, rates
-from statten.report.overview import details, details_table, watch
+from statten.report.overview import details, details_table, sweep_summary, watch
 from statten.report.sections import build, contour_pair
-from statten.report.summary import summarize
-from statten.report.trials import SweepTrials, label
+from statten.report.summary import sentences, summarize
+from statten.report.trials import SweepTrials, common_reason, label
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.checkpoint import save
@@ -143,6 +143,41 @@ def test_the_summary_tells_states_front_and_cost(report):
     assert report["best"] == [4, 1, 0] and report["base"] == 3
     assert report["epochs"] == 18 and report["epochs_saved"] == 2 and report["hours"] == pytest.approx(18 * 20 / 3600)
     assert [command.split()[1] for _, command in report["next"]] == ["promote", "promote", "evaluate", "extend"]
+
+
+DEAD = "stopped at epoch {}: layer {} is dead, its firing rate is {}"
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (
+            [("pruned", DEAD.format(*of)) for of in ((3, "embed.3", "0"), (9, "blocks.0.attn.k", "8.1e-06"))]
+            + [("pruned", "stopped at epoch 2: val/top1 50 is not among the best 2 of 8 at this rung"), ("complete", None)],
+            "2 of 4 trials were stopped for the same reason: layer … is dead, its firing rate is …",
+        ),
+        (
+            [("pruned", f"stopped at epoch 1: val/top1 {n}.5 is below the median of {n} trials") for n in (5, 6)],
+            "2 of 2 trials were stopped for the same reason: val/top1 … is below the median of … trials",
+        ),
+        ([("fail", "the disk is full")] * 3, "3 of 3 trials failed for the same reason: the disk is full"),
+        ([("pruned", DEAD.format(3, "head", 0)), ("complete", None)], None),
+        ([("pruned", reason) for reason in ("one", "one", "another", "a third")], None),
+        ([("pruned", None), ("fail", None), ("fail", None)], None),
+    ],
+)
+def test_a_reason_that_most_stops_share_is_said(ended, said):
+    assert common_reason(ended) == said
+
+
+def test_the_summary_of_a_sweep_says_what_stopped_most_trials_even_where_none_is_finished(tmp_path, monkeypatch):
+    sweep, lines = make_sweep(tmp_path / "poor", ["val/top1"], [TRIALS[2]] * 2), []
+    monkeypatch.setattr("statten.report.overview.console.print", lines.append)
+    with pytest.raises(UserError, match="no trial is finished yet"):
+        sweep_summary(sweep, 0.0)
+    sentence = "2 of 2 trials were stopped for the same reason: poor"
+    assert lines[-1] == f"  most stops  {sentence}"
+    assert f"{sentence}." in sentences(summarize(SweepTrials.read(sweep)))
 
 
 def test_exports_agree_with_the_study(sweep, report):
