@@ -98,6 +98,10 @@ class Target:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+DECIDES = ("train.precision", "train.batch_size", "train.eval_batch_size")
+"""Fields of training that matter to an evaluation."""
+
+
 def open_target(
     path: Path,
     overrides: Iterable[str] | Mapping[str, Any] = (),
@@ -123,6 +127,9 @@ def open_target(
     if large:
         changed |= _LARGE
     changed |= parse_overrides(overrides)
+    if idle := [field for field in changed if field.partition(".")[0] in ("train", "search") and field not in DECIDES]:
+        raise UserError(f"--set {idle[0]}: decides nothing of an evaluation; what does is in data, model and scale, and "
+                        f"{' and '.join(DECIDES)}")  # fmt: skip
     run, source = resolve(path)
     if run is None:
         found = read_published(source, ema)
@@ -170,7 +177,7 @@ def resolve(path: Path) -> tuple[Run | None, Path]:
     """The run and the checkpoint that a path means; no run with a published checkpoint."""
     folder = open_folder(path)
     if isinstance(folder, Sweep):
-        folder = folder.trial(folder.best_trial().number)
+        folder = folder.checked(folder.best_trial())
     if folder is not None:
         return folder, folder.best_checkpoint()
     if (path / "state.json").is_file():

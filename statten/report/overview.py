@@ -21,13 +21,13 @@ def overview(storage: Path) -> list[dict[str, Any]]:
     """One row per run and sweep, oldest first; one that cannot be read says why under `problem`."""
     rows = []
     for path in sorted(storage.glob("*/")) if storage.is_dir() else []:
-        folder = open_folder(path)
-        if folder is not None:
-            try:
+        folder = None
+        try:
+            if (folder := open_folder(path)) is not None:
                 rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
-            except UserError as error:  # one that cannot be read hides no other
-                nothing = {"progress": "-", "best": "-", "created": ""}
-                rows.append({"name": folder.name, "kind": folder.noun, "state": "damaged", **nothing, "problem": str(error)})
+        except (UserError, OSError) as error:  # one that cannot be read hides no other
+            row = {"name": path.name, "kind": folder.noun if folder else "?", "state": "damaged", "progress": "-", "best": "-"}
+            rows.append({**row, "created": "", "problem": str(error)})
     return sorted(rows, key=lambda row: row["created"])
 
 

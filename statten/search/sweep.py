@@ -236,7 +236,7 @@ class Sweep(RunFolder):
         """Finalists of which every seed is trained, by trial number; see repeats.py."""
         search = self.config.search
         runs: dict[int, list[Run]] = {}
-        for path in sorted((self.path / "repeats").glob("*-seed-*")):
+        for path in sorted((self.path / "repeats").glob("[0-9][0-9][0-9][0-9]*-seed-*[0-9]")):
             runs.setdefault(int(path.name.split("-")[0]), []).append(Run(path))
         done = {}
         for number, others in runs.items():

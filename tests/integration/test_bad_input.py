@@ -29,6 +29,8 @@ CASES = [
     ("train digits --set model.depth", "--set takes PATH=VALUE such as model.depth=4, but got 'model.depth'"),
     ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten' or 'sdsa', but got 'softmax'"),
     ("train digits --set train.optimizer=adamv", "'adamv'; did you mean adam?"),
+    ("evaluate {runs}/taken --set train.lr=0.1", "--set train.lr: decides nothing of an evaluation"),
+    ("tune digits --space {runs}/file --epochs 3", "No such option: --epochs"),
     # rules between fields
     ("train digits --set model.block_size=8", "`block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4)"),
     ("train digits --set model.embed_dim=100", "`embed_dim` must be a multiple of 8, but got 100; the nearest is 96"),
