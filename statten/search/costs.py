@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,15 +116,23 @@ def costs(configs: Sequence[Config], device: str, threads: int, gpus: float = 0.
         Failed: it could not be measured, and why.
     """
     path = own_cache() / "costs.json"
-    known = read_json(path) or {}
+    known = _known(path)
     documents = [_document(config) for config in configs]
     keys = [_key(document, device, threads) for document in documents]
     new = {key: document for key, document in zip(keys, documents, strict=True) if key not in known}
     if new:
         found = _run([*new.values()], device, threads, gpus)
-        known = {**(read_json(path) or {}), **dict(zip(new, found, strict=True))}
-        write_json(path, known, durable=False)
-    return [Cost(**known[key]) for key in keys]
+        known = {**_known(path), **{key: Cost(**values) for key, values in zip(new, found, strict=True)}}
+        write_json(path, {key: asdict(cost) for key, cost in known.items()}, durable=False)
+    return [known[key] for key in keys]
+
+
+def _known(path: Path) -> dict[str, Cost]:
+    """What was measured before; nothing of a file that is damaged, for it can be measured again."""
+    try:
+        return {key: Cost(**values) for key, values in (read_json(path) or {}).items()}
+    except (UserError, AttributeError, TypeError):
+        return {}
 
 
 def _document(config: Config) -> dict[str, Any]:

@@ -300,7 +300,7 @@ class Run(RunFolder):
     @property
     def attempt(self) -> str:
         """Name of the newest attempt to write this run."""
-        return (self.path / "attempt").read_text(encoding="utf-8")
+        return (self.path / "attempt").read_text(encoding="utf-8", errors="replace")
 
     def note(self, text: str) -> None:
         """Add a line to train.log from another process than the workers; the person at the screen sees it too."""
@@ -343,12 +343,16 @@ def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
 def written(path: Path) -> bool:
     """Whether a process is writing a run or a sweep: it holds the folder's lock, or its lease in a store."""
     try:
-        with (path / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock, or one of somebody else's
-        pass
+        handle = os.open(path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # no lock, or none of ours
+        handle = None
+    if handle is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
     return (mirror := mirror_of(path)) is not None and mirror.written()
 
 

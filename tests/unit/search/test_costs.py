@@ -45,6 +45,12 @@ def test_the_extremes_of_a_space_are_measured_once(cache, planned, monkeypatch, 
     assert measure_sweep(planned) == found and len(json.loads(cache.read_text())) == 2
 
 
+@pytest.mark.parametrize("text", ["{cut", "[1]", '{"key": {"seconds": 1}}', '{"key": 5}', "\xff"])
+def test_what_was_remembered_and_is_damaged_is_measured_again(cache, text):
+    cache.write_text(text, encoding="latin-1")
+    assert costs._known(cache) == {}
+
+
 def test_what_only_a_sweep_decides_is_not_measured_anew(cache):
     keys = {
         costs._key(costs._document(load_config("digits", {**FIELDS, **fields})), "cpu", 1)
