@@ -91,7 +91,7 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
     for precision, dtype in DTYPES.items():
         x = torch.randn(shape, device=device).to(dtype).requires_grad_()
         grad, out = torch.randn_like(x), torch.empty_like(x)
-        layers: dict[str, nn.Module] = {"SpikingJelly": _peer_neuron(device)}
+        layers: dict[str, nn.Module] = {"SpikingJelly": _peer_neuron()}
         layers |= {name: LIF(backend=name) for name in usable_backends(device)}
 
         def train(layer: nn.Module, x: Tensor = x, grad: Tensor = grad) -> None:
@@ -403,17 +403,12 @@ def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_
         mlp_ratio=config.mlp_ratio,
         pooling_stat=config.pooling,
     )
-    net = net.to(device, memory_format=layout).train()
-    if device.type == "cuda":
-        functional.set_backend(net, "triton")
-    return net
+    return net.to(device, memory_format=layout).train()
 
 
-def _peer_neuron(device: torch.device) -> nn.Module:
-    layer = neuron.LIFNode(tau=2.0, surrogate_function=surrogate.Sigmoid(4.0), detach_reset=True, step_mode="m")
-    if device.type == "cuda":
-        functional.set_backend(layer, "triton")
-    return layer
+def _peer_neuron() -> nn.Module:
+    """SpikingJelly's, which takes its Triton kernels by itself where the tensors are on a GPU."""
+    return neuron.LIFNode(tau=2.0, surrogate_function=surrogate.Sigmoid(4.0), detach_reset=True, step_mode="m")
 
 
 def documents(rows: list[Row]) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ every entry to the equations, which stand in `torch_backend`.
 import functools
 import logging
 
+import torch
+
 from statten.errors import UserError, nearest
 from statten.neurons.dynamics import Backend, Unavailable
 from statten.registry import NEURON_BACKENDS
@@ -46,5 +48,11 @@ def select_backend(name: str, device: str) -> Backend:
 
 
 def check_backend(name: str, device: str) -> None:
-    """Raise UserError when a backend cannot run on a type of device; compile it if it is not yet compiled."""
+    """Raise UserError when a backend cannot run on a type of device; compile it if it is not yet compiled.
+
+    Where only other machines have a GPU, they say themselves whether its kernels run there.
+    """
+    backend = NEURON_BACKENDS.get(name)
+    if device == "cuda" and not torch.cuda.is_available() and (backend is None or "cuda" in (backend.devices or ("cuda",))):
+        return
     select_backend(name, device)

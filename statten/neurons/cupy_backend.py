@@ -183,9 +183,9 @@ class CupyKernels:
 
     def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
         """As `Kernels.moments`."""
-        # With eps = 0 the inverse of a variance of 0 is infinite, and its inverse 0 again.
-        mean, inv_std = torch.batch_norm_stats(x_T.flatten(0, 1), 0.0)
-        return torch.stack([mean, inv_std.square().reciprocal()])
+        # Not torch.batch_norm_stats: its inverse deviation is 0 for a channel without variance, which never fires.
+        mean, var = torch.batch_norm_update_stats(x_T.flatten(0, 1), None, None, 0.0)
+        return torch.stack([mean, var])
 
     def norms(self, x_T: Tensor, run: int) -> bool:
         """As `Kernels.norms`: PyTorch's own is as good."""

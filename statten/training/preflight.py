@@ -80,6 +80,13 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
         for other in ("activation_checkpointing", "packed_spikes"):
             if getattr(scale, other):
                 problems.append(f"scale.cuda_graphs: cannot record a step with scale.{other}; set one of them to false")
+        if (
+            scale.min_workers < scale.max_workers
+        ):  # a worker with several shares would add up gradients in the recording's memory
+            problems.append(
+                f"scale.cuda_graphs: cannot record the steps of elastic workers, but scale.workers is [{scale.min_workers}, "
+                f"{scale.max_workers}]; set cuda_graphs to false, or workers to a number"
+            )
     for check in (lambda: check_data(config), lambda: _check_backend(scale.neuron_backend, device)):
         try:
             check()
@@ -104,7 +111,10 @@ def _check_backend(name: str, device: str) -> None:
 
 
 def _measure(config: Config) -> tuple[int, int]:
-    """Parameters, and bytes of a float32 training step: found on PyTorch's meta device, which computes shapes, no values."""
+    """Parameters, and bytes of a training step: found on PyTorch's meta device, which computes shapes, no values.
+
+    Weights are float32 always; what the backward pass keeps is half of that in half precision.
+    """
     model_config, train = config.model, config.train
     with torch.device("meta"):
         model = build_model(model_config, "torch")
@@ -123,6 +133,7 @@ def _measure(config: Config) -> tuple[int, int]:
         model(batch)
     weights = {id(p.untyped_storage()) for p in model.parameters()}
     activations = sum(size for (storage, _), size in kept.items() if storage not in weights)
+    activations //= 2 if train.precision in ("bf16", "fp16") else 1  # amp may run in float32
     trainable = [p for p in model.parameters() if p.requires_grad]
     copies = 2 + {"sgd": 1, "lion": 1}.get(train.optimizer, 2) + (train.ema_decay is not None)
     states = sum(p.numel() * p.element_size() for p in trainable) * copies

@@ -9,7 +9,7 @@ from statten.data import make_loaders
 from statten.errors import UserError
 from statten.training.loop import fit, make_state, step_optimizer, stream
 from statten.training.losses import make_loss
-from statten.training.preflight import preflight
+from statten.training.preflight import memory_bytes, preflight
 
 SHORT = {
     **TINY, "model.num_heads": 2, "train.epochs": 1, "train.warmup_epochs": 0, "train.batch_size": 64, "scale.device": "cpu",
@@ -31,6 +31,24 @@ def test_fields_and_their_mistakes():
     ):
         with pytest.raises(UserError, match=f"scale.workers: must be .*{rule}"):
             load_config("digits", {"scale.workers": value})
+
+
+def test_graphs_are_not_recorded_for_workers_that_may_have_several_shares():
+    fields = {**SHORT, "scale.device": "cuda", "scale.cuda_graphs": True, "scale.neuron_backend": "cupy"}
+    with pytest.raises(UserError, match=r"cannot record the steps of elastic workers, but scale.workers is \[1, 2\]") as caught:
+        preflight(load_config("digits", {**fields, "scale.workers": [1, 2]}), {"CPU": 2.0, "GPU": 2.0})
+    assert len(caught.value.problems) == 1, "cupy is asked for on the machines that have the GPUs"
+    assert preflight(load_config("digits", fields), {"CPU": 2.0, "GPU": 2.0}).device == "cuda"
+    native = load_config("digits", {**SHORT, "scale.device": "cuda", "scale.neuron_backend": "native"})
+    with pytest.raises(UserError, match="native runs on cpu, not on cuda"):
+        preflight(native, {"CPU": 2.0, "GPU": 2.0})
+
+
+def test_half_precision_keeps_half_of_what_the_backward_pass_needs():
+    sizes = {
+        precision: memory_bytes(load_config("cifar10_2_256", {"train.precision": precision})) for precision in ("fp32", "bf16")
+    }
+    assert 0.45 < sizes["bf16"] / sizes["fp32"] < 0.6
 
 
 def test_the_preflight_asks_for_the_least_and_plans_for_the_most():
