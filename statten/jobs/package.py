@@ -1,12 +1,14 @@
 """The working directory that travels with a submitted job: code and small files, and nothing that must stay at home.
 
 Left out are data, runs, environments, caches, git's history and what git ignores, links that lead elsewhere - and secrets, by
-their names and, for private keys and the cluster's own token, by what they hold. The zip file depends on names and contents
-alone, so that a cluster that has it is not sent it again.
+their names and, for keys and tokens of known forms and the cluster's own, by what they hold. The zip file depends on names and
+contents alone, so that a cluster that has it is not sent it again.
 """
 
 import math
+import mmap
 import os
+import re
 import subprocess
 import zipfile
 from collections.abc import Collection, Iterator
@@ -32,11 +34,35 @@ SECRETS = (
     ".env", ".env.*", "*.env", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.gpg", "*.asc", "id_rsa*",
     "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd", "kubeconfig*",
     "*service*account*.json", "*.tfvars", "*.tfstate", ".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker",
-    ".gcloud", ".ray",
+    ".gcloud", ".ray", ".config", "gcloud", "*.ppk", ".my.cnf", ".mylogin.cnf", ".boto", ".s3cfg", ".passwd-s3fs",
+    "rclone.conf", ".dockercfg", ".dockerconfigjson", "kaggle.json", ".terraformrc", "hosts.yml", "*_history", ".histfile",
+    ".lesshst", "*.keystore", "*.keytab", "*.ovpn", "*.agekey",
 )  # fmt: skip
 SECRET_WORDS = ("*token*", "*secret*", "*credential*", "*password*")  # in a source file's name they say what it is about
 SOURCES = (".py", ".md")
-_KEY = b"PRIVATE KEY-----"
+# What a file holds, whatever it is called: what such a secret begins with, which is found fast, and the whole of it. Formats that
+# nothing else has: who looks for passwords and random text too, as detect-secrets does, keeps code at home.
+_HELD = {
+    # PEM, in JSON and YAML too; not the marker alone, which documents name.
+    b"PRIVATE KEY": rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?:\\[nr]|[\s\"',+>|\\])*(?:[A-Za-z0-9+/]{24}|Proc-Type:)",
+    b"PuTTY-User-Key-File-": rb"PuTTY-User-Key-File-\d",
+    b"AGE-SECRET-KEY-1": rb"AGE-SECRET-KEY-1[A-Z0-9]{20}",
+    b"AKIA": rb"\bAKIA[A-Z0-9]{16}\b",
+    b"ASIA": rb"\bASIA[A-Z0-9]{16}\b",
+    b"aws_secret_access_key": rb"aws_secret_access_key\s*[=:]\s*[\"']?[A-Za-z0-9+/]{40}",
+    b"oauth_token": rb"\boauth_token\s*[=:]\s*[\"']?[A-Za-z0-9_]{20}",
+    b"ghp_": rb"\bghp_[A-Za-z0-9]{36}",
+    b"gho_": rb"\bgho_[A-Za-z0-9]{36}",
+    b"github_pat_": rb"\bgithub_pat_[A-Za-z0-9_]{60}",
+    b"glpat-": rb"\bglpat-[A-Za-z0-9_-]{20}",
+    b"AIza": rb"\bAIza[A-Za-z0-9_-]{35}",
+    b"xox": rb"\bxox[abprs]-[A-Za-z0-9-]{20}",
+    b"hf_": rb"\bhf_[A-Za-z0-9]{34}",
+    b"sk-": rb"\bsk-[A-Za-z0-9_-]{40}",
+    b"npm_": rb"\bnpm_[A-Za-z0-9]{36}",
+    b"pypi-AgE": rb"\bpypi-AgE[A-Za-z0-9_-]{40}",
+    b"AccountKey=": rb"\bAccountKey=[A-Za-z0-9+/]{80}",
+}
 
 
 @dataclass(frozen=True)
@@ -131,11 +157,12 @@ def _is_folder_to_leave(path: Path) -> bool:
 def _is_secret(path: Path, token: str | None) -> bool:
     if _named(path.name, SECRETS) or (_named(path.name, SECRET_WORDS) and path.suffix not in SOURCES):
         return True
-    if path.stat().st_size > 2**20:
+    if not path.stat().st_size:
         return False
-    content = path.read_bytes()
-    begins = any(line.startswith(b"-----BEGIN ") and line.rstrip().endswith(_KEY) for line in content.splitlines())
-    return begins or (token is not None and token.encode() in content)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if token is not None and content.find(token.encode()) >= 0:
+            return True
+        return any(content.find(start) >= 0 and re.search(whole, content) for start, whole in _HELD.items())
 
 
 def _leads_out(path: Path, folder: Path) -> bool:

@@ -11,7 +11,7 @@ from statten.jobs import package
 from statten.jobs.package import pack, shown, survey, travelling
 
 TOKEN = "5f" * 32
-KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----\n"
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n-----END OPENSSH PRIVATE KEY-----\n"
 TRAVELS = {
     "train.py": "x", "jobs/a.yaml": "x", "statten/data/__init__.py": "", "statten/data/events.py": "x", "tokenizer.py": "x",
     "search_spaces/s.yaml": "x", "README.md": "about the token", "bin/run.sh": "x", "environment.yaml": "x",
@@ -54,6 +54,45 @@ def test_code_travels_and_all_else_stays(folder):
     kept, secrets = survey(folder, [folder / "storage", folder / "images"], TOKEN)
     assert set(kept) == set(TRAVELS)
     assert set(secrets) == {*SECRETS, ".ssh", ".aws", "notes.txt", "deploy.txt"}
+
+
+PEM = KEY.replace("\n", "\\n")
+RANDOM = "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3zA5bC7d"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", f'{{"type": "service_account", "private_key": "{PEM}"}}'),
+        ("values.yaml", "tls: |\n    " + KEY.replace("\n", "\n    ")),
+        ("deploy.py", f'KEY = """{KEY}"""'),
+        ("big.txt", "x" * 2**21 + "\n" + KEY),
+        ("notes.md", f"ghp_{RANDOM}"),
+        ("run.sh", f"export HF={'hf_' + RANDOM}"),
+        ("boto", f"aws_secret_access_key = {RANDOM}"),
+        ("aws.txt", "AKIAIOSFODNN7EXAMPLE"),
+        ("gh.yml", f"github.com:\n    oauth_token: {RANDOM}"),
+        ("putty.txt", "PuTTY-User-Key-File-2: ssh-rsa"),
+        *((name, "x") for name in (".my.cnf", ".boto", ".s3cfg", "rclone.conf", ".dockercfg", ".bash_history", "me.ppk")),
+        *((name, "x") for name in (".config/gh/hosts.yml", "home/hosts.yml", ".python_history", "kaggle.json")),
+    ],
+)
+def test_secrets_stay_by_name_and_by_what_they_hold(tmp_path, name, text):
+    write(tmp_path, name, text)
+    kept, secrets = survey(tmp_path)
+    assert kept == [] and secrets == [name.partition("/")[0] if name.startswith(".config/") else name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "begins with `-----BEGIN PRIVATE KEY-----`, and", 'marker = b"-----BEGIN RSA PRIVATE KEY-----"\nexpected = 1\n',
+        "ghp_ and hf_ tokens", "sk-learn and task-oriented", "the asian AKIA", "oauth_token: ${TOKEN}", "sha256: " + "0a" * 32,
+    ],
+)  # fmt: skip
+def test_what_only_speaks_of_secrets_travels(tmp_path, text):
+    write(tmp_path, "docs.txt", text)
+    assert survey(tmp_path) == (["docs.txt"], [])
 
 
 def test_what_git_ignores_stays(folder):
