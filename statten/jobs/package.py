@@ -40,11 +40,12 @@ SECRETS = (
 )  # fmt: skip
 SECRET_WORDS = ("*token*", "*secret*", "*credential*", "*password*")  # in a source file's name they say what it is about
 SOURCES = (".py", ".md")
-# What a file holds, whatever it is called: what such a secret begins with, which is found fast, and the whole of it. Formats that
-# nothing else has: who looks for passwords and random text too, as detect-secrets does, keeps code at home.
+# What a file holds, whatever it is called: what such a secret begins with, which is found fast, and the whole of it. Formats
+# that nothing else has: who looks for passwords and random text too, as detect-secrets does, keeps code at home.
 _HELD = {
     # PEM, in JSON and YAML too; not the marker alone, which documents name.
-    b"PRIVATE KEY": rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?:\\[nr]|[\s\"',+>|\\])*(?:[A-Za-z0-9+/]{24}|Proc-Type:)",
+    b"PRIVATE KEY": rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
+    rb"(?:\\[nr]|[\s\"',+>|\\])*(?:[A-Za-z0-9+/]{24}|Proc-Type:)",
     b"PuTTY-User-Key-File-": rb"PuTTY-User-Key-File-\d",
     b"AGE-SECRET-KEY-1": rb"AGE-SECRET-KEY-1[A-Z0-9]{20}",
     b"AKIA": rb"\bAKIA[A-Z0-9]{16}\b",
