@@ -1,9 +1,12 @@
 """Processes that tests find again by a mark in their environment, and Ray's token in them."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import ray
 
+LISTENING = "0A"
 MARK = "STATTEN_TEST"
 
 
@@ -23,3 +26,21 @@ def forget_token() -> None:
     """Have Ray read token and mode anew; a process keeps those that it met first."""
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray._raylet.Config.initialize("")
+
+
+def listeners(pids: list[int]) -> dict[tuple[int, str, int], str]:
+    """Who of some processes accepts TCP connections, by the kernel: (process, address in hexadecimal, port) to command."""
+    owners = {}
+    for pid in pids:
+        for handle in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                owners[os.readlink(handle)] = pid
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == LISTENING and (pid := owners.get(f"socket:[{words[9]}]")) is not None:
+                address, _, port = words[1].partition(":")
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[pid, address, int(port, 16)] = command
+    return found

@@ -5,12 +5,15 @@ import os
 import secrets
 import signal
 import socket
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from statten.cluster.token import own_token, token_file, token_refused
 from statten.errors import UserError, first_line
+from statten.files import temporary_folder
 from statten.machine import whole_cores
 
 # Read by Ray when it is imported or started, in this process and in its workers.
@@ -62,16 +65,18 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            ray.init(
-                address="local",  # without it, a cluster that crashed here some day would be waited for
-                num_cpus=whole_cores(),
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                dashboard_port=free_port() if dashboard else None,
-                _node_ip_address="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",  # without it, a cluster that crashed here some day would be waited for
+                    num_cpus=whole_cores(),
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=free_port() if dashboard else None,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=_session_folder(),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         else:
             if address == "auto":
                 address = ray._private.services.get_ray_address_from_environment(address, None)
@@ -90,6 +95,31 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray keep 127.0.0.1, and listen there alone, as on systems where it makes no clusters; else it takes another."""
+    import ray
+
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def _session_folder() -> str:
+    """Where Ray puts its sessions, with logs and sockets: it opens them to all, so they lie in a folder of this user's."""
+    folder = temporary_folder()
+    with suppress(OSError):
+        folder.mkdir(mode=0o700)
+    with suppress(OSError):
+        found, short = folder.lstat(), len(str(folder)) < 40  # a socket's path has at most 107 bytes
+        if short and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return str(folder / "ray")
+    return tempfile.mkdtemp(prefix="statten-", dir="/tmp")
 
 
 def knock(address: str, seconds: float = 10) -> None:

@@ -34,6 +34,10 @@ NAMES = [
         "what `auto` means, to knock there before Ray waits",
     ),
     Name(
+        "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "cluster/session.py",
+        "a Ray of this machine alone must listen on loopback alone; Ray replaces 127.0.0.1 by the machine's address",
+    ),
+    Name(
         "ray.train.v2._internal.execution.callback", "ControllerCallback", "cluster/recovery.py",
         "to write a checkpoint before elastic workers are replaced",
     ),
