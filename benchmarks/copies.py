@@ -104,7 +104,8 @@ def main() -> None:
             found["other"] += len(other)
             found["lost"] += lost
             found["over"] += len(over)
-            found["unfinished"] += code != 0 or ended < options.trials
+            nothing_left = code == 2 and len(whole) >= options.trials  # resume says so, and does nothing
+            found["unfinished"] += ended < options.trials or not (code == 0 or nothing_left)
             found["epochs"] += sum(map(len, kept.values()))
             had = f"{len(kept)} folders, {sum(map(len, kept.values()))} epochs, {len(whole)} ended"
             print(
