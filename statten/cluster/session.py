@@ -6,14 +6,15 @@ import secrets
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from statten.cluster.token import own_token, token_file, token_refused
 from statten.errors import UserError, first_line
-from statten.files import temporary_folder
 from statten.machine import whole_cores
 
 # Read by Ray when it is imported or started, in this process and in its workers.
@@ -32,6 +33,11 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # a stack trace for every SIGTERM; Python's own tells of crashes
 }
+
+SOCKET_PATH = 107
+"""Characters of a socket's path at most."""
+RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""What Ray puts below its temporary folder."""
 
 
 @contextmanager
@@ -110,16 +116,24 @@ def _on_loopback() -> Iterator[None]:
         constants.ENABLE_RAY_CLUSTER = before
 
 
-def _session_folder() -> str:
-    """Where Ray puts its sessions, with logs and sockets: it opens them to all, so they lie in a folder of this user's."""
-    folder = temporary_folder()
+def ray_temp() -> Path:
+    """Where Ray puts sockets, logs and objects that do not fit into shared memory."""
+    names = ["RAY_TMPDIR", "TMPDIR"] if sys.platform.startswith("linux") else ["RAY_TMPDIR"]
+    return Path(next((os.environ[name] for name in names if name in os.environ), "/tmp"))
+
+
+def _session_folder() -> str | None:
+    """A folder of this user's for Ray's sessions, which Ray opens to all; None where their paths would be too long."""
+    folder = ray_temp() / f"statten-{os.getuid()}"
+    if len(str(folder / RAY_SOCKET)) > SOCKET_PATH:
+        return None
     with suppress(OSError):
         folder.mkdir(mode=0o700)
     with suppress(OSError):
-        found, short = folder.lstat(), len(str(folder)) < 40  # a socket's path has at most 107 bytes
-        if short and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
             return str(folder / "ray")
-    return tempfile.mkdtemp(prefix="statten-", dir="/tmp")
+    return tempfile.mkdtemp(prefix="statten-", dir=ray_temp())
 
 
 def knock(address: str, seconds: float = 10) -> None:

@@ -19,13 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from statten.cluster.session import RAY_SOCKET, SOCKET_PATH
 from statten.errors import first_line, in_shell
 from statten.machine import compiler, usable_cores, usable_memory
 
 State = Literal["ok", "missing", "broken"]
 GIB = 2**30
-# Ray puts sockets below its temporary folder, and a socket's path has at most 107 characters.
-_RAY_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +113,12 @@ def package_check(name: str) -> Callable[[], str]:
 
     def check() -> str:
         if importlib.util.find_spec(name) is None:
-            raise Missing("not installed", _reinstall(name))
+            raise Missing("not installed", reinstall(name))
         try:
             importlib.import_module(name)
         except Exception as error:
             detail = f"installed, but cannot be imported: {type(error).__name__}: {first_line(error)}"
-            raise Broken(detail, _reinstall(name)) from error
+            raise Broken(detail, reinstall(name)) from error
         return metadata.version(name)
 
     return check
@@ -132,7 +131,7 @@ def check_torch() -> str:
 
     product = (torch.ones(2, 2) @ torch.ones(2, 2)).sum().item()
     if product != 8:
-        raise Broken(f"{version} computes wrongly: the sum of a product is {product}, not 8", _reinstall("torch"))
+        raise Broken(f"{version} computes wrongly: the sum of a product is {product}, not 8", reinstall("torch"))
     return f"{version}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only")
 
 
@@ -173,7 +172,7 @@ def check_cupy() -> str:
     from packaging.requirements import Requirement
 
     if torch.version.cuda is None:
-        raise Missing("of no use with a torch that is built for CPUs only", _reinstall("torch"))
+        raise Missing("of no use with a torch that is built for CPUs only", reinstall("torch"))
     wanted = _cupy_for(torch.version.cuda)
     if importlib.util.find_spec("cupy") is None:
         raise Missing(
@@ -209,7 +208,7 @@ def _cupy_for(cuda: str) -> str:
 
 def _driver(cuda: str | None) -> str:
     if cuda is None:
-        return _reinstall("torch")
+        return reinstall("torch")
     return f"type nvidia-smi: it must work and show a CUDA version of at least {cuda}; otherwise install a newer driver"
 
 
@@ -218,7 +217,7 @@ def _requirements() -> list[str]:
     return [r for r in metadata.requires("statten") or [] if "extra ==" not in r]
 
 
-def _reinstall(name: str) -> str:
+def reinstall(name: str) -> str:
     """What to type for a package; nothing for a check that is not one."""
     from packaging.requirements import Requirement
 
@@ -284,12 +283,6 @@ def check_storage(folder: Path) -> str:
     return f"{folder}{'' if folder.exists() else ' (will be made)'}, {free / GIB:,.0f} GiB free"
 
 
-def ray_temp() -> Path:
-    """Where Ray puts sockets, logs and objects that do not fit into shared memory."""
-    names = ["RAY_TMPDIR", "TMPDIR"] if sys.platform.startswith("linux") else ["RAY_TMPDIR"]
-    return Path(next((os.environ[name] for name in names if name in os.environ), "/tmp"))
-
-
 def check_ray_folder(folder: Path) -> str:
     """Ray's temporary folder can be written, is not full, and has a short path."""
     elsewhere = "export RAY_TMPDIR=/some/short/path"
@@ -298,7 +291,7 @@ def check_ray_folder(folder: Path) -> str:
             pass
     except OSError as error:
         raise Broken(f"{folder} cannot be written: {error.strerror}", f"make it, or {elsewhere}") from error
-    if len(str(folder / _RAY_SOCKET)) > 107:
+    if len(str(folder / RAY_SOCKET)) > SOCKET_PATH:
         raise Broken(f"{folder} is too long a path for Ray's sockets", elsewhere)
     disk = shutil.disk_usage(folder)
     if disk.free < 0.05 * disk.total:

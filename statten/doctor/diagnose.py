@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.text import Text
 
+from statten.cluster.session import ray_temp
 from statten.display import console
 from statten.doctor.checks import (
     Broken,
     Check,
-    _reinstall,
     check_compiler,
     check_cpu,
     check_cupy,
@@ -27,7 +27,7 @@ from statten.doctor.checks import (
     check_torchvision,
     check_versions,
     package_check,
-    ray_temp,
+    reinstall,
 )
 from statten.doctor.cluster import ClusterProbe, cluster_checks
 from statten.errors import first_line
@@ -79,7 +79,7 @@ def run_check(name: str, check: Callable[[], str], required: bool = True) -> Che
     except Broken as found:
         return Check(name, found.state, found.detail, found.fix, required)
     except Exception as error:
-        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}", _reinstall(name), required)
+        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}", reinstall(name), required)
 
 
 def healthy(checks: Sequence[Check]) -> bool:

@@ -28,6 +28,7 @@ from statten.errors import Failed, UserError
 from statten.files import own_cache, read_json, write_json
 from statten.machine import killed_for_memory, peak_memory, usable_memory
 from statten.training.faults import LESS_MEMORY, Diverged, classify
+from statten.training.loop import fit, make_state
 
 STEPS = 4
 SECONDS = 120
@@ -86,8 +87,6 @@ class _Clock:
 
 def measure(document: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Take a few steps of a config in this process, which is new and ends after it; returns a Cost's fields."""
-    from statten.training.loop import fit, make_state
-
     torch.set_num_threads(threads)
     config, place = build_config(document), torch.device(device)
     train, size = config.train, config.train.eval_batch_size or config.train.batch_size

@@ -11,13 +11,12 @@ from statten.config import Config, constraint, with_overrides
 from statten.data import make_loaders
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
-from statten.machine import whole_cores
 from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.space import Space
 from statten.training.loop import reported
-from statten.training.preflight import Preflight, memory_bytes, preflight
+from statten.training.preflight import Preflight, memory_bytes, own_capacity, preflight
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
         config = with_overrides(config, {"scale.cpus_per_worker": 1})
     trial, search = preflight(config, capacity), config.search
     make_sampler(search, space, objectives=len(search.objectives))  # raises where it cannot work in this space
-    if capacity is None:
-        capacity = {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
+    capacity = own_capacity() if capacity is None else capacity
     check_objectives(config, trial.device)
     gpus = config.scale.gpus_per_worker * trial.world_size if trial.device == "cuda" else 0.0
     at_once = int(capacity.get("CPU", 0)) // (trial.world_size * trial.cpus_per_worker)

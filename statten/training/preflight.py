@@ -50,6 +50,11 @@ class Preflight:
         return {"CPU": float(workers * self.cpus_per_worker), **gpus}
 
 
+def own_capacity() -> dict[str, float]:
+    """CPUs and GPUs of this machine, as Ray counts them."""
+    return {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
+
+
 def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
     """Check a config against data, machine and precision without training; raises UserError with every problem.
 
@@ -57,7 +62,7 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
         config: the run.
         capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
     """
-    capacity = capacity or {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
+    capacity = capacity or own_capacity()
     scale, problems = config.scale, []
     device = scale.device if scale.device != "auto" else ("cuda" if capacity.get("GPU", 0) >= 1 else "cpu")
     cpus = int(capacity.get("CPU", 0))

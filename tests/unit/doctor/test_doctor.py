@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from statten.cluster import session
 from statten.doctor import checks as doctor
 from statten.doctor import cluster, diagnose
 from statten.doctor.checks import Broken, Check, Missing
@@ -143,7 +144,7 @@ def test_a_folder_that_refuses_files(check):
 
 def test_rays_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert doctor.ray_temp() == tmp_path
+    assert session.ray_temp() == tmp_path
     with pytest.raises(Broken, match="cannot be written"):
         doctor.check_ray_folder(tmp_path / "missing")
     deep = tmp_path / ("x" * 60)
