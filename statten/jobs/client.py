@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from statten.cluster.token import read_token, token_refused
 from statten.errors import Failed, UserError, nearest
@@ -98,16 +99,14 @@ def dashboard_url(address: str | None = None) -> str:
 
 def _proxy_named(url: str) -> str:
     """The end of a sentence: which variable sends what is asked of a URL to a proxy; its value may hold a password."""
-    from requests.utils import get_environ_proxies
-
-    scheme = urlsplit(url).scheme
-    used = get_environ_proxies(url) if not leads_here(url) else {}
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    used = {} if leads_here(url) or proxy_bypass(host) else getproxies()
     found = next((name for name in (scheme, "all") if name in used), None)
     if found is None:
         return ""
     names = (f"{found}_proxy", f"{found.upper()}_PROXY")
     named = next((name for name in names if os.environ.get(name)), names[0])
-    return f"; ${named} sends it to a proxy: add {urlsplit(url).hostname} to $no_proxy if that cannot reach it"
+    return f"; ${named} sends it to a proxy: add {host} to $no_proxy if that cannot reach it"
 
 
 class JobClient:
