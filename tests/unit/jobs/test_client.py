@@ -246,7 +246,8 @@ def test_retries_need_a_name_to_go_on_with():
 
 
 def test_whoever_stops_a_job_stops_its_command(tmp_path):
-    code = "from statten.jobs.file import _child; import sys; sys.exit(_child([sys.executable, '-c', sys.argv[1]]))"
+    code = "import sys; from statten.cli.stopping import stoppable; from statten.jobs.file import _child\n"
+    code += "with stoppable():\n    sys.exit(_child([sys.executable, '-c', sys.argv[1]]))"
     sleeper = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, sleeper]) as process:
         deadline = time.monotonic() + 60
