@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from statten.errors import UserError
-from statten.files import exclusive
+from statten.files import check_writable, exclusive
 from statten.machine import whole_cores
 
 T = TypeVar("T")
@@ -42,11 +41,7 @@ def gathered(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int)
 @contextmanager
 def sole_writer(folder: Path, what: str) -> Iterator[None]:
     """Make a folder if there is none, and be the only process that writes it; raises UserError where it cannot be written."""
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(folder))
-        except OSError as error:
-            reason = f"{folder}: cannot be written ({error.strerror}), and there {what} must be made"
-            raise UserError(f"{reason}; name a folder that you may write, such as a copy") from None
+    check_writable(folder, f"there {what} must be made: name a folder that you may write, such as a copy")
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
         yield

@@ -42,14 +42,14 @@ def untouched(folder):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_that_is_then_unfinished(statten, tmp_path):
-    """Ray Tune takes the signal for itself and returns; what was stopped so must not pass for a finished sweep."""
+    """With a handler of its own Ray Tune would return; what was stopped so must not pass for a finished sweep."""
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
     words = ("--trials", 2, "--set", "train.epochs=400", "--set", "train.warmup_epochs=0", "--name", "s", "--storage", tmp_path)
     command = statten("tune", "digits", "--space", space, *words)
     command.wait_until(lambda: list((tmp_path / "s").glob("trials/*/metrics.jsonl")))
     command.process.send_signal(signal.SIGINT)
-    assert "statten resume NAME` goes on from there" in command.finish(code=1)
+    assert "go on with: statten resume s --storage" in command.finish(code=130)
     sweep = Sweep.open(tmp_path / "s")
     assert not sweep.ended and "RUNNING" in states(sweep).values()
 

@@ -269,7 +269,7 @@ def test_ready_data_need_no_writing(tmp_path):
 
 def test_storage_that_cannot_be_written_is_said_before_the_work():
     with (
-        pytest.raises(UserError, match=r"^/proc/self: cannot be written .*, and there clips must be made"),
+        pytest.raises(UserError, match=r"^/proc/self: cannot be written: .*; there clips must be made"),
         sole_writer(Path("/proc/self"), "clips"),
     ):
         raise AssertionError("never begun")

@@ -88,7 +88,8 @@ def test_the_library_is_compiled_once_for_several_processes(tmp_path):
     code = "from statten.neurons import native; native.library(); print(native.library().native_calls())"
     log = "import logging; logging.basicConfig(level=logging.INFO); "
     command = [sys.executable, "-c", log + code]
-    environment = {**os.environ, "STATTEN_CACHE": str(tmp_path)}
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "STATTEN_CACHE": str(tmp_path), "TMPDIR": str(tmp_path / "tmp")}
     workers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]

@@ -45,7 +45,8 @@ def test_ctrl_c_while_a_sweep_is_starting(statten, tmp_path, space, seconds, tim
     for _ in range(times):
         command.press("\x03")
         time.sleep(0.2)
-    command.finish(130, 60)
+    # Where the signal meets an extension that runs Python, Python kills itself with it at the end: 130 for a shell, too.
+    assert command.process.wait(60) in (130, -signal.SIGINT), command.text
     assert sentence(command) == f"stopped by Ctrl-C; {NOTHING}"
     assert not list(tmp_path.iterdir()) and command.gone(30)
 
