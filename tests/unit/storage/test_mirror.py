@@ -226,6 +226,30 @@ def test_a_sender_killed_anywhere_leaves_a_whole_run_and_the_next_one_goes_on(ur
     assert died == 8, "three files, metrics, the result, and a checkpoint's three files deleted"
 
 
+def test_a_run_is_in_the_store_with_all_that_it_is_or_not_yet(uri, monkeypatch):
+    """A first push that ends at any object in turn."""
+    run, put = a_run(uri, epochs=1), Store.put
+    all_of_it = {"config.yaml", "metrics.jsonl", *(f"checkpoints/epoch-0001/{name}" for name in FILES)}
+    for moment in range(len(all_of_it) + 1):
+        sent = []
+
+        def put_some(self, path, name, sent=sent, moment=moment):
+            if len(sent) == moment:
+                raise OSError("the network is gone")
+            sent.append(name)
+            put(self, path, name)
+
+        monkeypatch.setattr(Store, "put", put_some)
+        with pytest.raises(OSError, match="the network is gone"):
+            mirror_of(run.path).push()
+        there = set(Store(uri).listing("a"))
+        assert "run.json" not in there, f"there is a run, but without {sorted(all_of_it - there)}"
+        (run.path / ".mirror.json").unlink(missing_ok=True)
+    monkeypatch.setattr(Store, "put", put)
+    mirror_of(run.path).push()
+    assert all_of_it < set(Store(uri).listing("a"))
+
+
 def test_a_server_that_is_down_for_some_seconds_is_waited_for(uri, server, caplog):
     run = a_run(uri, epochs=1)
     with run.writing() as attempt:
