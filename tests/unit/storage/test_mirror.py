@@ -327,6 +327,17 @@ def test_a_dead_writers_place_is_taken_and_its_workers_stop(uri, monkeypatch):
         pass
 
 
+def test_records_of_a_writer_are_equally_long(uri):
+    """A reader of S3 asks for an object's length, then for so many bytes of what is there by then."""
+    run, lengths = a_run(uri), []
+    for _ in range(2):
+        with run.writing():
+            lengths.append(Store(uri).listing("a")["attempt"][0])
+        lengths.append(Store(uri).listing("a")["attempt"][0])
+    said = "who reads while it is renewed finds half a record, and takes the writer for overtaken"
+    assert len(set(lengths)) == 1, f"records of {lengths} bytes: {said}"
+
+
 def test_two_who_begin_at_once_do_not_both_write(uri, monkeypatch):
     run = a_run(uri)
     mirror = mirror_of(run.path)
