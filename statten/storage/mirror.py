@@ -362,7 +362,8 @@ class Mirror:
 
 
 def _record(attempt: str, **further: Any) -> bytes:
-    return json.dumps(writer(attempt=attempt, **further)).encode()
+    # Always of one length: a reader of S3 asks for the length first, and would find a longer record that came since cut off.
+    return json.dumps(writer(attempt=attempt, **further)).ljust(400).encode()
 
 
 def _visible(files: dict[str, Stamp]) -> dict[str, Stamp]:

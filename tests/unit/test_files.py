@@ -1,13 +1,14 @@
-"""Caches: what cannot be written, or others can write, is not used."""
+"""Files are whole or not there; caches that cannot be written, or that others can write, are not used."""
 
 import os
+import resource
 import shutil
 import stat
 
 import pytest
 
 from statten.errors import UserError
-from statten.files import own_cache
+from statten.files import append_line, new_folder, own_cache, write_text
 from statten.neurons import native
 
 
@@ -80,3 +81,34 @@ def test_a_library_that_others_could_have_written_is_not_loaded(homes, tmp_path,
     finally:
         os.umask(before)
         native.library.cache_clear()
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 99])
+def test_a_line_for_which_there_is_no_room_is_not_begun(room, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    append_line(file, "first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len("first\n") + room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_line(file, "x" * 99)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.read_text() == "first\n", f"{room} bytes of a line whose rest found no room stay in the file"
+    append_line(file, "second")
+    assert file.read_text() == "first\nsecond\n"
+
+
+def test_what_fails_halfway_leaves_nothing_aside(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "file", "\udcff")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as aside:
+        (aside / "part").write_text("half")
+        assert aside.parent == tmp_path and aside.name.startswith(".folder-")
+        raise ZeroDivisionError
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    with pytest.raises(FileExistsError), new_folder(tmp_path / "taken"):
+        pass
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["taken"], f"what was written aside, and did not become what it was meant for, stays: {left}"

@@ -10,11 +10,12 @@ import ray.exceptions
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from statten.cluster.recovery import Recovery
+from statten.cluster.session import ray_cluster
 from statten.config import load_config
 from statten.errors import Failed
 from statten.machine import killed_for_memory
 from statten.storage.run import Run
-from statten.training.faults import Diverged
+from statten.training.faults import Diverged, Preempted
 
 LOST = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
 
@@ -24,6 +25,24 @@ def test_the_budget_of_restarts_is_said_when_it_is_spent(tmp_path):
     with run.writing() as attempt, pytest.raises(Failed, match=r"1 times in this run; scale\.max_failures=0 allows no further"):
         Recovery(run.path, attempt, 0, {}).after_exception(None, {0: LOST})
     assert run.result["cause"] == "lost" and "a worker process is gone" in run.result["reason"]
+
+
+def test_workers_that_were_asked_to_go_spend_nothing_of_the_budget(tmp_path):
+    """Spot machines are taken away again and again; only what was lost counts."""
+    run = Run.create(tmp_path / "run", load_config("digits"))
+    asked = Preempted("asked to go after step 3 of epoch 1, and a checkpoint is written")
+    with run.writing() as attempt, ray_cluster(None):
+        recovery = Recovery(run.path, attempt, 1, {})
+        for number in range(1, 4):
+            try:
+                recovery.after_exception(None, {0: asked, 1: asked})
+            except Failed as error:
+                pytest.fail(f"workers that were asked to go were counted as failures the time {number}: {error}")
+        recovery.after_exception(None, {0: LOST})
+        with pytest.raises(Failed, match=r"2 times in this run; scale\.max_failures=1 allows no further"):
+            recovery.after_exception(None, {0: LOST})
+    notes = (run.path / "train.log").read_text().splitlines()
+    assert [("restart 1 of 1" in note, "asked to go" in note) for note in notes] == [*3 * [(False, True)], (True, False)]
 
 
 def test_an_older_attempt_leaves_the_newer_ones_result_alone(tmp_path):

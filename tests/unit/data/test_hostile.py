@@ -67,7 +67,9 @@ def test_limits_of_an_archive(tmp_path, monkeypatch):
     path = tar_of(tmp_path / "a.tar.gz", ("./a", tarfile.DIRTYPE, ""), GOOD, ("c.txt", tarfile.REGTYPE, "more"))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a/b.txt", "good"), archive.writestr("c.txt", "more")
+    (tmp_path / ".whole.partial" / "of a killed one").mkdir(parents=True)
     extract(path, tmp_path / "whole")
+    assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == ["a", "c.txt"]
     assert (tmp_path / "whole" / "a" / "b.txt").read_text() == "good"
     assert [(str(member), read()) for member, _, read in zip_members(tmp_path / "a.zip")] == [
         ("a/b.txt", b"good"),

@@ -10,8 +10,20 @@ import pytest
 import torch
 
 from statten.config import build_config
-from statten.data import CorruptSample, check_split, make_loaders, make_test_loader, open_source, split_document, split_indices
+from statten.data import (
+    CorruptSample,
+    Source,
+    TrainLoader,
+    check_split,
+    make_loaders,
+    make_test_loader,
+    open_source,
+    split_document,
+    split_indices,
+)
 from statten.data.check import check
+from statten.data.dataset import Loaded
+from statten.data.loaders import SPARES
 from statten.data.shards import shard
 from statten.data.split import READABLE, decode, encode, split
 from statten.errors import Failed, UserError
@@ -182,6 +194,25 @@ def test_skipped_files_are_counted_and_all_steps_stay(damaged, world, workers):
         assert sum(len(loader.corrupt) for loader in loaders) == 2
     again = [list(make_loaders(config, rank, world).train.batches(0)) for rank in range(world)]
     assert [checksums(b) for b in again] == [checksums(b) for b in batches], "and these are the same ones every time"
+
+
+class OnlySpares(Source):
+    """A dataset whose sample i is the number i, and can be read only where it is drawn in the place of another one."""
+
+    def batch(self, indices, augmented_by=None, repeats=None):
+        y = torch.from_numpy(indices[repeats >= SPARES])
+        return Loaded(y.float()[:, None], y, [(int(i), "not in its turn") for i in indices[repeats < SPARES]])
+
+
+def test_ranks_and_steps_draw_spares_of_their_own_for_what_cannot_be_read():
+    drawn = {}
+    for rank in range(2):
+        loader = TrainLoader(OnlySpares(), np.arange(400), batch_size=20, seed=1, rank=rank, world_size=2, skip_corrupt=True)
+        for epoch in range(2):
+            for step, (_, y) in enumerate(loader.batches(epoch)):
+                before = drawn.setdefault(tuple(y.tolist()), (rank, epoch, step))
+                assert before == (rank, epoch, step), f"(rank, epoch, step) {before} and {rank, epoch, step} drew the same"
+    assert len(drawn) == 40
 
 
 def test_evaluation_leaves_corrupt_files_out(damaged):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import combinations
 
 import formats
 import numpy as np
@@ -100,6 +101,55 @@ def test_three_parts_validate_and_test_as_they_are_named(tmp_path):
     packed = config_of(tmp_path / "shards")
     assert {name: part.tolist() for name, part in split_indices(packed).items()} == {k: v.tolist() for k, v in parts.items()}
     assert sorted(open_source(packed).labels[parts["test"]]) == sorted(source.labels[parts["test"]])
+
+
+def packed(root, *folders):
+    shard("image_folder", write(root / "in", *folders), root / "shards", per_shard=3)
+    return root / "shards"
+
+
+FORMS = {
+    "digits": (lambda root: root, "digits"),
+    "digits_events": (lambda root: root, "digits_events"),
+    "CIFAR": (lambda root: formats.write_cifar(root, per_class=2), "cifar10"),
+    "class folders": (lambda root: write(root, "cat", "dog", count=9), "image_folder"),
+    "two parts": (lambda root: write(root, *parts_of("train", "val")), "image_folder"),
+    "three parts": (lambda root: write(root, *parts_of("train", "val", "test")), "image_folder"),
+    "shards of two parts": (lambda root: packed(root, *parts_of("train", "test")), "image_folder"),
+    "shards of three parts": (lambda root: packed(root, *parts_of("train", "val", "test")), "image_folder"),
+    "clips of two parts": (lambda root: clips_in(root, "train", "test"), "event_folder"),
+    "clips of three parts": (lambda root: clips_in(root, "train", "val", "test"), "event_folder"),
+}
+
+
+def clips_in(root, *parts):
+    formats.write_clips(root, 2, dict.fromkeys(parts, 5), ["left", "right"])
+    return root
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_sample_is_in_one_part_whatever_the_form_of_the_data(form, tmp_path):
+    make, name = FORMS[form]
+    root, whole = make(tmp_path), {}
+    for validation in (0.1, 0.4, "test"):
+        for fraction in (1.0, 0.5):
+            config = config_of(root, name, validation=validation, fraction=fraction)
+            parts = {part: set(indices.tolist()) for part, indices in split_indices(config).items()}
+            said = f"{form}, data.validation={validation}, data.fraction={fraction}"
+            for one, other in combinations(parts, 2):
+                common = parts[one] & parts[other]
+                if (one, other) == ("validation", "test") and validation == "test":
+                    assert parts[one] == parts[other], said
+                else:
+                    assert not common, f"{said}: {len(common)} samples are in the {one} part and in the {other} part"
+            if fraction == 1.0:
+                whole = parts
+                missing = set(range(len(open_source(config).labels))) - set.union(*parts.values())
+                # With "test", the validation part that the data come with is not read.
+                assert not missing or (validation == "test" and "three" in form), f"{said}: {len(missing)} are in no part"
+            assert parts["train"] <= whole["train"] and all(parts[p] == whole[p] for p in ("validation", "test")), said
+            assert set(make_test_loader(config).indices.tolist()) == parts["test"], f"{said}: evaluation reads another part"
+            assert set(make_loaders(config).validation.indices.tolist()) == parts["validation"], said
 
 
 def test_event_folders_have_the_same_parts(tmp_path):

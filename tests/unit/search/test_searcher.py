@@ -119,6 +119,8 @@ def test_a_journal_whose_last_line_is_cut_off_goes_on(tmp_path, cut):
     journal = sweep.path / "study.journal"
     content = journal.read_bytes()
     journal.write_bytes(content + content.splitlines()[-1][:cut])
+    with Sweep.open(sweep.path).writing():
+        assert journal.read_bytes() == content, "the line that was cut off stays, and the next one would be added to it"
     config = (sweep.path / "config.yaml").read_text()
     (sweep.path / "config.yaml").write_text(config.replace("  trials: 2\n", "  trials: 3\n"))
     drive(Sweep.open(sweep.path))

@@ -1,5 +1,6 @@
 """Working copies and their mirror in servers of S3 and of Google's storage: what is sent and brought, and who may write."""
 
+import hashlib
 import json
 import os
 import random
@@ -182,6 +183,11 @@ def test_a_damaged_checkpoint_is_left_in_the_store_and_replaced_by_the_next(uri,
 
 def as_a_reader_sees_it(uri: str, folder: Path) -> int:
     """The newest finished epoch; what speaks of an epoch must not be there before its checkpoint is."""
+    store = Store(uri)
+    for marker in [name for name in store.listing("a") if name.endswith("/state.json")]:
+        for file, digest in json.loads(store.read(f"a/{marker}"))["sha256"].items():
+            content = store.read(f"a/{marker.removesuffix('state.json')}{file}") or b""
+            assert hashlib.sha256(content).hexdigest() == digest, f"{marker} was sent before the {file} that it speaks of"
     root = folder / "storage"
     shutil.rmtree(root, ignore_errors=True)
     run = Run(root / "a")
@@ -193,6 +199,7 @@ def as_a_reader_sees_it(uri: str, folder: Path) -> int:
             assert files.sha256(run.path / "checkpoints" / name / file) == digest, f"{name}/{file}"
     newest = max(int(name[-4:]) for name in found)
     assert newest >= max(epochs(run)), "metrics of an epoch without its checkpoint"
+    assert max(epochs(run)) >= (run.result or {}).get("epochs", 0), "result.json was sent before the metrics that it sums up"
     return newest
 
 
@@ -203,6 +210,7 @@ def test_a_sender_killed_anywhere_leaves_a_whole_run_and_the_next_one_goes_on(ur
     with run.writing() as attempt:
         for moment in range(20):
             finish_epoch(run.path, newest + 1)
+            (run.path / "result.json").write_text(json.dumps({"epochs": newest + 1}))
             command = [sys.executable, object_store.__file__, str(run.path), attempt, str(moment), str(rng.random())]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
             assert done.returncode in (0, -9), done.stderr
@@ -215,7 +223,31 @@ def test_a_sender_killed_anywhere_leaves_a_whole_run_and_the_next_one_goes_on(ur
             mirror_of(run.path).push(attempt, whole=True)
             newest += 1
             assert as_a_reader_sees_it(uri, tmp_path) == newest
-    assert died == 7, "three files, metrics, and a checkpoint's three files deleted"
+    assert died == 8, "three files, metrics, the result, and a checkpoint's three files deleted"
+
+
+def test_a_run_is_in_the_store_with_all_that_it_is_or_not_yet(uri, monkeypatch):
+    """A first push that ends at any object in turn."""
+    run, put = a_run(uri, epochs=1), Store.put
+    all_of_it = {"config.yaml", "metrics.jsonl", *(f"checkpoints/epoch-0001/{name}" for name in FILES)}
+    for moment in range(len(all_of_it) + 1):
+        sent = []
+
+        def put_some(self, path, name, sent=sent, moment=moment):
+            if len(sent) == moment:
+                raise OSError("the network is gone")
+            sent.append(name)
+            put(self, path, name)
+
+        monkeypatch.setattr(Store, "put", put_some)
+        with pytest.raises(OSError, match="the network is gone"):
+            mirror_of(run.path).push()
+        there = set(Store(uri).listing("a"))
+        assert "run.json" not in there, f"there is a run, but without {sorted(all_of_it - there)}"
+        (run.path / ".mirror.json").unlink(missing_ok=True)
+    monkeypatch.setattr(Store, "put", put)
+    mirror_of(run.path).push()
+    assert all_of_it < set(Store(uri).listing("a"))
 
 
 def test_a_server_that_is_down_for_some_seconds_is_waited_for(uri, server, caplog):
@@ -293,6 +325,17 @@ def test_a_dead_writers_place_is_taken_and_its_workers_stop(uri, monkeypatch):
     Store(uri).write("a/attempt", json.dumps({**files.writer(), "pid": gone.pid, "attempt": "old"}).encode())
     with run.writing():
         pass
+
+
+def test_records_of_a_writer_are_equally_long(uri):
+    """A reader of S3 asks for an object's length, then for so many bytes of what is there by then."""
+    run, lengths = a_run(uri), []
+    for _ in range(2):
+        with run.writing():
+            lengths.append(Store(uri).listing("a")["attempt"][0])
+        lengths.append(Store(uri).listing("a")["attempt"][0])
+    said = "who reads while it is renewed finds half a record, and takes the writer for overtaken"
+    assert len(set(lengths)) == 1, f"records of {lengths} bytes: {said}"
 
 
 def test_two_who_begin_at_once_do_not_both_write(uri, monkeypatch):

@@ -1,5 +1,6 @@
 """What a run survives without Ray: damaged checkpoints, a full disk, storage that goes away, a worker that hangs."""
 
+import itertools
 import json
 import logging
 import os
@@ -20,10 +21,11 @@ import torch.multiprocessing as mp
 from evaluated import TINY
 
 from statten.config import load_config
-from statten.errors import UserError
+from statten.errors import Superseded, UserError
 from statten.models.published import load_published
-from statten.storage.checkpoint import OPTIMIZER, STATE, load_newest, load_weights, save
-from statten.storage.run import Run, checkpoints
+from statten.storage.checkpoint import OPTIMIZER, STATE, load_newest, load_weights, prune, save
+from statten.storage.run import Run, best_row, checkpoints
+from statten.storage.writer import RunWriter
 from statten.training.loop import make_state
 from statten.training.worker import Agreement, run_fit
 
@@ -115,6 +117,108 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_unasked(tw
     assert "all checkpoints are damaged; restore one" in two_epochs.result["reason"]
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What rank 0 writes, without the training.
+
+
+def writer_of(run: Run, attempt: str) -> RunWriter:
+    return RunWriter(run, run.config, attempt)
+
+
+def next_epoch(state, top1: float = 50.0) -> None:
+    """What `fit` does with its state when an epoch is done."""
+    state.epoch, state.step = state.epoch + 1, 0
+    state.metrics = {"epoch": state.epoch, "val/top1": top1, "val/loss": 1.0, "seconds": 1.0}
+    state.best = best_row([row for row in (state.best, state.metrics) if row])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_the_best_checkpoint_stays_however_few_are_kept_and_whenever_it_came(keep, tmp_path):
+    moments = [(done, f"epoch-{done:04d}{step}") for done in range(5) for step in ("", "-step-000007")][1:]
+    for order in itertools.product([1, 2, 3], repeat=4):
+        folder = tmp_path / "-".join(map(str, order))
+        for number, (done, name) in enumerate(moments, 1):
+            (folder / name).mkdir(parents=True)
+            best = order.index(max(order[:done])) + 1 if done else None
+            prune(folder, keep, best)
+            names = {path.name for path in checkpoints(folder)}
+            said = f"top-1 {order[:done]}, keep_checkpoints={keep}: {sorted(names)} are left"
+            assert not done or f"epoch-{best:04d}" in names, f"the checkpoint of the best epoch, {best}, was pruned; {said}"
+            newest = {name for _, name in moments[:number][-keep:]}
+            assert newest <= names <= newest | {f"epoch-{best or 0:04d}"}, said
+
+
+def test_the_writer_keeps_the_best_checkpoint(tmp_path):
+    run, state = new_run(tmp_path / "run", **{"train.keep_checkpoints": 1}), make_state(load_config("digits", SHORT))
+    with run.writing() as attempt:
+        writer = writer_of(run, attempt)
+        for top1, best in ((1.0, 1), (3.0, 2), (2.0, 2), (3.0, 2), (0.0, 2)):
+            next_epoch(state, top1)
+            writer.epoch(state)
+            names = [path.name for path in checkpoints(run.checkpoint_folder)]
+            expected = sorted({f"epoch-{best:04d}", f"epoch-{state.epoch:04d}"})
+            assert names == expected, f"epoch {best} is the best one, {state.epoch} the newest"
+        writer.close(failed=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("call", ["begin", "checkpoint", "epoch", "end"])
+def test_an_attempt_that_another_one_followed_writes_nothing_more(call, tmp_path):
+    run, state = new_run(tmp_path / "run"), make_state(load_config("digits", SHORT))
+    with run.writing() as attempt:
+        older = writer_of(run, attempt)
+        older.begin(state)
+        next_epoch(state)
+        older.epoch(state)
+    with run.writing():  # its machine was out of reach; the older attempt's worker is still there
+        before = contents(run.path)
+        if call == "checkpoint":
+            state.step = 1
+        elif call == "epoch":
+            next_epoch(state)
+        try:
+            getattr(older, call)(state)
+        except Superseded as error:
+            assert "a newer attempt writes this run" in str(error)
+        else:
+            pytest.fail(f"RunWriter.{call} of an older attempt was let into the run of a newer one")
+        assert contents(run.path) == before, f"RunWriter.{call} of an older attempt changed the newer one's files"
+    older.close(failed=True)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_line_of_the_metrics_that_was_cut_off_is_gone_before_the_next_is_added(done, tmp_path):
+    run, state = new_run(tmp_path / "run"), make_state(load_config("digits", SHORT))
+    file = run.path / "metrics.jsonl"
+    rows = []
+    for _ in range(done):
+        next_epoch(state)
+        rows.append(json.dumps(state.metrics) + "\n")
+    torn = json.dumps({"epoch": done + 1, "val/top1": 99.0, "val/loss": 1.0, "seconds": 1.0})
+    for cut in range(1, len(torn) + 1, 7):
+        file.write_text("".join(rows) + torn[:cut])
+        with run.writing() as attempt:
+            writer = writer_of(run, attempt)
+            writer.begin(state)
+            assert file.read_text() == "".join(rows), f"a line that was cut off after {cut} bytes stays in metrics.jsonl"
+            writer.close(failed=False)
+
+
+def test_what_a_killed_process_left_aside_goes_and_checkpoints_stay(two_epochs):
+    folder = two_epochs.checkpoint_folder
+    for name in (".epoch-0002-abcdefgh", ".epoch-0003-step-000001-abcdefgh"):
+        shutil.copytree(folder / "epoch-0002", folder / name)
+    with two_epochs.writing() as attempt:
+        writer = writer_of(two_epochs, attempt)
+        writer.begin(make_state(two_epochs.config))
+        writer.close(failed=False)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["epoch-0001", "epoch-0002"], "half checkpoints, which nobody reads, would fill the disk kill by kill"
+
+
 @pytest.fixture(params=["a full file system", "a limit of the file size"])
 def cramped(request, tmp_path):
     """A folder, a function that takes its space away, and one that gives it back."""
@@ -150,6 +254,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(cramped, str
     assert run.state == "failed" and run.result["reason"].startswith("the disk of the run is full (")
     assert run.result["reason"].endswith("; free some space") and str(folder) in run.result["reason"]
     assert [path.name for path in run.checkpoint_folder.iterdir()] == ["epoch-0001"], "whole ones alone"
+    assert [row["epoch"] for row in run.metrics()] == [1], "metrics were written before the checkpoint that they speak of"
     assert finish(run)
     assert_as_if_nothing_had_happened(run, straight)
 

@@ -1,13 +1,19 @@
-"""`scale.workers: [min, max]`: with any number of workers a step has the same samples and the same gradients."""
+"""`scale.workers: [min, max]`: with any number of workers a step has the same samples and the same gradients.
+
+And what several ranks have of their own, and what in common: real processes, joined by gloo.
+"""
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from evaluated import TINY
 
 from statten.config import load_config
 from statten.data import make_loaders
+from statten.data.mixing import make_mixer
 from statten.errors import UserError
-from statten.training.loop import fit, make_state, step_optimizer, stream
+from statten.training.loop import NoCallback, fit, make_state, step_optimizer, stream
 from statten.training.losses import make_loss
 from statten.training.preflight import memory_bytes, preflight
 
@@ -104,3 +110,92 @@ def test_one_rank_with_two_shares_takes_the_step_of_two_ranks():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
     assert any(not torch.equal(value, start[name]) for name, value in theirs.model.named_parameters()), "and it moved"
     assert ours.metrics["samples_per_second"] > 0 and ours.best["epoch"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several ranks.
+
+RANKS = {**SHORT, "data.fraction": 0.1, "train.batch_size": 16, "train.epochs": 2, "train.checkpoint_every_steps": 1,
+         "train.ema_decay": 0.5, "train.mixup": 1.0}  # fmt: skip
+
+
+def statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """BatchNorm's running means and variances."""
+    found = {name: value.clone() for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    assert found
+    return found
+
+
+class Noted(NoCallback):
+    """What a rank has after each step, and what is there when a checkpoint is written, in mid-epoch or at its end."""
+
+    def __init__(self):
+        self.inputs, self.seeds, self.own, self.kept = [], [], [], []
+
+    def step(self, state, steps):
+        self.own.append([statistics(state.model), statistics(state.ema.module)])
+        return False
+
+    def checkpoint(self, state):
+        self.kept.append([statistics(state.model), statistics(state.ema.module)])
+
+    epoch = checkpoint
+
+
+def _ranks_that_train(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    config, noted = load_config("digits", RANKS), Noted()
+    state = make_state(config)
+
+    def note(model, inputs):
+        if model.training:
+            noted.inputs.append(inputs[0].clone())
+            noted.seeds.append(torch.initial_seed())
+
+    state.model.register_forward_pre_hook(note)
+    fit(state, make_loaders(config, rank, world_size), config, noted)
+    torch.save(vars(noted), f"{folder}/rank-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What three ranks noted of the same training."""
+    folder = tmp_path_factory.mktemp("ranks")
+    method = "spawn" if torch.cuda.is_available() else "fork"  # autograd that has met a GPU does not work in a fork
+    mp.start_processes(_ranks_that_train, (3, str(folder)), nprocs=3, start_method=method)
+    return [torch.load(folder / f"rank-{rank}") for rank in range(3)]
+
+
+@pytest.mark.parametrize(("which", "name"), [(0, "the model"), (1, "the moving average")])
+def test_statistics_that_are_kept_are_the_average_over_ranks(which, name, ranks):
+    assert len(ranks[0]["kept"]) == len(ranks[0]["own"]) == 4, "two epochs of two steps, each with a checkpoint"
+    for step in range(4):
+        own = [noted["own"][step][which] for noted in ranks]
+        for key in own[0]:
+            assert not torch.allclose(own[0][key], own[1][key]), f"{key}: the ranks saw the same, and nothing is tested"
+            mean = torch.stack([found[key] for found in own]).mean(0)
+            for rank, noted in enumerate(ranks):
+                kept = noted["kept"][step][which][key]
+                alone = ", but those of rank 0" if torch.equal(kept, own[0][key]) else ""
+                said = f"{key} of {name} on rank {rank} is not the average over ranks after step {step + 1}{alone}"
+                torch.testing.assert_close(kept, mean, rtol=1e-5, atol=1e-7, msg=said)
+    # The means of the first layer, whose input no other layer normalised, are those of one process that sees all samples.
+    alone = make_state(load_config("digits", RANKS)).model.train()
+    alone(torch.cat([noted["inputs"][0] for noted in ranks]))
+    first, mean = next(iter(statistics(alone).items()))
+    torch.testing.assert_close(ranks[0]["kept"][0][which][first], mean, rtol=1e-5, atol=1e-7)
+
+
+def test_every_rank_and_step_has_random_numbers_of_its_own(ranks):
+    config = load_config("digits", RANKS)
+    seeds = [seed for noted in ranks for seed in noted["seeds"]]
+    assert len(set(seeds)) == len(seeds) == 12, "ranks (or steps) draw the same random numbers"
+    mix = make_mixer(config)
+    for rank, noted in enumerate(ranks):
+        batches = [(e, s, batch) for e in range(2) for s, batch in enumerate(make_loaders(config, rank, 3).train.batches(e))]
+        for (epoch, step, (x, y)), seen in zip(batches, noted["inputs"], strict=True):
+            mixed = [mix(x.clone(), y, key=(config.train.seed, epoch, step, of))[0] for of in range(3)]
+            same = [of for of in range(3) if torch.equal(mixed[of], seen)]
+            assert same == [rank], f"rank {rank} mixed its batch by the draw of rank {same} in step {step} of epoch {epoch}"
