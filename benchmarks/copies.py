@@ -97,15 +97,14 @@ def main() -> None:
             code = statten("resume", path).wait()
             after = Sweep(path)
             rows, trials = curves(after), list(after.rows())
-            other = [t.number for t, _ in trials if after.disagreement(t)]
+            other = [t.number for t, _ in trials if after.trial(t.number).path.exists() and after.disagreement(t)]
             lost = sum(row not in rows.get(number, []) for number, epochs in kept.items() for row in epochs)
             over = [number for number, text in whole.items() if finished(after).get(number) != text]
             ended = sum(t.state.is_finished() for t, _ in trials)
             found["other"] += len(other)
             found["lost"] += lost
             found["over"] += len(over)
-            nothing_left = code == 2 and len(whole) >= options.trials  # resume says so, and does nothing
-            found["unfinished"] += ended < options.trials or not (code == 0 or nothing_left)
+            found["unfinished"] += ended < options.trials or code not in (0, 2)  # 2: nothing was left to do
             found["epochs"] += sum(map(len, kept.values()))
             had = f"{len(kept)} folders, {sum(map(len, kept.values()))} epochs, {len(whole)} ended"
             print(

@@ -33,6 +33,8 @@ def rebuild(sweep: Sweep, study: "optuna.Study") -> list[str]:
             point = sweep.space.point_of(run.config)
             if number < len(trials) and (problem := sweep.disagreement(trials[number])):
                 problems.append(problem)
+            if number < len(trials) and (older := sweep.behind(trials[number])):
+                left.append(older)
             if run.path.parent == here and (fields := sweep.space.differing(run.config, point)):
                 edited = {**dict.fromkeys(fields, number), **edited}
             if run.path.parent != here and not run.ended:

@@ -150,9 +150,14 @@ class Sweep(RunFolder):
         if differ := [path for path in {**there, **point} if there.get(path) != point.get(path)]:
             shown = ", ".join(f"{path} ({point.get(path)}, and {there.get(path)} in the folder)" for path in differ)
             return f"trial {trial.number} differs in {shown}"
-        if trial.state.name == "COMPLETE" and not run.ended:
-            return f"trial {trial.number} is finished, but not in its folder"
         return None
+
+    def behind(self, trial: "optuna.trial.FrozenTrial") -> str | None:
+        """A sentence where a trial is finished in the study, and its folder is older; what the study says is right."""
+        run = self.trial(trial.number)
+        if trial.state.name != "COMPLETE" or not run.path.exists() or run.ended:
+            return None
+        return f"trial {trial.number} is finished, but its folder is older; finish that with: {run.resume_command}"
 
     def contradiction(self, problems: list[str]) -> UserError:
         """The error for a study that contradicts the folders, with the way out."""
@@ -171,6 +176,8 @@ class Sweep(RunFolder):
         run = self.trial(trial.number)
         if run.path.exists() and (problem := self.disagreement(trial)):
             raise self.contradiction([problem])
+        if older := self.behind(trial):
+            raise UserError(f"{self.path}: {older}")
         return run
 
     def front(self) -> list["optuna.trial.FrozenTrial"]:

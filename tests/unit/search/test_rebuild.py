@@ -1,6 +1,7 @@
 """A study that disagrees with its trials' folders: the folders are right, and no finished trial is trained over."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from statten.search.searcher import OptunaSearcher
 from statten.search.sweep import Sweep
 from statten.search.transfer import take_over
 from statten.space.loading import make_space
+from statten.training.worker import run_fit
 
 SEED = 1
 """One with which the first four draws are four configurations."""
@@ -104,10 +106,23 @@ def test_a_folder_of_another_configuration_is_refused_by_resume_and_best(sweep):
         assert all(get_field(sweep.trial(trial.number).config, path) == value for path, value in point.items())
 
 
-def test_a_trial_that_ended_in_the_study_alone_is_refused(sweep):
-    (sweep.trial(2).path / "result.json").unlink()
-    with pytest.raises(UserError, match="trial 2 is finished, but not in its folder"):
-        drive(sweep)
+def test_a_folder_older_than_its_study_stops_nothing_but_is_not_taken_for_the_best(sweep):
+    number = sweep.best_trial().number
+    run = sweep.trial(number)
+    rows = run.metrics()
+    (run.path / "result.json").unlink()
+    shutil.rmtree(run.checkpoint_folder / "epoch-0002")
+    (run.path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    before = told(sweep)
+    older = f"trial {number} is finished, but its folder is older; finish that with: {run.resume_command}"
+    assert drive(sweep).rebuilt == [older] and told(sweep) == before
+    with pytest.raises(UserError, match=re.escape(older)):
+        sweep.best()
+    with run.writing() as attempt:
+        run_fit(run, attempt, threads=1)
+    again = [{k: v for k, v in row.items() if not k.startswith(("seconds", "samples_per"))} for row in run.metrics()]
+    assert again == [{k: v for k, v in row.items() if not k.startswith(("seconds", "samples_per"))} for row in rows]
+    assert sweep.best()["trial"] == number
 
 
 def test_a_config_that_was_edited_names_its_fields(sweep):
