@@ -29,8 +29,10 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
     there, asked = folder.config, absolute_root(config)
     if space is not None:
         from statten.search.samplers import trials_of
+        from statten.search.study import with_absolute_database
 
-        asked = with_overrides(asked, {"search.trials": trials_of(asked.search, space)})  # as `tune` writes it down
+        # As `tune` writes them down.
+        asked = with_absolute_database(with_overrides(asked, {"search.trials": trials_of(asked.search, space)}))
     differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
     if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
         differ.append("the search space")

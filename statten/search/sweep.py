@@ -14,7 +14,6 @@
 
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,7 +163,7 @@ class Sweep(RunFolder):
         journal, database = self.path / JOURNAL, self.config.search.storage
         aside = (
             f"name another database as search.storage in {self.path / 'config.yaml'}" if database
-            else f"set it aside: mv {shlex.quote(str(journal))} {shlex.quote(str(journal) + '.old')}"
+            else f"set it aside: mv {in_shell(journal)} {in_shell(f'{journal}.old')}"
         )  # fmt: skip
         return UserError(
             f"{self.path}: its study contradicts the trials' folders: {'; '.join(problems)}. To make the study again from the "

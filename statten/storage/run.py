@@ -22,7 +22,6 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import shutil
 import time
 import uuid
@@ -134,7 +133,7 @@ class RunFolder:
     @property
     def typed(self) -> str:
         """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
-        return shlex.quote(self.where)
+        return in_shell(self.where)
 
     @property
     def resume_command(self) -> str:
@@ -142,8 +141,8 @@ class RunFolder:
         if mirror_of(self.path):
             return f"statten resume {self.typed}"
         storage = self.path.absolute().parent
-        elsewhere = "" if storage == default_storage().absolute() else f" --storage {shlex.quote(str(storage))}"
-        return f"statten resume {shlex.quote(self.name)}{elsewhere}"
+        elsewhere = "" if storage == default_storage().absolute() else f" --storage {in_shell(storage)}"
+        return f"statten resume {in_shell(self.name)}{elsewhere}"
 
     @contextmanager
     def resumable(self) -> Iterator[None]:

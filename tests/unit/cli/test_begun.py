@@ -51,3 +51,11 @@ def test_a_sweep_goes_on_under_its_name(tmp_path):
         begun(sweep.path, config)
     sweep.study().set_user_attr("ended", sweep.trials)
     assert ended(sweep.path)
+
+
+def test_a_sweep_with_a_database_of_a_relative_path_goes_on_under_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("digits", {"search.storage": "sqlite:///studies.db", "search.trials": 2})
+    space = make_space({"model.depth": {"int": [1, 2]}}, config)
+    sweep = Sweep.create(tmp_path / "s", config, space)
+    assert begun(sweep.path, config, space), "the path was made absolute when the sweep was"
