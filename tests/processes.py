@@ -1,10 +1,8 @@
-"""Processes that tests find again by a mark in their environment, and Ray's token in them."""
+"""Processes that tests find again by a mark in their environment."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
-
-import ray
 
 LISTENING = "0A"
 MARK = "STATTEN_TEST"
@@ -20,12 +18,6 @@ def marked(mark: str) -> list[int]:
         except OSError:
             continue  # gone, or not ours
     return found
-
-
-def forget_token() -> None:
-    """Have Ray read token and mode anew; a process keeps those that it met first."""
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray._raylet.Config.initialize("")
 
 
 def listeners(pids: list[int]) -> dict[tuple[int, str, int], str]:

@@ -65,7 +65,7 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     elif "RAY_AUTH_TOKEN" in os.environ or token_file().is_file():
         # `ray start` asks for the token that it finds or makes; `ray.init` sends it only when it is told to.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        ray._raylet.Config.initialize("")  # it read the variable when it was imported
+    forget_token()
     for name in ("ray", "ray.train", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     on_term = signal.getsignal(signal.SIGTERM)
@@ -101,6 +101,14 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def forget_token() -> None:
+    """Have Ray read token and mode anew: a process, a notebook's say, keeps those that it met first."""
+    import ray
+
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray._raylet.Config.initialize("")
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from processes import MARK, forget_token, marked
+from processes import MARK, marked
 
+from statten.cluster.session import forget_token
 from statten.cluster.token import make_token
 from statten.doctor import checks as doctor
 from statten.doctor import cluster as doctor_cluster

@@ -14,13 +14,12 @@ from pathlib import Path
 import object_store
 import pytest
 import ray
-from processes import forget_token
 from ray.cluster_utils import Cluster
 
 from statten import search
 from statten.cluster import nodes, trainer
 from statten.cluster.nodes import Node
-from statten.cluster.session import ray_cluster
+from statten.cluster.session import forget_token, ray_cluster
 from statten.cluster.token import make_token
 from statten.config import ScaleConfig, load_config
 from statten.display import run as display_run

@@ -30,6 +30,10 @@ NAMES = [
         "a process that joins a cluster must read RAY_AUTH_MODE anew; Ray reads it at import",
     ),
     Name(
+        "ray._raylet", "AuthenticationTokenLoader", "cluster/session.py",
+        "the same of the token, which may have been copied here since",
+    ),
+    Name(
         "ray._private.services", "get_ray_address_from_environment", "cluster/session.py",
         "what `auto` means, to knock there before Ray waits",
     ),

@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from statten.cluster.session import ray_cluster
 from statten.cluster.token import make_token, own_token, read_token, token_file
 from statten.errors import UserError
 
@@ -80,3 +81,12 @@ def test_a_ray_that_is_started_here_finds_a_token_that_only_its_owner_reads(home
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     own_token()
     assert len(read_token()) == 64 and not token_file().exists(), "no home to keep it in"
+
+
+@pytest.mark.slow
+def test_a_token_that_was_replaced_since_counts(home):
+    """A process, a notebook's say, has used one token; the file then gets another one."""
+    for _ in range(2):
+        with ray_cluster(None) as resources:
+            assert resources["CPU"] >= 1
+        token_file().write_text("0" * 64)
