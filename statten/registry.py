@@ -113,6 +113,10 @@ BACKBONES = Networks({
         "statten.models.backbones.spikformer:Spikformer", fields=("pooling", "attention_scale"),
         lacks={"attention": ("sdsa",)}, scale=0.125, event_scale=0.25,
     ),
+    "sdt2": Network(
+        "statten.models.backbones.meta:MetaSpikeFormer", layout="meta",
+        fields=("attention_scale", "stage_depths", "stage_dims", "neuron.head"), lacks={"attention": ("sdsa",)}, scale=0.125,
+    ),
 })  # fmt: skip
 """`model.backbone`."""
 
