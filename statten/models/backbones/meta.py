@@ -139,9 +139,9 @@ class Block(nn.Module):
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The neurons of this block by name, in the order of the forward pass."""
-        attn, mlp = self.attn, self.mlp
+        attn = self.attn
         layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
-        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, "mlp.fc1": mlp.lif1, "mlp.fc2": mlp.lif2}
+        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, **self.mlp.spiking_layers()}
 
 
 class ConvBlock(nn.Module):
