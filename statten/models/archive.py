@@ -1,9 +1,9 @@
 """A file of published weights, read without running anything that is in it. Four forms are known:
 
-    timm's saver    state_dict, args, perhaps state_dict_ema; epoch, arch, optimizer, version, metric
-    MAE's           model, args; optimizer, epoch, scaler
-    torchvision's   model, args; optimizer, lr_scheduler, epoch, max_test_acc1, ...
-    bare            state_dict or model without args, or the weights themselves
+timm's saver    state_dict, args, perhaps state_dict_ema; epoch, arch, optimizer, version, metric
+MAE's           model, args; optimizer, epoch, scaler
+torchvision's   model, args; optimizer, lr_scheduler, epoch, max_test_acc1, ...
+bare            state_dict or model without args, or the weights themselves
 """
 
 import argparse
@@ -57,7 +57,7 @@ def read_saved(path: Path, ema: bool = True) -> Saved:
             f"but holds {', '.join(map(str, [*saved][:5]))}" if isinstance(saved, dict) else f"but is a {type(saved).__name__}"
         )
         raise UserError(
-            f"{path}: must hold weights alone, or state_dict and args or model and args, as published trainers write them, {holds}"
+            f"{path}: must hold weights alone, model and args, or state_dict and args, as published trainers do, {holds}"
         )
     arguments = saved.get("args", argparse.Namespace())
     if not isinstance(arguments, argparse.Namespace):
