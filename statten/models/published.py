@@ -193,6 +193,11 @@ class Published:
         }
         if sdt or "dvs_mode" in arguments:
             fields["model.events"] = bool(arguments.get("dvs_mode", fields["model.in_channels"] == 2))
+        if sdt and older and fields["model.events"]:
+            raise UserError(
+                "published arguments: dvs_mode: the Spike-driven Transformer's own event mode, which does not pool q, is not "
+                "built here; what is has STAtten's, whose arguments hold attention_mode and chunk_size"
+            )
         return fields
 
     def _told(self, name: str, path: str) -> dict[str, Any]:
