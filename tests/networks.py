@@ -10,12 +10,15 @@ BY_LAYOUT = {
     "pyramid": {"image_size": 16, "embed_dim": 64, "depth": 4, "mlp_ratio": 2},
     "meta": {"image_size": 32, "embed_dim": 32, "depth": 4, "mlp_ratio": 2},
 }
+FOR_CLIPS = {"pyramid": {"image_size": 32}}
+"""What is larger for event clips, whose stem halves three times."""
 NAMES = list(BACKBONES)
 
 
 def tiny(backbone: str, **fields) -> ModelConfig:
     """A config of a backbone with 4 heads, 2 channels and 5 classes."""
-    layout = BY_LAYOUT[BACKBONES.line(backbone).layout]
+    layout = BACKBONES.line(backbone).layout
+    clips = FOR_CLIPS.get(layout, {}) if fields.get("events") else {}
     return ModelConfig(
         **{
             "backbone": backbone,
@@ -23,7 +26,8 @@ def tiny(backbone: str, **fields) -> ModelConfig:
             "in_channels": 2,
             "num_classes": 5,
             "attention_threshold": 0.05,
-            **layout,
+            **BY_LAYOUT[layout],
+            **clips,
             **fields,
         }
     )

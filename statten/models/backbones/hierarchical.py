@@ -190,7 +190,9 @@ class Hierarchical(Backbone):
     own_mixer: ClassVar[str]
     """What `early_mixer` is where a config leaves it empty."""
     embed: ClassVar[type[MembraneEmbed] | type[SpikingEmbed]]
+    """The kind of its embeddings."""
     names: ClassVar[PublishedNames]
+    """What the published code calls its modules."""
     mark: ClassVar[str]
     """A part of published names that no other network has."""
     in_order: ClassVar[bool] = False

@@ -68,16 +68,16 @@ class PublishedNames:
 
     def to_theirs(self, state: Mapping[str, Tensor], stem: int, depths: Sequence[int]) -> dict[str, Tensor]:
         """A state_dict of ours under the names of a type, in the order of its modules; raises UserError."""
-        modules: dict[str, dict[str, Tensor]] = {}
+        places = list(self._places(stem, depths))
+        modules: dict[str, dict[str, Tensor]] = {place.ours: {} for place in places}
         for name, value in state.items():
             module, _, parameter = name.rpartition(".")
-            modules.setdefault(module, {})[parameter] = value
-        places = list(self._places(stem, depths))
-        if unknown := [name for name in modules if name not in {place.ours for place in places}]:
-            raise UserError(f"{unknown[0]}: the published model has no such weight")
+            if module not in modules:
+                raise UserError(f"{name}: the published model has no such weight")
+            modules[module][parameter] = value
         theirs = {}
         for place in places:
-            for parameter, value in modules.get(place.ours, {}).items():
+            for parameter, value in modules[place.ours].items():
                 part = value if parameter == "num_batches_tracked" else value.chunk(place.shares)[place.share]
                 theirs[f"{place.theirs}.{parameter}"] = (
                     part.flatten(2) if place.pointwise and part.ndim == 4 else part
