@@ -25,6 +25,7 @@ def tiny(backbone: str, **fields) -> ModelConfig:
             "num_heads": 4,
             "in_channels": 2,
             "num_classes": 5,
+            "v_threshold": 0.5,  # with the published thresholds so few tokens hardly fire
             "attention_threshold": 0.05,
             **BY_LAYOUT[layout],
             **clips,
