@@ -152,7 +152,7 @@ def open_target(
             why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
             raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
         config = _changed(config, changed, large)
-        notes = [*found.notes, *mixed, *_defaults(config, changed, rows)]
+        notes = [*found.notes, *found.untold(changed), *mixed, *_defaults(config, changed, rows)]
         return Target(source, _mixing(config, as_published), found.averaged, None, changed, rows, notes, as_published, exact)
     averaged = ema and (source / EMA).is_file()
     config = _mixing(_changed(run.config, changed, large), as_published)

@@ -169,6 +169,16 @@ class Published:
         unknown = [name for name in self.arguments if name not in told and name not in _OTHERS]
         return config, rows + [_row(name, self.arguments[name], None, "has no field here") for name in unknown]
 
+    def untold(self, overrides: Mapping[str, Any] | None = None) -> list[str]:
+        """A line for each field that neither weights nor arguments tell, and that is not set either."""
+        told = {path for name, path in {**_SHAPE, **_SYNONYMS}.items() if name in self.arguments} | set(overrides or {})
+        return [
+            f"{path}: neither weights nor arguments tell it; {self.defaults[path]}, as published, is taken, another goes with "
+            f"--set {path}="
+            for path in ("model.timesteps", "model.num_heads", "model.image_size")
+            if path in self.defaults and path not in told
+        ]
+
     def _fields(self, told: Mapping[str, str]) -> dict[str, Any]:
         """The fields of the model and the loss: defaults, then arguments, then what the weights tell."""
         arguments, sdt = self.arguments, self.backbone == "sdt"
@@ -272,19 +282,17 @@ def read_published(path: str | Path, ema: bool = True) -> Published:
     try:
         state, notes = plain_names(saved.state), []
         backbone = recognise(state)
-        if backbone is None and (named := saved.arguments.get("model")) in BACKBONES:
-            backbone = str(named)  # whose own sentence says what is wrong with these weights
+        named = saved.arguments.get("model")
+        if backbone is None and isinstance(named, str) and named in BACKBONES:
+            backbone = named  # whose own sentence says what is wrong with these weights
         if backbone is None:
             backbone, state = _by_order(state)
             notes.append(
                 f"its names are not those of {backbone}'s code, but every weight has the shape of the one in its place"
             )
         network = BACKBONES[backbone]
-        weights, shape, defaults = (
-            network.from_published(state),
-            network.published_shape(state),
-            network.published_defaults(state),
-        )
+        weights, shape = network.from_published(state), network.published_shape(state)
+        defaults = network.published_defaults(state)
         notes += [network.published_note] if network.published_note else []
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems]) from None
@@ -323,7 +331,7 @@ def load_published(
     config, rows = found.translate(overrides)
     for row in rows:
         log.info("%s: %s = %s %s", path, row["argument"], row["value"], row["field"] or f"dropped: {row['reason']}")
-    for note in found.notes:
+    for note in found.notes + found.untold(overrides):
         log.warning("%s: %s", path, note)
     model = build_model(config.model, backend)
     fit_weights(model, found.weights, path)

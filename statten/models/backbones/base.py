@@ -90,7 +90,7 @@ def published_type(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of a type, for weights; raises UserError."""
     stages = published_stages(state)
     width = stages[-1][0] if stages else 64
-    return {"model.num_heads": max(1, width // 64), **PUBLISHED_TYPES[kind]}
+    return {"model.timesteps": 4, "model.num_heads": max(1, width // 64), **PUBLISHED_TYPES[kind]}
 
 
 class Backbone(nn.Module):

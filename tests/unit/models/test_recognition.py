@@ -114,6 +114,8 @@ def test_every_form_is_read(form, tmp_path):
     assert (found.backbone, config.model.depth, config.model.num_classes, config.model.num_heads) == ("qkformer", 4, 10, 8)
     assert found.weights.keys() == from_published(case.state).keys()
     assert found.epoch == (199 if form == "MAE's" else 3)
+    wanted = ["model.timesteps", "model.num_heads", "model.image_size"] if form == "bare" else []
+    assert [line.partition(":")[0] for line in found.untold()] == wanted and found.untold(case.untold) == []
     if form != "bare":
         told = {row["argument"]: row for row in rows}
         assert told["time_step"]["field"] == "model.timesteps" and told["input_size"]["field"] == "model.image_size"
