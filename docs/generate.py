@@ -38,10 +38,10 @@ def kind(annotation: Any, metadata: Iterable[Any] = (), many: bool = False) -> s
     if origin in (Union, UnionType):
         names = [kind(a, metadata, many) for a in arguments if a is not NoneType]
         return " or ".join(dict.fromkeys(names)) + (", or empty" if NoneType in arguments else "")
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        return f"list of {kind(arguments[0], (), many=True)}"
     if origin is tuple:
         return f"{('', 'one', 'two', 'three')[len(arguments)]} {kind(arguments[0], metadata, many=True)}"
-    if origin is list:
-        return f"list of {kind(arguments[0], (), many=True)}"
     if origin is dict:
         return "mapping"
     if annotation in NUMBERS:

@@ -51,6 +51,7 @@ class Network:
 
 OPTIONAL_FIELDS = ("pooling", "attention_scale", "early_mixer", "stem_stride", "stage_depths", "stage_dims", "neuron.head")
 """Fields of the model that some backbones have, and others do not."""
+_STAGED = ("attention_scale", "early_mixer", "stem_stride", "stage_depths", "stage_dims")
 
 
 class Networks(Registry[Any]):
@@ -112,6 +113,18 @@ BACKBONES = Networks({
     "spikformer": Network(
         "statten.models.backbones.spikformer:Spikformer", fields=("pooling", "attention_scale"),
         lacks={"attention": ("sdsa",)}, scale=0.125, event_scale=0.25,
+    ),
+    "maxformer": Network(
+        "statten.models.backbones.hierarchical:MaxFormer", "pyramid", (*_STAGED, "neuron.head"),
+        lacks={"attention": ("sdsa",)}, scale=0.125,
+    ),
+    "ms_qkformer": Network(
+        "statten.models.backbones.hierarchical:MSQKFormer", "pyramid", (*_STAGED, "neuron.head"),
+        lacks={"attention": ("sdsa",)}, scale=0.125,
+    ),
+    "qkformer": Network(
+        "statten.models.backbones.hierarchical:QKFormer", "pyramid", _STAGED,
+        lacks={"attention": ("sdsa",), "early_mixer": ("dwc",)}, scale=0.125,
     ),
 })  # fmt: skip
 """`model.backbone`."""

@@ -4,6 +4,7 @@ This module is imported when timm has been, perhaps while a backbone's own modul
 imported when a model is made.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from timm.models import register_model
@@ -12,10 +13,8 @@ from torch import nn
 from statten.config import ModelConfig
 from statten.errors import UserError
 
-__all__ = ["statten_2_256", "statten_2_512", "statten_8_512", "statten_8_768"]
-
-_SMALL = {"depth": 2, "pooling": "0011", "image_size": 32, "num_classes": 10}
-_LARGE = {"depth": 8, "pooling": "1111", "image_size": 224, "num_classes": 1000}
+_SMALL: dict[str, Any] = {"image_size": 32, "num_classes": 10}
+_LARGE: dict[str, Any] = {"image_size": 224, "num_classes": 1000}
 
 
 def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -32,25 +31,31 @@ def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any])
     return build_model(ModelConfig.model_validate({**defaults, **fields}))
 
 
-@register_model
-def statten_2_256(pretrained: bool = False, **options: Any) -> nn.Module:
-    """CIFAR and event data: 2 blocks, D = 256."""
-    return _create({**_SMALL, "embed_dim": 256}, pretrained, options)
+def _sizes() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The published sizes: depth and embedding dimension in the name; the smaller ones for CIFAR, the others for ImageNet."""
+    for D in (256, 512):
+        yield f"statten_2_{D}", {**_SMALL, "depth": 2, "embed_dim": D}
+    for D in (512, 768):
+        yield f"statten_8_{D}", {**_LARGE, "depth": 8, "embed_dim": D, "pooling": "1111"}
+    small, large = ({**size, "backbone": "spikformer"} for size in (_SMALL, _LARGE))
+    yield "statten_spikformer_4_384", {**small, "depth": 4, "embed_dim": 384, "num_heads": 12}
+    for D in (384, 512, 768):
+        yield f"statten_spikformer_8_{D}", {**large, "depth": 8, "embed_dim": D, "num_heads": D // 64, "pooling": "1111"}
+    for name in ("maxformer", "ms_qkformer", "qkformer"):
+        small, large = ({**size, "backbone": name} for size in (_SMALL, _LARGE))
+        yield f"statten_{name}_4_384", {**small, "depth": 4, "embed_dim": 384, "num_heads": 8}
+        for D in (384, 512, 768):
+            yield f"statten_{name}_10_{D}", {**large, "depth": 10, "embed_dim": D, "num_heads": D // 64, "stem_stride": 4}
 
 
-@register_model
-def statten_2_512(pretrained: bool = False, **options: Any) -> nn.Module:
-    """CIFAR: 2 blocks, D = 512."""
-    return _create({**_SMALL, "embed_dim": 512}, pretrained, options)
+def _register(name: str, defaults: Mapping[str, Any]) -> None:
+    def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        return _create(dict(defaults), pretrained, options)
+
+    create.__name__ = create.__qualname__ = name  # what timm registers it as
+    globals()[name] = register_model(create)
 
 
-@register_model
-def statten_8_512(pretrained: bool = False, **options: Any) -> nn.Module:
-    """ImageNet: 8 blocks, D = 512."""
-    return _create({**_LARGE, "embed_dim": 512}, pretrained, options)
-
-
-@register_model
-def statten_8_768(pretrained: bool = False, **options: Any) -> nn.Module:
-    """ImageNet: 8 blocks, D = 768."""
-    return _create({**_LARGE, "embed_dim": 768}, pretrained, options)
+__all__: list[str] = []  # timm adds the names to it
+for _name, _defaults in _sizes():
+    _register(_name, _defaults)

@@ -40,6 +40,15 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 _WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
+def blocks_in(names: Mapping[str, Any], prefix: str) -> int:
+    """Number of blocks `prefix`.0, `prefix`.1, ...; raises UserError where one of them is missing."""
+    found = {int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d{{1,9}})\.", name))}
+    missing = next((i for i in range(len(found)) if i not in found), None)
+    if missing is not None:
+        raise UserError(f"published weights: {prefix}.{max(found)} is there, but {prefix}.{missing} is missing")
+    return len(found)
+
+
 class Backbone(nn.Module):
     """Images [B, C, H, W], repeated T times, or event clips [B, T, C, H, W] to logits.
 

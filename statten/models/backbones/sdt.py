@@ -9,7 +9,7 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
+    blocks_in,
     conv_bn,
     drop_rates,
     dropped,
@@ -104,6 +105,10 @@ class MLP(nn.Module):
             return hidden + per_frame(self.fc2, self.lif2(x_TBDHW + hidden))
         return per_frame(self.fc2, fired(self.lif2, self.fc1, spikes))
 
+    def spiking_layers(self) -> dict[str, LIF]:
+        """The neurons by name, in the order of the forward pass."""
+        return {"mlp.fc1": self.lif1, "mlp.fc2": self.lif2}
+
 
 class Block(nn.Module):
     """Attention and MLP around the residual stream, with stochastic depth on both."""
@@ -121,9 +126,32 @@ class Block(nn.Module):
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The neurons of this block by name, in the order of the forward pass."""
-        attn, mlp = self.attn, self.mlp
+        attn = self.attn
         layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
-        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, "mlp.fc1": mlp.lif1, "mlp.fc2": mlp.lif2}
+        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, **self.mlp.spiking_layers()}
+
+
+def block_operations(config: ModelConfig, block: str, width: int, side: int) -> Iterator[Operation]:
+    """The operations of a block.
+
+    Args:
+        config: the network.
+        block: name that layers and points begin with, such as blocks.0.
+        width: D.
+        side: H of the token grid.
+    """
+    core = ATTENTION[config.attention]
+    yield conv(f"{block}.attn.qkv", f"{block}.attn.in", width, 3 * width, side)
+    yield from core.operations(config, block, side**2, width)
+    yield conv(f"{block}.attn.proj", f"{block}.attn.mixed", width, width, side, levels=core.levels(config))
+    yield from mlp_operations(config, block, width, side)
+
+
+def mlp_operations(config: ModelConfig, block: str, width: int, side: int) -> Iterator[Operation]:
+    """The operations of a block's MLP; arguments as those of `block_operations`."""
+    hidden = int(width * config.mlp_ratio)
+    yield conv(f"{block}.mlp.fc1", f"{block}.mlp.fc1", width, hidden, side)
+    yield conv(f"{block}.mlp.fc2", f"{block}.mlp.fc2", hidden, width, side)
 
 
 class STAttenTransformer(Backbone):
@@ -195,8 +223,7 @@ class STAttenTransformer(Backbone):
     @classmethod
     def operations(cls, config: ModelConfig) -> Iterator[Operation]:
         """As `Backbone.operations`."""
-        c, core = config, ATTENTION[config.attention]
-        D, hidden = c.embed_dim, int(c.embed_dim * c.mlp_ratio)
+        c, D = config, config.embed_dim
         widths, side = [c.in_channels, D // 8, D // 4, D // 2, D], c.image_size
         for i, (inner, outer) in enumerate(pairwise(widths)):
             point = None if i == 0 else f"embed.{i - 1}" + (".pooled" if c.pooling[i - 1] == "1" else "")
@@ -204,12 +231,7 @@ class STAttenTransformer(Backbone):
             side = (side + 1) // 2 if c.pooling[i] == "1" else side
         yield conv3x3("embed.rpe", "embed.3", D, D, side)
         for i in range(c.depth):
-            block = f"blocks.{i}"
-            yield conv(f"{block}.attn.qkv", f"{block}.attn.in", D, 3 * D, side)
-            yield from core.operations(c, block, side**2, D)
-            yield conv(f"{block}.attn.proj", f"{block}.attn.mixed", D, D, side, levels=core.levels(c))
-            yield conv(f"{block}.mlp.fc1", f"{block}.mlp.fc1", D, hidden, side)
-            yield conv(f"{block}.mlp.fc2", f"{block}.mlp.fc2", hidden, D, side)
+            yield from block_operations(c, f"blocks.{i}", D, side)
         yield classifier(D, c.num_classes, "head")
 
     @classmethod
@@ -234,7 +256,7 @@ class STAttenTransformer(Backbone):
             UserError: weights that have no place here, or lack their partners, by name.
         """
         theirs = {name: value for name, value in plain_names(state).items() if not name.endswith("talking_heads.weight")}
-        depth = _depth(theirs, "block")
+        depth = blocks_in(theirs, "block")
         names, ours = _modules(depth), {}
         for i in range(depth):
             for kind, part, parameters in (("conv", 0, ("weight",)), ("bn", 1, _BATCHNORM)):
@@ -260,7 +282,7 @@ class STAttenTransformer(Backbone):
     @classmethod
     def to_published(cls, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """As `Backbone.to_published`; the unused `talking_heads` weights are not made up."""
-        depth = _depth(state, "blocks")
+        depth = blocks_in(state, "blocks")
         names, theirs = {ours: published for published, ours in _modules(depth).items()}, {}
         for name, value in state.items():
             module, _, parameter = name.rpartition(".")
@@ -301,12 +323,3 @@ def _modules(depth: int) -> dict[str, str]:
             names[f"{theirs}.mlp.fc{layer}_bn"] = f"{ours}.mlp.fc{layer}.1"
             names[f"{theirs}.mlp.fc{layer}_lif"] = f"{ours}.mlp.lif{layer}"
     return names
-
-
-def _depth(names: Mapping[str, Any], prefix: str) -> int:
-    """Number of blocks; raises UserError where one of them lacks all its weights."""
-    found = {int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d{{1,9}})\.", name))}
-    missing = next((i for i in range(len(found)) if i not in found), None)
-    if missing is not None:
-        raise UserError(f"published weights: {prefix}.{max(found)} is there, but {prefix}.{missing} is missing")
-    return len(found)

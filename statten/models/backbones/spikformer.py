@@ -9,7 +9,7 @@ convolutions of a block read as they are. There is no neuron in front of the cla
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,10 @@ class MLP(nn.Module):
         """Residual stream to the spikes that are added to it, both [T, B, D, H, W]."""
         return fired(self.lif2, self.fc2, fired(self.lif1, self.fc1, x_TBDHW))
 
+    def spiking_layers(self) -> dict[str, LIF]:
+        """The neurons by name, in the order of the forward pass; fc2 reads those behind fc1, and `mlp.out` are added."""
+        return {"mlp.fc2": self.lif1, "mlp.out": self.lif2}
+
 
 class Block(nn.Module):
     """Attention and MLP, whose spikes are added to the residual stream, with stochastic depth on both.
@@ -120,18 +124,19 @@ class Block(nn.Module):
         return x + dropped(self.mlp(x), self.drop_rate, self.training)
 
     def spiking_layers(self) -> dict[str, LIF]:
-        """The neurons by name, in the order of the forward pass; fc2 reads those behind fc1, and `mlp.out` are added."""
+        """The neurons by name, in the order of the forward pass."""
         attn = {f"attn.{name}": lif for name, lif in cast(Attention, self.attn).spiking_layers().items()}
-        return {**attn, "mlp.fc2": self.mlp.lif1, "mlp.out": self.mlp.lif2}
+        return {**attn, **self.mlp.spiking_layers()}
 
     def streams(self, prefix: str, timesteps: int) -> dict[str, tuple[nn.Module, Values]]:
         """Where the convolutions of a block read the stream: `attn.stream` and `mlp.stream`, as `Backbone.derived_inputs`."""
+        attn, read = cast(Attention, self.attn), stream_read(timesteps)
+        return {f"{prefix}.attn.stream": (attn.qkv[0], read), f"{prefix}.mlp.stream": (self.mlp.fc1[0], read)}
 
-        def stream(inputs: tuple[Any, ...], _output: Tensor) -> Tensor:
-            return inputs[0].unflatten(0, (timesteps, -1))
 
-        attn, mlp = cast(Attention, self.attn), self.mlp
-        return {f"{prefix}.attn.stream": (attn.qkv[0], stream), f"{prefix}.mlp.stream": (mlp.fc1[0], stream)}
+def stream_read(timesteps: int) -> Values:
+    """What a convolution that reads the stream is given, [T, B, D, H, W]."""
+    return lambda inputs, _: inputs[0].unflatten(0, (timesteps, -1))
 
 
 def block_operations(config: ModelConfig, block: str, width: int, side: int, added: int) -> Iterator[Operation]:
