@@ -125,6 +125,9 @@ BACKBONES = Networks({
     "qkformer": Network(
         "statten.models.backbones.hierarchical:QKFormer", "pyramid", _STAGED,
         lacks={"attention": ("sdsa",), "early_mixer": ("dwc",)}, scale=0.125,
+    "sdt2": Network(
+        "statten.models.backbones.meta:MetaSpikeFormer", layout="meta",
+        fields=("attention_scale", "stage_depths", "stage_dims", "neuron.head"), lacks={"attention": ("sdsa",)}, scale=0.125,
     ),
 })  # fmt: skip
 """`model.backbone`."""

@@ -65,7 +65,7 @@ def ledger(
         conventions: what is counted how.
     """
     conventions = conventions or Conventions()
-    rows = [_row(op, timesteps, counts, samples, config, conventions) for op in operations(config)]
+    rows = [_row(op, timesteps, counts, samples, config, conventions, first=i == 0) for i, op in enumerate(operations(config))]
     return {
         "unit": "pJ per sample",
         "samples": samples,
@@ -79,12 +79,13 @@ def ledger(
 
 
 def _row(
-    op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions
-) -> dict[str, Any]:
+    op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions,
+    first: bool,
+) -> dict[str, Any]:  # fmt: skip
     row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs", "rate": 1.0, "inside": 1.0}
     row |= {"flops": op.flops, "timesteps": timesteps}
     bits = 32
-    if op.once or (op.point is None and op.kind != "linear" and conventions.first_layer == "once" and not config.events):
+    if op.once or (first and conventions.first_layer == "once" and not config.events):
         row["timesteps"] = 1
     if op.levels > 2:
         row["levels"] = op.levels

@@ -46,18 +46,23 @@ class MaxPool(nn.Module):
 
 def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """A block that keeps its input alone and runs again in the backward pass, without counting a batch twice."""
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+    norms = [norm for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_of(norms, before)))
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    before = [(norm, dict(norm.named_buffers())) for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
-    for norm, buffers in before:
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
+def _statistics_of(norms: list[nn.BatchNorm2d], before: list[dict[str, Tensor]]) -> Iterator[None]:
+    """With the running statistics of before the first run, as some layers read them; those of after it come back."""
+    after = [dict(norm.named_buffers()) for norm in norms]
+    _set_buffers(norms, before)
     try:
         yield
     finally:
-        for norm, buffers in before:
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
+        _set_buffers(norms, after)
+
+
+def _set_buffers(norms: list[nn.BatchNorm2d], buffers: list[dict[str, Tensor]]) -> None:
+    for norm, named in zip(norms, buffers, strict=True):
+        for name, buffer in named.items():
+            setattr(norm, name, buffer)

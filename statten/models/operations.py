@@ -11,7 +11,7 @@ class Operation:
     kind: str
     """conv3x3, conv1x1, ... by its kernel; depthwise7x7, ...; product and gate of spikes; linear."""
     point: str | None
-    """Where its input is measured (see metrics/meter.py); None: the network's own input, which is numbers."""
+    """Where its input is measured (see metrics/meter.py); None: it reads numbers, as the first one does."""
     flops: int
     """Multiply-accumulates of one timestep if its input were dense."""
     weights: int

@@ -1,13 +1,12 @@
-"""Weights of the published implementation, read without running anything that is in the file, and written back.
+"""Weights of published implementations, recognised by their names, and written back under them.
 
-The published names are on the left; its q, k and v are one convolution here.
+Depth, widths, channels and classes are those of the weights; what owns none - timesteps, heads, the size of the input - comes
+from the arguments that a file holds, or is the network's published default.
 """
 
-import argparse
-import re
-import zipfile
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,37 @@ import torch
 from torch import Tensor
 
 from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
-from statten.errors import ConfigError, UserError, first_line
-from statten.files import describe_file
-from statten.models.backbones.base import Backbone
+from statten.errors import ConfigError, UserError
+from statten.models.archive import read_saved
+from statten.models.backbones.base import Backbone, plain_names
 from statten.models.factory import build_model
 from statten.registry import BACKBONES
 
+log = logging.getLogger("statten")
 
-def from_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[str, Tensor]:
+
+def recognise(state: Mapping[str, Tensor]) -> str | None:
+    """The backbone that published weights are of, by their names; None where no network that is known here has such."""
+    state = plain_names(state)
+    return next((name for name in BACKBONES if BACKBONES[name].recognises(state)), None)
+
+
+def from_published(state: Mapping[str, Tensor], backbone: str | None = None) -> dict[str, Tensor]:
     """A published state_dict, with or without wrappers' prefixes such as "module.", as one of ours.
 
+    Args:
+        state: the published weights.
+        backbone: the network that they are of; empty means the one that their names tell.
+
     Raises:
-        UserError: weights that have no place here, or lack their partners, by name.
+        UserError: weights of another network or of none that is known, that have no place here, or lack their partners.
     """
-    return BACKBONES[backbone].from_published(state)
+    found = recognise(state)
+    if backbone is None and found is None:
+        raise _unknown(state)
+    if backbone and found and found != backbone:
+        raise UserError(f"published weights: their names are those of {found}, not of {backbone}")
+    return BACKBONES[backbone or found].from_published(state)
 
 
 def to_published(state: Mapping[str, Tensor], config: ModelConfig | None = None) -> dict[str, Tensor]:
@@ -37,8 +53,35 @@ def to_published(state: Mapping[str, Tensor], config: ModelConfig | None = None)
     return BACKBONES[config.backbone].to_published(state, config)
 
 
-# Published arguments and the fields that they are here. The first part shapes the network, and must be there.
-_SHAPE = BACKBONES["sdt"].published_fields
+def _unknown(state: Mapping[str, Tensor]) -> UserError:
+    return UserError(
+        f"published weights: are of none of the networks that are known here ({', '.join(BACKBONES)}); "
+        f"there is no place for {', '.join([*state][:3]) or 'nothing'}"
+    )
+
+
+# Arguments of the published trainers and the fields that they are here. The Spike-driven Transformer's shape it, and must be
+# there; the others' trainers have further names for the same.
+_SHAPE = {
+    "num_classes": "model.num_classes",
+    "img_size": "model.image_size",
+    "in_channels": "model.in_channels",
+    "pooling_stat": "model.pooling",
+    "layer": "model.depth",
+    "dim": "model.embed_dim",
+    "num_heads": "model.num_heads",
+    "mlp_ratio": "model.mlp_ratio",
+    "time_steps": "model.timesteps",
+    "chunk_size": "model.block_size",
+    "TET": "model.per_timestep_logits",
+}
+_SYNONYMS = {
+    "nb_classes": "model.num_classes",
+    "input_size": "model.image_size",
+    "time_step": "model.timesteps",
+    "T": "model.timesteps",
+}
+_MODES = {"spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
 _OTHERS = {
     "dataset": "data.name",
     "drop_path": "model.drop_path",
@@ -63,6 +106,8 @@ _OTHERS = {
     "mean": "data.mean",
     "std": "data.std",
 }
+_ATTENTION = {"SDT": "sdsa", "STAtten": "statten", "SSA": "ssa"}
+"""`attention_mode`; without one and without `chunk_size` a file is older than STAtten, and has the network's own."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +122,16 @@ class Published:
     """Whether these are the moving average (EMA)."""
     epoch: int | None
     """Epoch that it was written at, counted from 0."""
+    backbone: str = "sdt"
+    """The network that its weights are of."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model that its weights tell."""
+    notes: list[str] = field(default_factory=list)
+    """What whoever uses it should know."""
+
+    def translate(self, overrides: Mapping[str, Any] | None = None) -> tuple[Config, list[dict[str, Any]]]:
+        """The config that it describes, with fields that are set over it, and what became of each argument."""
+        return translate(self.arguments, self.backbone, self.shape, overrides)
 
 
 def published_config(arguments: Mapping[str, Any]) -> ModelConfig:
@@ -84,8 +139,19 @@ def published_config(arguments: Mapping[str, Any]) -> ModelConfig:
     return translate(arguments)[0].model
 
 
-def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]]]:
+def translate(
+    arguments: Mapping[str, Any],
+    backbone: str = "sdt",
+    shape: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Config, list[dict[str, Any]]]:
     """The config that published arguments describe, and what became of each of them.
+
+    Args:
+        arguments: of the published trainer.
+        backbone: the network.
+        shape: fields of the model that the weights tell; they win over arguments.
+        overrides: fields of the model that win over both.
 
     Returns:
         The config, and a row per argument: `argument`, `value`, `field` (None if it was dropped) and `reason` of that.
@@ -93,26 +159,35 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
     Raises:
         UserError: an argument that shapes the network is missing or breaks a rule.
     """
-    missing = [name for name in _SHAPE if name not in arguments]
-    if missing:
-        raise UserError(f"published arguments: {', '.join(missing)} missing")
-    told = {**_SHAPE, "spike_mode": "model.neuron", "attention_mode": "model.attention", "dvs_mode": "model.events"}
+    shape, overrides, network = shape or {}, overrides or {}, BACKBONES[backbone]
+    told = {**_SHAPE, **_SYNONYMS, **_MODES}
+    older = "attention_mode" not in arguments and "chunk_size" not in arguments  # than STAtten: the network's own attention
+    if backbone == "sdt":
+        needed = [name for name, path in _SHAPE.items() if path not in shape and not (older and name == "chunk_size")]
+        if missing := [name for name in needed if name not in arguments]:
+            raise UserError(f"published arguments: {', '.join(missing)} missing")
     if odd := [name for name in (*told, "TET") if not _plain(arguments.get(name))]:
         raise UserError(f"published arguments: {', '.join(odd)}: must be a plain value")
-    # The published model uses PLIF in the MLP and the head only.
-    neuron = {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif"
+    own = "sdsa" if backbone == "sdt" else "ssa"
     fields: dict[str, Any] = {
-        **{ours: arguments[theirs] for theirs, ours in _SHAPE.items()},
-        "model.neuron": neuron,
-        "model.attention": "sdsa" if arguments.get("attention_mode") == "SDT" else "statten",
-        "model.events": bool(arguments.get("dvs_mode", arguments["in_channels"] == 2)),
-        "train.loss": "tet" if arguments["TET"] else "cross_entropy",
+        "model.backbone": backbone,
+        "model.attention": own if older else _ATTENTION.get(str(arguments.get("attention_mode")), "statten"),
+        "model.block_size": 1,
+        **network.published_defaults(shape),
+        **{path: arguments[name] for name, path in {**_SYNONYMS, **_SHAPE}.items() if name in arguments},
+        # The published model uses PLIF in the MLP and the head only.
+        "model.neuron": {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif",
+        "train.loss": "tet" if arguments.get("TET") else "cross_entropy",
+        **shape,
     }
+    if "dvs_mode" in arguments or backbone == "sdt":
+        fields["model.events"] = bool(arguments.get("dvs_mode", fields["model.in_channels"] == 2))
+    fields |= {path: value for path, value in overrides.items() if path.startswith("model.")}
     try:
         config = build_config({}, fields)
     except ConfigError as error:
         raise ConfigError([f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]) from None
-    rows = [_row(name, arguments[name], path) for name, path in told.items() if name in arguments]
+    rows = [_told(name, arguments[name], path, shape) for name, path in told.items() if name in arguments]
     # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
     for name, path in _OTHERS.items():
         if name in arguments:
@@ -130,27 +205,37 @@ def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]
     return config, rows + [_row(name, arguments[name], None, "has no field here") for name in unknown]
 
 
+def _told(name: str, value: Any, path: str, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of an argument that shapes the network: dropped where the weights say otherwise."""
+    if path in shape and shape[path] != value:
+        return _row(name, value, None, f"the weights say {shape[path]}")
+    return _row(name, value, path)
+
+
 def published_arguments(config: Config) -> dict[str, Any]:
     """The published trainer's arguments that describe a config's network; `translate` reads them back.
+
+    Other networks than `sdt` know nothing of STAtten: with it they get its arguments all the same, which their code ignores.
 
     Raises:
         UserError: the published network cannot be this one.
     """
     m = config.model
-    if m.backbone != "sdt":
-        raise UserError(f"model.backbone: the published network is sdt, but this one is {m.backbone}")
-    published = {"lif": "lif", NeuronMap(mlp="plif", head="plif"): "plif"}
+    published = {"lif": "lif"}
+    if m.backbone == "sdt":
+        published[NeuronMap(mlp="plif", head="plif")] = "plif"
     same = {"tau": 2.0, "v_threshold": 1.0, "attention_threshold": 0.5}
     problems = [f"model.{k}: must be {v:g} in the published network, but is {getattr(m, k):g}" for k, v in same.items()
                 if getattr(m, k) != v]  # fmt: skip
     if m.neuron not in published:
-        problems.append("model.neuron: the published network has lif everywhere, or plif in mlp and head")
+        problems.append("model.neuron: the published network has lif everywhere" + ", or plif in mlp and head" * len(published[1:]))
     if problems:
         raise UserError(problems)
     arguments = {theirs: get_field(config, ours) for theirs, ours in _SHAPE.items()}
     arguments["mlp_ratio"] = int(m.mlp_ratio) if m.mlp_ratio == int(m.mlp_ratio) else m.mlp_ratio
-    modes = {"spike_mode": published[m.neuron], "attention_mode": "SDT" if m.attention == "sdsa" else "STAtten"}
-    return {"model": "sdt", "dataset": f"torch/{config.data.name}", **arguments, **modes, "dvs_mode": m.events}
+    mode = next(theirs for theirs, ours in _ATTENTION.items() if ours == m.attention)
+    modes = {"spike_mode": published[m.neuron], "attention_mode": mode}
+    return {"model": m.backbone, "dataset": f"torch/{config.data.name}", **arguments, **modes, "dvs_mode": m.events}
 
 
 def _plain(value: Any) -> bool:
@@ -164,101 +249,70 @@ def _row(argument: str, value: Any, field: str | None, reason: str = "") -> dict
 
 
 def read_published(path: str | Path, ema: bool = True) -> Published:
-    """Read a checkpoint (.pth.tar) as the published trainer writes it, without running anything that is in it.
+    """Read a checkpoint (.pth.tar, .pth) as published trainers write them, without running anything that is in it.
 
     Args:
         path: the file.
         ema: take the averaged weights (`state_dict_ema`) where the file has them, instead of the trained ones.
 
     Raises:
-        UserError: unreadable, damaged, or holding more than tensors and plain arguments.
+        UserError: unreadable, damaged, holding more than tensors and plain arguments, or weights of an unknown network.
     """
     path = Path(path)
-    _check_archive(path)
+    saved = read_saved(path, ema)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is damaged may raise anything
-        raise UserError(f"{path}: not a checkpoint that can be read safely: {_reason(path, error)}") from None
-    if not isinstance(saved, dict) or not {"state_dict", "args"} <= set(saved):
-        holds = (
-            f"but holds {', '.join(map(str, [*saved][:5]))}" if isinstance(saved, dict) else f"but is a {type(saved).__name__}"
-        )
-        raise UserError(f"{path}: must hold state_dict and args, as the published trainer writes them, {holds}")
-    if not isinstance(saved["args"], argparse.Namespace):
-        raise UserError(f"{path}: args must be the trainer's arguments, but are of type {type(saved['args']).__name__}")
-    average = saved.get("state_dict_ema")
-    averaged = ema and average is not None and not (isinstance(average, dict) and not average)
-    state = average if averaged else saved["state_dict"]
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: the weights must be a mapping of names to tensors, but are a {type(state).__name__}")
-    if odd := [name for name, value in state.items() if not (isinstance(name, str) and _numbers(value))]:
-        raise UserError(f"{path}: {', '.join(map(str, odd))}: not a tensor of finite numbers")
-    try:
-        weights = from_published(state)
+        state, notes = plain_names(saved.state), []
+        backbone = recognise(state)
+        if backbone is None and (named := saved.arguments.get("model")) in BACKBONES:
+            backbone = str(named)  # whose own sentence says what is wrong with these weights
+        if backbone is None:
+            backbone, state = _by_order(state)
+            notes.append(f"its names are not those of {backbone}'s code, but every weight has the shape of the one in its place")
+        network = BACKBONES[backbone]
+        weights, shape = network.from_published(state), network.published_shape(state)
+        notes += [network.published_note] if network.published_note else []
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems]) from None
-    epoch, arguments = saved.get("epoch"), {str(name): value for name, value in vars(saved["args"]).items()}
-    return Published(arguments, weights, averaged, epoch if isinstance(epoch, int) else None)
+    return Published(saved.arguments, weights, saved.averaged, saved.epoch, backbone, shape, notes)
 
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+def _by_order(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Weights under names that no code has, matched by their order and shapes as their authors match them.
+
+    Returns:
+        The network, and the weights under its published names.
+
+    Raises:
+        UserError: they fit no network whose released files are older than its code.
+    """
+    for backbone in BACKBONES:
+        for config in BACKBONES[backbone].published_in_order(list(state.values())):
+            with torch.device("meta"):
+                model = build_model(config, "torch")
+            theirs = BACKBONES[backbone].in_published_order(to_published(model.state_dict(), config))
+            if [value.shape for value in theirs.values()] == [value.shape for value in state.values()]:
+                return backbone, dict(zip(theirs, state.values(), strict=True))
+    raise _unknown(state)
 
 
-def _numbers(value: Any) -> bool:
-    """Whether it is a plain tensor of finite numbers, all of which are in the file."""
-    plain = (
-        isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu" and value.dtype in _DTYPES
-    )
-    return plain and value.nbytes <= value.untyped_storage().nbytes() and bool(value.isfinite().all())
+def load_published(
+    path: str | Path, ema: bool = False, backend: str = "auto", overrides: Mapping[str, Any] | None = None
+) -> Backbone:
+    """The model of a published checkpoint in evaluation mode; what became of each of its arguments is logged.
 
-
-def _reason(path: Path, error: Exception) -> str:
-    """Why a file is no checkpoint; PyTorch's own words may advise to run what is in it."""
-    if what := describe_file(path):
-        return f"it is {what}"
-    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it holds {foreign[1]}, and loading Python objects may run code; have it saved with state_dict and args alone"
-    words = first_line(error)
-    return "it is damaged or cut off" + ("" if "weights" in words.lower() or len(words) > 120 else f": {words}")
-
-
-def _check_archive(path: Path) -> None:
-    """Raise UserError where the file is missing, or its check sums do not fit: torch.load does not look at them."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        if not zipfile.is_zipfile(path):
-            return  # older than zip archives; torch.load has its say
-        with zipfile.ZipFile(path) as archive:
-            names, size = archive.namelist(), sum(part.file_size for part in archive.infolist())
-            kind = next((kind for name, kind in _ARCHIVES if any(n.endswith(name) for n in names)), None)
-            if kind is None and not any(name.endswith("data.pkl") for name in names):
-                kind = f"a zip archive of {', '.join(names[:3]) or 'nothing'}"
-            if kind:
-                raise UserError(f"{path}: not a checkpoint that can be read safely: it is {kind}")
-            if size > 100 * path.stat().st_size:
-                raise UserError(f"{path}: damaged: it would become {size:,} bytes")
-            damaged = archive.testzip()
-    except UserError:
-        raise
-    except Exception as error:  # what is damaged may raise anything
-        raise UserError(f"{path}: damaged: {first_line(error)}") from None
-    if damaged:
-        raise UserError(f"{path}: damaged: {damaged} does not match its check sum")
-
-
-_ARCHIVES = (
-    ("constants.pkl", "a TorchScript program"),
-    ("archive_format", "a program of torch.export"),
-    (".npy", "NumPy arrays (.npz)"),
-)
-
-
-def load_published(path: str | Path, ema: bool = False, backend: str = "auto") -> Backbone:
-    """The model of a published checkpoint in evaluation mode; arguments and errors are those of `read_published`."""
+    Args:
+        path: the file; see `read_published`, whose errors it has too.
+        ema: take the averaged weights where the file has them.
+        backend: implementation of the neurons.
+        overrides: fields of the model that the file does not tell, such as {"model.num_heads": 8}.
+    """
     found = read_published(path, ema)
-    model = build_model(published_config(found.arguments), backend)
+    config, rows = found.translate(overrides)
+    for row in rows:
+        log.info("%s: %s = %s %s", path, row["argument"], row["value"], row["field"] or f"dropped: {row['reason']}")
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    model = build_model(config.model, backend)
     fit_weights(model, found.weights, path)
     return model.eval()
 

@@ -87,15 +87,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two 1 x 1 convolutions, each behind a neuron."""
+    """Two 1 x 1 convolutions, each behind a neuron; with a second `shortcut` where the hidden width is that of the stream."""
 
-    def __init__(self, width: int, mlp_ratio: float, neuron: Neuron, backend: str):
+    def __init__(self, width: int, mlp_ratio: float, neuron: Neuron, backend: str, shortcut: bool = True):
         super().__init__()
         D, hidden = width, int(width * mlp_ratio)
         self.lif1, self.lif2 = neuron(), neuron()
         self.fc1 = conv_bn(nn.Conv2d(D, hidden, 1), backend)
         self.fc2 = conv_bn(nn.Conv2d(hidden, D, 1), backend)
-        self.inner_shortcut = hidden == D
+        self.inner_shortcut = shortcut and hidden == D
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
