@@ -105,7 +105,7 @@ ATTENTION: Registry[Any] = Registry({
 })  # fmt: skip
 """`model.attention`: subclasses of models.attention.core.AttentionCore."""
 
-BACKBONES = Networks({
+BACKBONES: Networks = Networks({
     "sdt": Network(
         "statten.models.backbones.sdt:STAttenTransformer", fields=("pooling", "neuron.head"), lacks={"attention": ("ssa",)},
         event_mask=True,
@@ -125,6 +125,7 @@ BACKBONES = Networks({
     "qkformer": Network(
         "statten.models.backbones.hierarchical:QKFormer", "pyramid", _STAGED,
         lacks={"attention": ("sdsa",), "early_mixer": ("dwc",)}, scale=0.125,
+    ),
     "sdt2": Network(
         "statten.models.backbones.meta:MetaSpikeFormer", layout="meta",
         fields=("attention_scale", "stage_depths", "stage_dims", "neuron.head"), lacks={"attention": ("sdsa",)}, scale=0.125,

@@ -1,9 +1,9 @@
 """A file of published weights, read without running anything that is in it. Four forms are known:
 
-    timm's saver    state_dict, args, perhaps state_dict_ema; epoch, arch, optimizer, version, metric
-    MAE's           model, args; optimizer, epoch, scaler
-    torchvision's   model, args; optimizer, lr_scheduler, epoch, max_test_acc1, ...
-    bare            state_dict or model without args, or the weights themselves
+timm's saver    state_dict, args, perhaps state_dict_ema; epoch, arch, optimizer, version, metric
+MAE's           model, args; optimizer, epoch, scaler
+torchvision's   model, args; optimizer, lr_scheduler, epoch, max_test_acc1, ...
+bare            state_dict or model without args, or the weights themselves
 """
 
 import argparse

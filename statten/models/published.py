@@ -228,7 +228,9 @@ def published_arguments(config: Config) -> dict[str, Any]:
     problems = [f"model.{k}: must be {v:g} in the published network, but is {getattr(m, k):g}" for k, v in same.items()
                 if getattr(m, k) != v]  # fmt: skip
     if m.neuron not in published:
-        problems.append("model.neuron: the published network has lif everywhere" + ", or plif in mlp and head" * len(published[1:]))
+        problems.append(
+            "model.neuron: the published network has lif everywhere" + ", or plif in mlp and head" * len(published[1:])
+        )
     if problems:
         raise UserError(problems)
     arguments = {theirs: get_field(config, ours) for theirs, ours in _SHAPE.items()}
@@ -267,7 +269,9 @@ def read_published(path: str | Path, ema: bool = True) -> Published:
             backbone = str(named)  # whose own sentence says what is wrong with these weights
         if backbone is None:
             backbone, state = _by_order(state)
-            notes.append(f"its names are not those of {backbone}'s code, but every weight has the shape of the one in its place")
+            notes.append(
+                f"its names are not those of {backbone}'s code, but every weight has the shape of the one in its place"
+            )
         network = BACKBONES[backbone]
         weights, shape = network.from_published(state), network.published_shape(state)
         notes += [network.published_note] if network.published_note else []
