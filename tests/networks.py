@@ -15,18 +15,11 @@ NAMES = list(BACKBONES)
 
 def tiny(backbone: str, **fields) -> ModelConfig:
     """A config of a backbone with 4 heads, 2 channels and 5 classes."""
-    layout = BY_LAYOUT[BACKBONES.line(backbone).layout]
-    return ModelConfig(
-        **{
-            "backbone": backbone,
-            "num_heads": 4,
-            "in_channels": 2,
-            "num_classes": 5,
-            "attention_threshold": 0.05,
-            **layout,
-            **fields,
-        }
-    )
+    layout = dict(BY_LAYOUT[BACKBONES.line(backbone).layout])
+    if fields.get("events") and "pooling" not in layout:
+        layout["image_size"] = 32  # a stem of stride 8 leaves a single token of 16 pixels
+    common = {"num_heads": 4, "in_channels": 2, "num_classes": 5, "v_threshold": 0.1, "attention_threshold": 0.05}
+    return ModelConfig(**{"backbone": backbone, **common, **layout, **fields})
 
 
 def samples(config: ModelConfig, batch: int = 4, seed: int = 0) -> torch.Tensor:
