@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from statten.config import Config, parse_overrides, with_overrides
-from statten.data import absolute_root, check_split
+from statten.data import absolute_root, check_split, open_source
 from statten.errors import UserError
 from statten.files import sha256
 from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published, translate
 from statten.search.sweep import Sweep, open_folder
-from statten.storage.checkpoint import EMA, MODEL, load_weights
+from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
 from statten.training.loop import to_device
 from statten.training.preflight import Preflight, preflight, this_device
@@ -63,9 +64,12 @@ class Target:
     def preflight(self, config: Config, capacity: dict[str, float] | None = None) -> Preflight:
         """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
         plan = preflight(config, capacity)
+        self._check_split(config)
+        return plan
+
+    def _check_split(self, config: Config) -> None:
         if self.run and not {"data.name", "data.root"} & self.changed.keys():
             check_split(config, _split_file(self.run))
-        return plan
 
     @property
     def precision(self) -> str:
@@ -83,6 +87,20 @@ class Target:
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
         return to_device(model.eval().double() if self.exact else model.eval(), this_device(self.config.scale))
+
+    def classes(self) -> list[str]:
+        """Name of each class that the model tells apart.
+
+        They are kept with the checkpoint. Of a published file, and of runs of earlier versions, they are those of its data
+        where these are there as they were; else a class is called by its number.
+        """
+        names: Sequence[str] = class_names(self.source) if self.source.is_dir() else []
+        if not names:
+            with suppress(UserError):
+                self._check_split(self.config)
+                names = open_source(self.config).classes
+        count = self.config.model.num_classes
+        return [*names[:count], *map(str, range(len(names), count))]
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
