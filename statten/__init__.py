@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from statten.config import Config, load_config
     from statten.evaluation import evaluate
     from statten.models import build_model
+    from statten.prediction import load_model
     from statten.search import tune
     from statten.training.loop import fit
 
@@ -22,9 +23,10 @@ _HOME = {
     "fit": "statten.training.loop",
     "tune": "statten.search",
     "evaluate": "statten.evaluation",
+    "load_model": "statten.prediction",
 }
 
-__all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "tune"]
+__all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "load_model", "tune"]
 
 
 def __getattr__(name: str) -> Any:

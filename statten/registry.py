@@ -40,6 +40,8 @@ class Dataset:
     """Whether samples are event clips [T, C, H, W] and not images [C, H, W]."""
     bundled: bool = False
     """Whether it needs no `data.root`."""
+    transform: str = "statten.data.transforms:file_transform"
+    """Function (config) -> what makes an RGB image, or a clip of event counts, what the model reads in validation."""
 
     def open(self, config: Any) -> Any:
         """Open it for a config."""
@@ -47,7 +49,9 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset("statten.data.digits:open_digits", channels=1, bundled=True),
+    "digits": Dataset(
+        "statten.data.digits:open_digits", channels=1, bundled=True, transform="statten.data.digits:DigitTransform"
+    ),
     "digits_events": Dataset("statten.data.digits_events:open_digits_events", channels=2, events=True, bundled=True),
     "cifar10": Dataset("statten.data.images:open_cifar", channels=3),
     "cifar100": Dataset("statten.data.images:open_cifar", channels=3),

@@ -14,7 +14,7 @@ PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Rooms of one line do not import each other.
 ORDER = [
     {"errors", "machine", "registry"}, {"config", "files"}, {"space", "data", "neurons"}, {"models"}, {"metrics"}, {"storage"},
-    {"training"}, {"display"}, {"cluster"}, {"search", "jobs", "bench"}, {"evaluation"}, {"report"}, {"doctor"},
+    {"training"}, {"display"}, {"cluster"}, {"search", "jobs", "bench"}, {"evaluation"}, {"report", "prediction"}, {"doctor"},
     {"cli", "__main__"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
