@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
 Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
-Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, export, or published .pth.tar.")]
 OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]

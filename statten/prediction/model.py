@@ -3,7 +3,7 @@
 B batch, T timesteps, b block size, C channels, S model.image_size, K classes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,11 @@ class TrainedModel(nn.Module):
             return self.predict_each([samples], batch_size=batch_size, confidence=confidence)[0]  # type: ignore[list-item]
         return self.predict_each(several, batch_size=batch_size, confidence=confidence)
 
-    def predict_each(self, samples: Iterable[Sample], *, batch_size: int = 64, confidence: float | None = None) -> Predictions:
-        """`predict` of several samples, which are read as they are needed."""
+    def predict_each(
+        self, samples: Iterable[Sample], *, batch_size: int = 64, confidence: float | None = None,
+        step: Callable[[int], object] = lambda samples: None,
+    ) -> Predictions:  # fmt: skip
+        """`predict` of several samples, which are read as they are needed; `step` hears how many samples each batch had."""
         if confidence is not None and not 0 < confidence <= 1:
             raise UserError(f"--confidence: must be above 0 and at most 1, but got {confidence:g}")
         if batch_size < 1:
@@ -97,6 +100,7 @@ class TrainedModel(nn.Module):
         named, found = ((_name(sample, i), sample) for i, sample in enumerate(samples)), Predictions()
         for names, x in self._batches(named, batch_size):
             found += self._answers(names, x, confidence)
+            step(len(names))
         return found
 
     def _several(self, samples: Any) -> Iterable[Sample] | None:

@@ -88,8 +88,8 @@ class Predictions(list[Prediction]):
         return sum(found.energy_uj for found in self) / len(self)
 
     def table(self, k: int = 1) -> tuple[list[str], list[list[str]]]:
-        """Columns and cells of a table for people: file, class and probability, further classes, timesteps, energy."""
-        columns = ["file", "class", "probability", *(["then"] if k > 1 else []), "timesteps", "energy uJ"]
+        """Columns and cells of a table for people: file, class and its probability, further classes, timesteps, energy."""
+        columns = ["file", "class", "%", *(["then"] if k > 1 else []), "T", "uJ"]
         return columns, [_cells(found, k) for found in self]
 
     def __repr__(self) -> str:
@@ -97,13 +97,13 @@ class Predictions(list[Prediction]):
 
     def _repr_html_(self) -> str:
         columns, rows = self.table(k=3)
-        return table_html(columns, rows, right=(2, 4, 5))
+        return table_html(columns, rows, right=(2, 4, 5))  # % of probability, T timesteps, uJ of energy
 
 
 def _cells(found: Prediction, k: int) -> list[str]:
     (name, probability), *others = found.top(k)
     then = [", ".join(f"{other} {100 * share:.1f} %" for other, share in others)] if k > 1 else []
-    return [found.source, name, f"{100 * probability:.1f} %", *then, str(found.timesteps), f"{found.energy_uj:.4g}"]
+    return [found.source, name, f"{100 * probability:.1f}", *then, str(found.timesteps), f"{found.energy_uj:.4g}"]
 
 
 def columns_csv(k: int) -> list[str]:
