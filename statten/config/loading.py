@@ -10,8 +10,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from statten.config.model import NeuronMap
+from statten.config.parts import Part
 from statten.config.reading import file_keys, parse_yaml, read_yaml
-from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
+from statten.config.schema import AUTO_AUGMENT, Config
 from statten.errors import ConfigError, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
