@@ -13,7 +13,7 @@ _RED, _BLUE = "#c0392b", "#2471a3"
 
 def html(report: dict[str, Any]) -> str:
     """The page of an evaluation's report."""
-    sections = [("", _summary(report))]
+    sections = [("", summary_html(report))]
     if "layers" in report:
         layers = table_html(LAYER_COLUMNS, layer_rows(report), right=(1, 3, 4))
         sections.append(("Firing rate by layer and timestep", figure_html(_rates(report["layers"])) + layers))
@@ -25,15 +25,15 @@ def html(report: dict[str, Any]) -> str:
         sections.append(("Confusion", figure_html(_confusion(report["confusion"], report["class_names"]))))
     ece = report["calibration"]["ece"]
     sections.append((f"Reliability, expected calibration error {ece:.4f}", figure_html(_reliability(report["calibration"]))))
-    by_class = table_html(CLASS_COLUMNS, class_rows(report), right=range(1, len(CLASS_COLUMNS)))
-    sections.append(("Classes", figure_html(_classes(report["classes"])) + by_class))
+    sections.append(("Classes", figure_html(_classes(report["classes"])) + classes_html(report)))
     if report["imported"]:
         rows = [[r["argument"], r["value"], r["field"] or f"dropped: {r['reason']}"] for r in report["imported"]]
         sections.append(("Imported arguments", table_html(["argument", "value", "becomes"], rows)))
     return page(f"{report['target']} on {report['data']} ({report['part']} part)", sections)
 
 
-def _summary(report: dict[str, Any]) -> str:
+def summary_html(report: dict[str, Any]) -> str:
+    """The numbers that are asked for first, as a table."""
     left_out = f", {report['left_out']} more could not be read" if report["left_out"] else ""
     rows = [
         ["top-1", f"{report['top1']:.2f} %"],
@@ -57,6 +57,11 @@ def _summary(report: dict[str, Any]) -> str:
     ]
     found = "".join(f"<li>{escape(line)}</li>" for line in warnings(report))
     return table_html(["", ""], rows) + (f"<ul>{found}</ul>" if found else "")
+
+
+def classes_html(report: dict[str, Any]) -> str:
+    """Scores of every class, as a table."""
+    return table_html(CLASS_COLUMNS, class_rows(report), right=range(1, len(CLASS_COLUMNS)))
 
 
 def _rates(layers: list[dict[str, Any]]) -> Any:

@@ -22,7 +22,7 @@ from statten.metrics.inference import autocast, evaluating
 from statten.metrics.spikes import SpikeTotals
 from statten.prediction.inputs import Sample, files_of, raw_sample
 from statten.prediction.results import Prediction, Predictions
-from statten.storage.run import RunFolder, default_storage, locate
+from statten.storage.run import RunFolder, locate, storage_folder
 
 HERE = {"scale.device": "auto", "scale.neuron_backend": "auto"}
 """A model that was trained on a GPU may be used without one."""
@@ -199,6 +199,15 @@ def load_model(
 
     Raises:
         UserError: there is no such target, or it cannot be read.
+
+    Example:
+        >>> import numpy, statten
+        >>> model = statten.load_model("first")
+        >>> model.classes[:3]
+        ['0', '1', '2']
+        >>> answer = model.predict(numpy.zeros((8, 8)))
+        >>> answer.name in model.classes, answer.timesteps
+        (True, 4)
     """
-    path = target.path if isinstance(target, RunFolder) else locate(target, Path(storage) if storage else default_storage())
+    path = target.path if isinstance(target, RunFolder) else locate(target, storage_folder(storage))
     return TrainedModel(open_target(path, {**HERE, **parse_overrides(overrides)}, data, ema))
