@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from statten.cli.jobs import jobs_app
 from statten.cli.options import Data, Json, Root, Threads, app, begin, print_json
@@ -107,7 +108,7 @@ def dataset_summary(report: dict[str, Any]) -> None:
     """What `data check` found."""
     parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
     console.print(f"[bold]{report['name']}[/] in {report['root']}: {report['layout']}, {report['samples']:,} samples ({parts})")
-    rows = [[name, *counts.values()] for name, counts in report["per_class"].items()]
+    rows = [[escape(name), *counts.values()] for name, counts in report["per_class"].items()]
     console.print(table("", ["class", *report["split"]], rows, right=(1, 2, 3)))
     sizes = ", ".join(f"{size} ({count:,})" for size, count in report["sizes"].items())
     console.print(f"\n  sizes    {sizes}; smallest {_by(report['smallest'])}, largest {_by(report['largest'])}")

@@ -9,10 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from statten.cli.stopping import Stopped
-from statten.errors import UserError, user_path
+from statten.errors import user_path
 from statten.jobs.file import SUBMITTED, check_submitted_storage
-from statten.storage.mirror import check_store, refresh
-from statten.storage.run import check_name, default_storage, free_name
+from statten.storage.run import storage_folder
 from statten.storage.store import working_copy
 
 
@@ -36,7 +35,7 @@ app = typer.Typer(
 )
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
 Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
-Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, export, or published .pth.tar.")]
 OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
@@ -64,26 +63,10 @@ def begin(as_json: bool, storage: Path | None) -> Path:
 
     if as_json:
         display.use_stderr()
-    folder = storage or default_storage()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--storage: must be a folder, but {folder} is a file")
-    check_store(folder)
+    folder = storage_folder(storage)
     if SUBMITTED in os.environ:
         check_submitted_storage(folder)
     return folder
-
-
-def folder_for(storage: Path, name: str | None, stem: str) -> Path:
-    """The new folder of a run or sweep."""
-    if name is not None:
-        check_name(name)
-    path = storage / (name or free_name(storage, stem))
-    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--storage: {storage} cannot be written")
-    check_store(storage, writable=True)
-    refresh(path)
-    return path
 
 
 def stem(recipe: str) -> str:

@@ -17,7 +17,6 @@ from statten.cli.options import (
     Target,
     app,
     begin,
-    folder_for,
     print_json,
     stem,
 )
@@ -26,7 +25,7 @@ from statten.config import load_config
 from statten.errors import UserError
 from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
 from statten.space.loading import space_file
-from statten.storage.run import Run, locate
+from statten.storage.run import Run, folder_for, locate
 
 if TYPE_CHECKING:
     from statten.config import Config

@@ -35,8 +35,17 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
         source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
         overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
 
+    Returns:
+        A frozen `Config`; its `replace` gives changed copies.
+
     Raises:
         ConfigError: with one sentence for each mistake.
+
+    Example:
+        >>> import statten
+        >>> config = statten.load_config("digits", {"model.depth": 4})
+        >>> config.model.depth
+        4
     """
     path = RECIPES / f"{source}.yaml"
     if str(source) not in recipe_names():

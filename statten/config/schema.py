@@ -4,7 +4,7 @@ A part collects all of its mistakes and raises them as one `ConfigError`: rule, 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from statten.config.model import ModelConfig
 from statten.config.parts import Float, Int, Part, Place
 from statten.errors import ConfigError, holds_secret, nearest, shown
-from statten.registry import DATASETS
+from statten.registry import DATASETS, load
 
 if TYPE_CHECKING:
     Dataset = str
@@ -489,7 +489,14 @@ def constraint(text: str) -> tuple[str, str, float]:
 
 
 class Config(Part):
-    """A whole run."""
+    """A whole run: its data, network, training, scale and search. Frozen; `load_config` makes one of a recipe or a file.
+
+    Example:
+        >>> from statten import load_config
+        >>> config = load_config("digits").replace({"model.depth": 1, "train.epochs": 2})
+        >>> config.model.depth, config.train.epochs
+        (1, 2)
+    """
 
     data: DataConfig = DataConfig()
     """What is read."""
@@ -501,6 +508,18 @@ class Config(Part):
     """Where it runs."""
     search: SearchConfig = SearchConfig()
     """How a sweep looks for the best."""
+
+    def replace(self, changes: Iterable[str] | Mapping[str, Any]) -> "Config":
+        """A copy with some fields replaced, and every rule checked again.
+
+        Args:
+            changes: `{"model.depth": 4, ...}`, or `["model.depth=4", ...]` as after --set.
+
+        Raises:
+            ConfigError: with one sentence for each mistake.
+        """
+        # By its place, for loading.py builds on this module.
+        return load("statten.config.loading:with_overrides")(self, changes)
 
     @model_validator(mode="after")
     def _rules(self) -> "Config":

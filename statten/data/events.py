@@ -51,6 +51,14 @@ def read_frames(path: Path | str) -> np.ndarray:
     return content
 
 
+def clip(counts: np.ndarray) -> Tensor:
+    """Event counts of any number type as a clip, of whole numbers where they are whole."""
+    if counts.dtype == np.uint8:
+        return torch.from_numpy(counts)
+    whole = counts.astype(np.int32)
+    return torch.from_numpy(whole if (whole == counts).all() else counts.astype(np.float32))
+
+
 class FrameFolders(Files):
     """Clips in class folders."""
 
@@ -67,10 +75,7 @@ class FrameFolders(Files):
         counts = read_frames(self.locate(index))
         if len(counts) != self._frames:
             raise Damaged(f"has {len(counts)} frames, but model.timesteps is {self._frames}")
-        if counts.dtype == np.uint8:
-            return torch.from_numpy(counts)
-        whole = counts.astype(np.int32)
-        return torch.from_numpy(whole if (whole == counts).all() else counts.astype(np.float32))
+        return clip(counts)
 
     def locate(self, index: int) -> str:
         return f"{self._folder}/{self._names[index]}"

@@ -39,9 +39,9 @@ def split_indices(config: Config) -> dict[str, np.ndarray]:
 
 
 def split_document(config: Config) -> dict[str, Any]:
-    """What splits.json holds."""
+    """What splits.json holds: the parts, of which samples they are, and the name of each label."""
     source = open_source(config)
-    return encode(_split(config, source), source.labels)
+    return {**encode(_split(config, source), source.labels), "classes": list(source.classes)}
 
 
 def check_split(config: Config, path: Path) -> None:
@@ -56,6 +56,13 @@ def check_split(config: Config, path: Path) -> None:
                 f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
                 f"{saved['samples']} then), so its parts would be mixed{since}; "
                 f"restore them, or start a new run"
+            )
+        # As many samples of each class, but one has another name and so perhaps another number.
+        pairs = zip(saved.get("classes", []), source.classes, strict=False)
+        if renamed := next(((old, new) for old, new in pairs if old != new), None):
+            raise UserError(
+                f"data.root: {config.data.name} has class {renamed[1]!r} where {renamed[0]!r} was when the run began, so its "
+                f"labels would be mixed; restore the name, or start a new run"
             )
 
 
@@ -157,7 +164,8 @@ def make_loaders(config: Config, rank: int = 0, world_size: int = 1, shares: int
         )
         for share in range(rank, shares, world_size)
     )  # fmt: skip
-    return Loaders(first, _eval_loader(config, source, parts["validation"], rank, world_size), tuple(others))
+    validation = _eval_loader(config, source, parts["validation"], rank, world_size)
+    return Loaders(first, validation, tuple(others), tuple(source.classes))
 
 
 def make_test_loader(config: Config, rank: int = 0, world_size: int = 1) -> EvalLoader:

@@ -1,22 +1,23 @@
-"""What `evaluate` can be pointed at: a checkpoint, a run, a sweep, or a published checkpoint."""
+"""What `evaluate` can be pointed at: a checkpoint, a run, a sweep, an export, or a published checkpoint."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from statten.config import Config, parse_overrides, with_overrides
-from statten.data import absolute_root, check_split
+from statten.config import Config, load_config, parse_overrides, with_overrides
+from statten.data import absolute_root, check_split, open_source
 from statten.errors import UserError
-from statten.files import sha256
+from statten.files import read_json, sha256
 from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published, translate
 from statten.search.sweep import Sweep, open_folder
-from statten.storage.checkpoint import EMA, MODEL, load_weights
+from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
 from statten.training.loop import to_device
 from statten.training.preflight import Preflight, preflight, this_device
@@ -30,7 +31,7 @@ class Target:
     """Weights with the config that they are evaluated with."""
 
     source: Path
-    """The checkpoint folder, or the published file."""
+    """The checkpoint folder, the published file, or the weights of an export."""
     config: Config
     """Its config with the overrides."""
     averaged: bool
@@ -49,10 +50,17 @@ class Target:
     @property
     def name(self) -> str:
         """What a person calls it."""
+        if self.exported:
+            return self.source.absolute().parent.name
         if self.run is None:
             return self.source.name.removesuffix(".pth.tar")
         folder = self.run.path
         return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "trials" else folder.name
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is what `statten export` wrote."""
+        return _is_export(self.source)
 
     def evaluated_on(self, workers: int) -> Config:
         """The config of an evaluation on so many workers; training's batch size, which data must fill, says nothing here."""
@@ -63,9 +71,12 @@ class Target:
     def preflight(self, config: Config, capacity: dict[str, float] | None = None) -> Preflight:
         """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
         plan = preflight(config, capacity)
+        self._check_split(config)
+        return plan
+
+    def _check_split(self, config: Config) -> None:
         if self.run and not {"data.name", "data.root"} & self.changed.keys():
             check_split(config, _split_file(self.run))
-        return plan
 
     @property
     def precision(self) -> str:
@@ -74,7 +85,7 @@ class Target:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under our names, verified."""
-        if self.run is None:
+        if self.run is None and not self.exported:
             return read_published(self.source, self.averaged).weights
         return load_weights(self.source, averaged=self.averaged)
 
@@ -83,6 +94,22 @@ class Target:
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
         return to_device(model.eval().double() if self.exact else model.eval(), this_device(self.config.scale))
+
+    def classes(self) -> list[str]:
+        """Name of each class that the model tells apart.
+
+        They are kept with the checkpoint or the export. Of a published file, and of runs of earlier versions, they are those of
+        its data where these are there as they were; else a class is called by its number.
+        """
+        names: Sequence[str] = class_names(self.source) if self.source.is_dir() else []
+        if self.exported:
+            names = label_names(self.source.parent)
+        if not names:
+            with suppress(UserError):
+                self._check_split(self.config)
+                names = open_source(self.config).classes
+        count = self.config.model.num_classes
+        return [*names[:count], *map(str, range(len(names), count))]
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
@@ -113,7 +140,8 @@ def open_target(
     """Find the weights and the config that a path means.
 
     Args:
-        path: a sweep (its best trial), a run (its best epoch), a checkpoint folder or a published `.pth.tar`.
+        path: a sweep (its best trial), a run (its best epoch), a checkpoint folder, a folder that `statten export` wrote or a
+            published `.pth.tar`.
         overrides: fields to change, such as model.timesteps, which owns no weights.
         data: name of the dataset, the same as data.name.
         ema: take the moving average of the weights where there is one.
@@ -131,6 +159,9 @@ def open_target(
         raise UserError(f"--set {idle[0]}: decides nothing of an evaluation; what does is in data, model and scale, and "
                         f"{' and '.join(DECIDES)}")  # fmt: skip
     run, source = resolve(path)
+    if _is_export(source):
+        config = load_config(source.parent / EXPORTED_CONFIG)
+        return Target(source, _changed(config, changed, large), False, None, changed, exact=exact)
     if run is None:
         found = read_published(source, ema)
         config, rows = translate(found.arguments)
@@ -164,6 +195,21 @@ def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, A
     ]
 
 
+EXPORTED_CONFIG, TIMM_CONFIG = "config.yaml", "config.json"
+"""What lies beside the weights in a folder that `statten export` wrote."""
+
+
+def _is_export(weights: Path) -> bool:
+    return weights.name == MODEL and weights.is_file() and (weights.parent / EXPORTED_CONFIG).is_file()
+
+
+def label_names(folder: Path) -> list[str]:
+    """Name of each class as the folder of an export keeps them for timm; none in those of earlier versions."""
+    about = read_json(folder / TIMM_CONFIG)
+    names = about.get("label_names") if isinstance(about, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _split_file(run: Run) -> Path:
     """Where the parts of a run's data are recorded: of a sweep's trial in the sweep, unless its trials differ in data."""
     own, sweep = run.path / "splits.json", open_folder(run.path.absolute().parents[1])
@@ -182,9 +228,12 @@ def resolve(path: Path) -> tuple[Run | None, Path]:
         return folder, folder.best_checkpoint()
     if (path / "state.json").is_file():
         return Run.open(path.resolve().parent.parent), path
+    for weights in (path, path / MODEL):
+        if _is_export(weights):
+            return None, weights
     if path.is_file() and path.name.endswith((".tar", ".pth", ".pt")):
         return None, path
     raise UserError(
-        f"{path}: is neither a run, a sweep nor a checkpoint folder, nor a published checkpoint (.pth.tar); "
+        f"{path}: is neither a run, a sweep nor a checkpoint folder, nor an export or a published checkpoint (.pth.tar); "
         f"list what is there with: statten runs"
     )

@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,6 +178,19 @@ class Sweep(RunFolder):
         if older := self.behind(trial):
             raise UserError(f"{self.path}: {older}")
         return run
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        rows = list(self.rows())
+        found: list[tuple[str, object]] = [("trials", f"{len(rows)} of {self.trials}")]
+        with suppress(UserError):  # no trial is finished yet, or keeps the constraints
+            best = self.best_trial()
+            values = zip(self.config.search.directions, best.values, strict=True)
+            found += [
+                ("best trial", f"{best.number}: {describe(best.user_attrs['point'])}"),
+                *((n, f"{v:.4g}") for n, v in values),
+            ]
+        return [*super().facts(), *found]
 
     def front(self) -> list["optuna.trial.FrozenTrial"]:
         """The Pareto front among finished trials that keep the constraints, by the first objective; of one objective the best.

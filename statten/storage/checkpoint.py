@@ -5,7 +5,7 @@
         model.safetensors                parameters and buffers
         ema.safetensors                  their moving average, with `train.ema_decay`
         optimizer.safetensors            the optimizer's tensors
-        state.json                       epoch, step, counters, metrics, digests of the files above
+        state.json                       epoch, step, counters, metrics, names of the classes, digests of the files above
 
 A checkpoint is written aside and renamed, so it is there whole or not at all; its digests, that of state.json in the file
 itself, find later damage, and loading falls back to the one before. Random streams need no saving: they are functions of
@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,11 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
 
-def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
+def save(state: TrainState, folder: Path, config: Config | None = None, classes: Sequence[str] = ()) -> Path:
     """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays.
 
-    With the config that it was trained under, a change of it is found when training goes on (training/resuming.py).
+    With the config that it was trained under, a change of it is found when training goes on (training/resuming.py). With the
+    name of each label in `classes`, a model that is opened without its data says what it sees.
     """
     folder.mkdir(exist_ok=True)  # without its parents: where the storage is away, nothing is made in its place
     name = f"epoch-{state.epoch:04d}" + (f"-step-{state.step:06d}" if state.step else "")
@@ -97,6 +98,7 @@ def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
             "optimizer": numbers,
             "scaler": state.scaler.state_dict(),
             "config": config.model_dump(mode="json", include={"data", "model", "train"}) if config else None,
+            "classes": list(classes),
             "sha256": {name: sha256(aside / name) for name in files},
         }
         write_text(aside / STATE, json.dumps({**document, "digest": _digest(document)}))
@@ -171,6 +173,13 @@ def load_weights(path: Path, device: torch.device | str = "cpu", averaged: bool 
         what = describe_file(path) if path.is_file() else None
         reason = first_line(error) if what in (None, "a safetensors file") else f"it is {what}"
         raise UserError(f"{path}: not a safetensors file that can be read: {reason}") from None
+
+
+def class_names(checkpoint: Path) -> list[str]:
+    """Name of each label as a checkpoint folder keeps them; none in those of earlier versions."""
+    saved = read_json(checkpoint / STATE)
+    names = saved.get("classes") if isinstance(saved, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _damage(path: Path) -> str | None:

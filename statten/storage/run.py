@@ -29,13 +29,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
 from statten.errors import Superseded, UserError, in_shell, nearest, shown, user_path
 from statten.files import exclusive, new_folder, read_json, write_json, write_text
-from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
+from statten.storage.mirror import Mirror, at, check_store, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -134,6 +135,14 @@ class RunFolder:
     def typed(self) -> str:
         """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
         return in_shell(self.where)
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        return [("name", self.name), ("folder", self.where)]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.facts())
+        return f"<table>{rows}</table>"
 
     @property
     def resume_command(self) -> str:
@@ -242,6 +251,13 @@ class Run(RunFolder):
             return (self.result or {}).get("state", "unfinished")
         except UserError:
             return "damaged"
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        rows, epochs = self.metrics(), self.config.train.total_epochs
+        best = best_row(rows) if rows else None
+        found = [("best validation top-1", f"{best['val/top1']:.2f} % at epoch {int(best['epoch'])}")] if best else []
+        return [*super().facts(), ("state", self.state), ("epochs", f"{len(rows)} of {epochs}"), *found]
 
     @property
     def ended(self) -> bool:
@@ -380,6 +396,28 @@ def free_name(storage: Path, stem: str) -> str:
     while f"{stem}-{number:03d}" in taken:
         number += 1
     return f"{stem}-{number:03d}"
+
+
+def storage_folder(storage: str | Path | None = None) -> Path:
+    """The folder of all runs that a folder, a URI or None (the default) means; raises UserError where it cannot be one."""
+    folder = default_storage() if storage is None else working_copy(str(storage))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
+    return folder
+
+
+def folder_for(storage: Path, name: str | None, stem: str) -> Path:
+    """The new folder of a run or sweep: of its name, or of the first free one that begins with `stem`."""
+    if name is not None:
+        check_name(name)
+    path = storage / (name or free_name(storage, stem))
+    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
+    return path
 
 
 def locate(target: str | Path, storage: Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class RunWriter:
     ):
         self.run, self.config, self.attempt, self.rank, self.then, self.leave = run, config, attempt, rank, then, leave
         mirror = mirror_of(run.path, config.scale.storage_seconds) if rank == 0 else None
+        self.classes: Sequence[str] = ()
+        """Name of each label, which every checkpoint keeps."""
         self._sender = Sender(mirror, attempt) if mirror else None
         self._events: Any = None
         self._purge: int | None = None
@@ -171,7 +173,7 @@ class RunWriter:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need
 
         self._check_attempt()
-        checkpoint.save(state, self.run.checkpoint_folder, self.config)
+        checkpoint.save(state, self.run.checkpoint_folder, self.config, self.classes)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:
