@@ -10,16 +10,17 @@ BY_LAYOUT = {
     "pyramid": {"image_size": 16, "embed_dim": 64, "depth": 4, "mlp_ratio": 2},
     "meta": {"image_size": 32, "embed_dim": 32, "depth": 4, "mlp_ratio": 2},
 }
+FOR_CLIPS = {"pyramid": {"image_size": 32}}
+"""What is larger for event clips, whose stem halves three times."""
 NAMES = list(BACKBONES)
 
 
 def tiny(backbone: str, **fields) -> ModelConfig:
     """A config of a backbone with 4 heads, 2 channels and 5 classes."""
-    layout = dict(BY_LAYOUT[BACKBONES.line(backbone).layout])
-    if fields.get("events") and "pooling" not in layout:
-        layout["image_size"] = 32  # a stem of stride 8 leaves a single token of 16 pixels
+    layout = BACKBONES.line(backbone).layout
+    clips = FOR_CLIPS.get(layout, {}) if fields.get("events") else {}
     common = {"num_heads": 4, "in_channels": 2, "num_classes": 5, "v_threshold": 0.1, "attention_threshold": 0.05}
-    return ModelConfig(**{"backbone": backbone, **common, **layout, **fields})
+    return ModelConfig(**{"backbone": backbone, **common, **BY_LAYOUT[layout], **clips, **fields})
 
 
 def samples(config: ModelConfig, batch: int = 4, seed: int = 0) -> torch.Tensor:

@@ -5,6 +5,7 @@ import torch
 from networks import NAMES, alive, samples, tiny
 from torch import nn
 
+from statten.evaluation.export import plain
 from statten.metrics.energy import check, ledger, operations
 from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
@@ -19,7 +20,7 @@ torch.set_num_threads(1)
 VARIANTS = {
     "columns": [{}, {"events": True}],
     "pyramid": [
-        {}, {"events": True, "image_size": 32}, {"stem_stride": 4, "depth": 5, "image_size": 32}, {"early_mixer": "qk_channel"},
+        {}, {"events": True}, {"stem_stride": 4, "depth": 5, "image_size": 32}, {"early_mixer": "qk_channel"},
         {"early_mixer": "identity", "stage_dims": (24, 40, 64), "stage_depths": (2, 1, 1)},
     ],
     "meta": [{}, {"events": True}],
@@ -218,3 +219,12 @@ def test_a_frame_counts_for_all_timesteps_in_the_statistics(name, fields):
     frames.logits(x.expand(config.timesteps, *x.shape))
     for (key, found), wanted in zip(model.named_buffers(), frames.buffers(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_exported(name):
+    model = plain(alive(tiny(name, timesteps=2)))
+    x = samples(model.config, batch=3)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,)).module()
+        assert torch.equal(program(x), model(x))

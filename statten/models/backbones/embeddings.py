@@ -55,7 +55,7 @@ class Embedding(NamedTuple):
 
     @property
     def twin(self) -> bool:
-        """Whether the branch reads the one map that the other convolution reads too, where networks have neurons for each."""
+        """Whether the branch has neurons of its own, on the map that those in front of the second convolution read."""
         return self.first and len(self.steps) == 2
 
 
@@ -125,7 +125,7 @@ class _Embed(nn.Module):
 class MembraneEmbed(_Embed):
     """Neurons in front of every convolution but that of an image; the values of both branches are added.
 
-    In the stem of stride 1 the branch has neurons of its own, on the map that the other convolution's neurons read.
+    In the stem of stride 1 the branch has neurons of its own.
     """
 
     def __init__(self, plan: Embedding, neuron: Neuron, backend: str):

@@ -177,7 +177,9 @@ class Hierarchical(Backbone):
     own_mixer: ClassVar[str]
     """What `early_mixer` is where a config leaves it empty."""
     embed: ClassVar[type[MembraneEmbed] | type[SpikingEmbed]]
+    """The kind of its embeddings."""
     names: ClassVar[PublishedNames]
+    """What the published code calls its modules."""
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
