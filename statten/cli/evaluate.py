@@ -28,6 +28,9 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the samples; default: 1.")] = None,
     rates: Annotated[bool, typer.Option("--rates/--no-rates", help="Also measure firing rates and energy.")] = True,
     exact: Annotated[bool, typer.Option("--exact", help="Compute in float64, so that no rounding flips a spike.")] = False,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="QKFormer as its published code runs it: samples of a batch mix.")
+    ] = False,
     first_layer_once: Annotated[
         bool, typer.Option("--first-layer-once", help="Count a repeated image's first layer once.")
     ] = False,
@@ -56,6 +59,7 @@ def evaluate(
         workers=workers,
         rates=rates,
         exact=exact,
+        as_published=as_published,
         conventions=conventions,
         storage=storage,
         output=output,

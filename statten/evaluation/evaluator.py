@@ -46,6 +46,7 @@ def evaluate(
     workers: int | None = None,
     rates: bool = True,
     exact: bool = False,
+    as_published: bool = False,
     conventions: Conventions | None = None,
     storage: Path | None = None,
     output: Path | None = None,
@@ -63,6 +64,7 @@ def evaluate(
         rates: also measure firing rates and energy.
         exact: compute in float64. In float32 the CPU's results were found not to depend on the batch; a GPU's libraries may
             choose another order of summation for another batch, and a membrane within rounding of its threshold may flip.
+        as_published: QKFormer as its published code runs it, where samples of a batch mix: in batches of 32, on one worker.
         conventions: what the energy ledger counts how.
         storage: where reports of published checkpoints go; those of a run go to its own folder.
         output: where the folder of this evaluation goes instead, such as for a run that cannot be written.
@@ -71,9 +73,11 @@ def evaluate(
         top1, top5 (percent), loss (cross-entropy), samples, left_out, firing_rates (spikes per neuron and
         timestep, by layer), layers, calibration, classes, energy, throughput, and where it was written.
     """
-    target = open_target(Path(path), overrides, data, ema, large, exact)
+    target = open_target(Path(path), overrides, data, ema, large, exact, as_published)
     if workers is None:
         workers = target.config.scale.max_workers if "scale.workers" in target.changed else 1
+    if as_published and workers > 1:
+        raise UserError(f"--as-published: samples mix in the order of the data, so it takes 1 worker, but got {workers}")
     folder = place(target, storage, output)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
@@ -82,7 +86,8 @@ def evaluate(
     save(compact(found), folder / "samples.safetensors")
     write(report, folder)
     write_text(folder / "report.html", html(report))
-    if target.run and output is None and not exact and all(name.startswith("scale.") for name in target.changed):
+    own = not exact and not as_published
+    if target.run and output is None and own and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})
         publish(target.run.path / "evaluation.json")
     publish(folder)
@@ -115,7 +120,7 @@ def measure_target(target: Target, folder: Path, workers: int = 1, rates: bool =
         model, total = target.model(), make_test_loader(config).total  # what does not fit is said before any folder is made
         if workers > total:
             raise UserError(f"--workers: there are {total} test samples for {workers} workers; the most is --workers {total}")
-        of = chunks(total, workers)
+        of = 1 if target.as_published else chunks(total, workers)  # a chunk is every n-th sample, and order matters there
         scratch = folder / f"chunks-{target.key(rates=rates)}"
         scratch.mkdir(parents=True, exist_ok=True)
         if workers == 1:

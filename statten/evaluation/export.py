@@ -203,7 +203,7 @@ def _published(target: Target, model: Backbone, folder: Path, x: Tensor, wanted:
     arguments = argparse.Namespace(**published_arguments(target.config))
     saved = {
         "epoch": 0,
-        "arch": "sdt",
+        "arch": target.config.model.backbone,
         "state_dict": to_published(model.state_dict(), target.config.model),
         "version": 2,
         "args": arguments,

@@ -15,7 +15,8 @@ from statten.data import absolute_root, check_split, open_source
 from statten.errors import UserError
 from statten.files import read_json, sha256
 from statten.models import Backbone, build_model
-from statten.models.published import fit_weights, read_published, translate
+from statten.models.published import fit_weights, read_published
+from statten.registry import BACKBONES
 from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
@@ -44,6 +45,8 @@ class Target:
     """What became of each argument of a published checkpoint."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers should know of the preprocessing."""
+    as_published: bool = False
+    """Whether QKFormer mixes the samples of a batch, as its published code does."""
     exact: bool = False
     """Whether everything is computed in float64, so that no rounding flips a spike when batches or machines differ."""
 
@@ -93,6 +96,8 @@ class Target:
         """The model with its weights on its device, in evaluation mode; raises UserError where they do not fit."""
         model = build_model(self.config.model, self.config.scale.neuron_backend)
         fit_weights(model, self.weights(), self.source)
+        if self.as_published:
+            model.mix_samples()
         return to_device(model.eval().double() if self.exact else model.eval(), this_device(self.config.scale))
 
     def classes(self) -> list[str]:
@@ -121,10 +126,13 @@ class Target:
         # Evaluations from before there were other backbones, and their fields, keep their folders.
         model = {name: value for name, value in model.items() if value is not None and (name, value) != ("backbone", "sdt")}
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}
+        if self.as_published:
+            decides |= {"as_published": self.config.train.eval_batch_size}
         text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+_MIXED = "--as-published: samples of a batch mix, so that the result depends on their order and on train.eval_batch_size"
 DECIDES = ("train.precision", "train.batch_size", "train.eval_batch_size")
 """Fields of training that matter to an evaluation."""
 
@@ -136,6 +144,7 @@ def open_target(
     ema: bool = True,
     large: bool = False,
     exact: bool = False,
+    as_published: bool = False,
 ) -> Target:
     """Find the weights and the config that a path means.
 
@@ -147,6 +156,7 @@ def open_target(
         ema: take the moving average of the weights where there is one.
         large: evaluate files of images larger than they were trained: 288 pixels, the centre of 320.
         exact: compute in float64.
+        as_published: QKFormer, in batches of 32 if train.eval_batch_size is not among the overrides, whose samples mix.
 
     Raises:
         UserError: no such thing, or it cannot be read.
@@ -158,21 +168,40 @@ def open_target(
     if idle := [field for field in changed if field.partition(".")[0] in ("train", "search") and field not in DECIDES]:
         raise UserError(f"--set {idle[0]}: decides nothing of an evaluation; what does is in data, model and scale, and "
                         f"{' and '.join(DECIDES)}")  # fmt: skip
+    if as_published and "train.eval_batch_size" not in changed:
+        changed["train.eval_batch_size"] = 32
+    mixed = [_MIXED] if as_published else []
     run, source = resolve(path)
     if _is_export(source):
         config = load_config(source.parent / EXPORTED_CONFIG)
         return Target(source, _changed(config, changed, large), False, None, changed, exact=exact)
     if run is None:
         found = read_published(source, ema)
-        config, rows = translate(found.arguments)
+        config, rows = found.translate(changed)
         dataset = next((row for row in rows if row["argument"] == "dataset"), None)
         if "data.name" not in changed and (dataset is None or dataset["field"] is None):
             why = f" ({dataset['value']}: {dataset['reason']})" if dataset else ""
             raise UserError(f"{source}: its arguments name no dataset that is known here{why}; name one with --data")
         config = _changed(config, changed, large)
-        return Target(source, config, found.averaged, None, changed, rows, _defaults(config, changed, rows), exact)
+        notes = [*found.notes, *mixed, *_defaults(config, changed, rows)]
+        return Target(source, _mixing(config, as_published), found.averaged, None, changed, rows, notes, as_published, exact)
     averaged = ema and (source / EMA).is_file()
-    return Target(source, _changed(run.config, changed, large), averaged, run, changed, exact=exact)
+    config = _mixing(_changed(run.config, changed, large), as_published)
+    return Target(source, config, averaged, run, changed, notes=mixed, as_published=as_published, exact=exact)
+
+
+def _mixing(config: Config, as_published: bool) -> Config:
+    """The config, if it can be evaluated so."""
+    m = config.model
+    if as_published and not BACKBONES[m.backbone].published_mixes:
+        mixing = [name for name in BACKBONES if BACKBONES[name].published_mixes]
+        raise UserError(
+            f"--as-published: is for {' and '.join(mixing)}, whose published code mixes the samples of a batch, "
+            f"but the network is {m.backbone}; leave it out"
+        )
+    if as_published and m.neuron_at("attention") != "lif":
+        raise UserError("--as-published: published neurons of attention are lif, but model.neuron has plif there; leave it out")
+    return config
 
 
 def _changed(config: Config, changed: dict[str, Any], large: bool) -> Config:

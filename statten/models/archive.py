@@ -57,7 +57,7 @@ def read_saved(path: Path, ema: bool = True) -> Saved:
             f"but holds {', '.join(map(str, [*saved][:5]))}" if isinstance(saved, dict) else f"but is a {type(saved).__name__}"
         )
         raise UserError(
-            f"{path}: must hold weights alone, or state_dict and args or model and args, as published trainers write them, {holds}"
+            f"{path}: must hold weights alone, model and args, or state_dict and args, as published trainers do, {holds}"
         )
     arguments = saved.get("args", argparse.Namespace())
     if not isinstance(arguments, argparse.Namespace):

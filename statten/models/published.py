@@ -40,11 +40,12 @@ def from_published(state: Mapping[str, Tensor], backbone: str | None = None) -> 
         UserError: weights of another network or of none that is known, that have no place here, or lack their partners.
     """
     found = recognise(state)
-    if backbone is None and found is None:
-        raise _unknown(state)
     if backbone and found and found != backbone:
         raise UserError(f"published weights: their names are those of {found}, not of {backbone}")
-    return BACKBONES[backbone or found].from_published(state)
+    name = backbone or found
+    if name is None:
+        raise _unknown(state)
+    return BACKBONES[name].from_published(state)
 
 
 def to_published(state: Mapping[str, Tensor], config: ModelConfig | None = None) -> dict[str, Tensor]:
@@ -126,90 +127,95 @@ class Published:
     """The network that its weights are of."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Fields of the model that its weights tell."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model where neither arguments nor weights tell them."""
     notes: list[str] = field(default_factory=list)
     """What whoever uses it should know."""
 
     def translate(self, overrides: Mapping[str, Any] | None = None) -> tuple[Config, list[dict[str, Any]]]:
-        """The config that it describes, with fields that are set over it, and what became of each argument."""
-        return translate(self.arguments, self.backbone, self.shape, overrides)
+        """The config that it describes, and what became of each argument.
+
+        Args:
+            overrides: fields of the model that win over what the file says.
+
+        Returns:
+            The config, and a row per argument: `argument`, `value`, `field` (None if it was dropped) and `reason` of that.
+
+        Raises:
+            UserError: an argument that shapes the network is missing or breaks a rule.
+        """
+        told = {**_SHAPE, **_SYNONYMS, **_MODES}
+        fields = self._fields(told) | {path: v for path, v in (overrides or {}).items() if path.startswith("model.")}
+        try:
+            config = build_config({}, fields)
+        except ConfigError as error:
+            raise ConfigError(
+                [f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]
+            ) from None
+        rows = [self._told(name, path) for name, path in told.items() if name in self.arguments]
+        # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
+        for name, path in _OTHERS.items():
+            if name in self.arguments:
+                value = self.arguments[name]
+                wanted = str(value).rpartition("/")[2].replace("-", "") if name == "dataset" else value
+                if not _plain(wanted):
+                    rows.append(_row(name, value, None, f"is a {type(value).__name__}"))
+                    continue
+                try:
+                    config = with_overrides(config, {path: wanted})
+                    rows.append(_row(name, value, path))
+                except ConfigError as error:
+                    rows.append(_row(name, value, None, error.problems[0].removeprefix("--set ")))
+        unknown = [name for name in self.arguments if name not in told and name not in _OTHERS]
+        return config, rows + [_row(name, self.arguments[name], None, "has no field here") for name in unknown]
+
+    def _fields(self, told: Mapping[str, str]) -> dict[str, Any]:
+        """The fields of the model and the loss: defaults, then arguments, then what the weights tell."""
+        arguments, sdt = self.arguments, self.backbone == "sdt"
+        older = "attention_mode" not in arguments and "chunk_size" not in arguments  # than STAtten
+        if sdt:
+            needed = [name for name, path in _SHAPE.items() if path not in self.shape and not (older and name == "chunk_size")]
+            if missing := [name for name in needed if name not in arguments]:
+                raise UserError(f"published arguments: {', '.join(missing)} missing")
+        if odd := [name for name in told if not _plain(arguments.get(name))]:
+            raise UserError(f"published arguments: {', '.join(odd)}: must be a plain value")
+        own = "sdsa" if sdt else "ssa"
+        fields: dict[str, Any] = {
+            "model.backbone": self.backbone,
+            "model.attention": own if older else _ATTENTION.get(str(arguments.get("attention_mode")), "statten"),
+            "model.block_size": 1,
+            **self.defaults,
+            **{path: arguments[name] for name, path in {**_SYNONYMS, **_SHAPE}.items() if name in arguments},
+            # The published model uses PLIF in the MLP and the head only.
+            "model.neuron": {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif",
+            "train.loss": "tet" if arguments.get("TET") else "cross_entropy",
+            **self.shape,
+        }
+        if sdt or "dvs_mode" in arguments:
+            fields["model.events"] = bool(arguments.get("dvs_mode", fields["model.in_channels"] == 2))
+        if sdt and older and fields["model.events"]:
+            raise UserError(
+                "published arguments: dvs_mode: the Spike-driven Transformer's own event mode, which does not pool q, is not "
+                "built here; what is has STAtten's, whose arguments hold attention_mode and chunk_size"
+            )
+        return fields
+
+    def _told(self, name: str, path: str) -> dict[str, Any]:
+        """The row of an argument that shapes the network: dropped where the weights say otherwise."""
+        value = self.arguments[name]
+        if path in self.shape and self.shape[path] != value:
+            return _row(name, value, None, f"the weights say {self.shape[path]:g}")
+        return _row(name, value, path)
+
+
+def translate(arguments: Mapping[str, Any]) -> tuple[Config, list[dict[str, Any]]]:
+    """The config that the arguments of a published `sdt` describe, and a row for each, as `Published.translate`."""
+    return Published(dict(arguments), {}, averaged=False, epoch=None).translate()
 
 
 def published_config(arguments: Mapping[str, Any]) -> ModelConfig:
-    """The model that a published checkpoint's arguments describe; raises UserError when one is missing or wrong."""
+    """The model that the arguments of a published `sdt` describe; raises UserError when one is missing or wrong."""
     return translate(arguments)[0].model
-
-
-def translate(
-    arguments: Mapping[str, Any],
-    backbone: str = "sdt",
-    shape: Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> tuple[Config, list[dict[str, Any]]]:
-    """The config that published arguments describe, and what became of each of them.
-
-    Args:
-        arguments: of the published trainer.
-        backbone: the network.
-        shape: fields of the model that the weights tell; they win over arguments.
-        overrides: fields of the model that win over both.
-
-    Returns:
-        The config, and a row per argument: `argument`, `value`, `field` (None if it was dropped) and `reason` of that.
-
-    Raises:
-        UserError: an argument that shapes the network is missing or breaks a rule.
-    """
-    shape, overrides, network = shape or {}, overrides or {}, BACKBONES[backbone]
-    told = {**_SHAPE, **_SYNONYMS, **_MODES}
-    older = "attention_mode" not in arguments and "chunk_size" not in arguments  # than STAtten: the network's own attention
-    if backbone == "sdt":
-        needed = [name for name, path in _SHAPE.items() if path not in shape and not (older and name == "chunk_size")]
-        if missing := [name for name in needed if name not in arguments]:
-            raise UserError(f"published arguments: {', '.join(missing)} missing")
-    if odd := [name for name in (*told, "TET") if not _plain(arguments.get(name))]:
-        raise UserError(f"published arguments: {', '.join(odd)}: must be a plain value")
-    own = "sdsa" if backbone == "sdt" else "ssa"
-    fields: dict[str, Any] = {
-        "model.backbone": backbone,
-        "model.attention": own if older else _ATTENTION.get(str(arguments.get("attention_mode")), "statten"),
-        "model.block_size": 1,
-        **network.published_defaults(shape),
-        **{path: arguments[name] for name, path in {**_SYNONYMS, **_SHAPE}.items() if name in arguments},
-        # The published model uses PLIF in the MLP and the head only.
-        "model.neuron": {"mlp": "plif", "head": "plif"} if arguments.get("spike_mode") == "plif" else "lif",
-        "train.loss": "tet" if arguments.get("TET") else "cross_entropy",
-        **shape,
-    }
-    if "dvs_mode" in arguments or backbone == "sdt":
-        fields["model.events"] = bool(arguments.get("dvs_mode", fields["model.in_channels"] == 2))
-    fields |= {path: value for path, value in overrides.items() if path.startswith("model.")}
-    try:
-        config = build_config({}, fields)
-    except ConfigError as error:
-        raise ConfigError([f"published arguments: {problem.removeprefix('--set ')}" for problem in error.problems]) from None
-    rows = [_told(name, arguments[name], path, shape) for name, path in told.items() if name in arguments]
-    # All others may fail one by one, for the network runs without them; in this order, as their rules build on each other.
-    for name, path in _OTHERS.items():
-        if name in arguments:
-            value = arguments[name]
-            wanted = str(value).rpartition("/")[2].replace("-", "") if name == "dataset" else value
-            if not _plain(wanted):
-                rows.append(_row(name, value, None, f"is a {type(value).__name__}"))
-                continue
-            try:
-                config = with_overrides(config, {path: wanted})
-                rows.append(_row(name, value, path))
-            except ConfigError as error:
-                rows.append(_row(name, value, None, error.problems[0].removeprefix("--set ")))
-    unknown = [name for name in arguments if name not in told and name not in _OTHERS]
-    return config, rows + [_row(name, arguments[name], None, "has no field here") for name in unknown]
-
-
-def _told(name: str, value: Any, path: str, shape: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of an argument that shapes the network: dropped where the weights say otherwise."""
-    if path in shape and shape[path] != value:
-        return _row(name, value, None, f"the weights say {shape[path]}")
-    return _row(name, value, path)
 
 
 def published_arguments(config: Config) -> dict[str, Any]:
@@ -221,16 +227,17 @@ def published_arguments(config: Config) -> dict[str, Any]:
         UserError: the published network cannot be this one.
     """
     m = config.model
-    published = {"lif": "lif"}
+    published: dict[Any, str] = {"lif": "lif"}
     if m.backbone == "sdt":
         published[NeuronMap(mlp="plif", head="plif")] = "plif"
     same = {"tau": 2.0, "v_threshold": 1.0, "attention_threshold": 0.5}
     problems = [f"model.{k}: must be {v:g} in the published network, but is {getattr(m, k):g}" for k, v in same.items()
                 if getattr(m, k) != v]  # fmt: skip
     if m.neuron not in published:
-        problems.append(
-            "model.neuron: the published network has lif everywhere" + ", or plif in mlp and head" * len(published[1:])
-        )
+        other = ", or plif in mlp and head" if m.backbone == "sdt" else ""
+        problems.append(f"model.neuron: the published network has lif everywhere{other}")
+    problems += [f"model.{name}: has the published network's own value there, but is {getattr(m, name)}"
+                 for name in ("attention_scale", "early_mixer") if getattr(m, name) is not None]  # fmt: skip
     if problems:
         raise UserError(problems)
     arguments = {theirs: get_field(config, ours) for theirs, ours in _SHAPE.items()}
@@ -273,11 +280,15 @@ def read_published(path: str | Path, ema: bool = True) -> Published:
                 f"its names are not those of {backbone}'s code, but every weight has the shape of the one in its place"
             )
         network = BACKBONES[backbone]
-        weights, shape = network.from_published(state), network.published_shape(state)
+        weights, shape, defaults = (
+            network.from_published(state),
+            network.published_shape(state),
+            network.published_defaults(state),
+        )
         notes += [network.published_note] if network.published_note else []
     except UserError as error:
         raise UserError([f"{path}: {problem}" for problem in error.problems]) from None
-    return Published(saved.arguments, weights, saved.averaged, saved.epoch, backbone, shape, notes)
+    return Published(saved.arguments, weights, saved.averaged, saved.epoch, backbone, shape, defaults, notes)
 
 
 def _by_order(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -289,12 +300,10 @@ def _by_order(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     Raises:
         UserError: they fit no network whose released files are older than its code.
     """
+    shapes = [value.shape for value in state.values()]
     for backbone in BACKBONES:
-        for config in BACKBONES[backbone].published_in_order(list(state.values())):
-            with torch.device("meta"):
-                model = build_model(config, "torch")
-            theirs = BACKBONES[backbone].in_published_order(to_published(model.state_dict(), config))
-            if [value.shape for value in theirs.values()] == [value.shape for value in state.values()]:
+        for theirs in BACKBONES[backbone].published_in_order(backbone, shapes):
+            if list(theirs.values()) == shapes:
                 return backbone, dict(zip(theirs, state.values(), strict=True))
     raise _unknown(state)
 

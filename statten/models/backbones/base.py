@@ -7,7 +7,7 @@ class or its instance here, and knows none by heart. Shapes:
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -47,6 +47,50 @@ def blocks_in(names: Mapping[str, Any], prefix: str) -> int:
     if missing is not None:
         raise UserError(f"published weights: {prefix}.{max(found)} is there, but {prefix}.{missing} is missing")
     return len(found)
+
+
+def axes(state: Mapping[str, Tensor], name: str, count: int) -> torch.Size:
+    """The shape of a published weight; raises UserError where it has another number of axes, or is empty."""
+    shape = state[name].shape
+    if len(shape) != count or 0 in shape:
+        raise UserError(f"published weights: {name} must have {count} axes, none of them empty, but is {list(shape)}")
+    return shape
+
+
+def published_stages(state: Mapping[str, Tensor]) -> list[tuple[int, int, int]]:
+    """Width, hidden width of the MLP, and blocks of each stage of published weights; raises UserError."""
+    stages: dict[str, list[str]] = {}
+    for name in state:
+        if found := _MLP.fullmatch(name):
+            stages.setdefault(found[1], []).append(name)
+    shapes = [(state[names[0]].shape, len(names)) for _, names in sorted(stages.items())]
+    if any(len(shape) < 2 or 0 in shape for shape, _ in shapes):
+        raise UserError("published weights: those of the MLPs must have 2 axes at least, none of them empty")
+    return [(shape[1], shape[0], blocks) for shape, blocks in shapes]
+
+
+_MLP = re.compile(r"(block\d?|stage\d)\.\d+\.mlp\.(?:fc|mlp)1_(?:conv|linear)\.weight")
+
+
+def by_tokens(state: Mapping[str, Tensor]) -> bool:
+    """Whether q of published blocks is made of a sequence of tokens, by a linear layer or a Conv1d, and not of a map."""
+    made = (re.fullmatch(r"block\.\d+\.attn\.q_(?:linear|conv)\.weight", name) for name in state)
+    return any(found and state[found[0]].ndim in (2, 3) for found in made)
+
+
+PUBLISHED_TYPES: dict[str, dict[str, Any]] = {
+    "cifar": {"model.num_heads": 8, "model.image_size": 32},
+    "imagenet": {"model.image_size": 224},
+    "events": {"model.num_heads": 16, "model.image_size": 128, "model.events": True},
+}
+"""What published code has where its arguments do not say it; heads are D/64 in the networks for ImageNet."""
+
+
+def published_type(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of a type, for weights; raises UserError."""
+    stages = published_stages(state)
+    width = stages[-1][0] if stages else 64
+    return {"model.num_heads": max(1, width // 64), **PUBLISHED_TYPES[kind]}
 
 
 class Backbone(nn.Module):
@@ -124,8 +168,42 @@ class Backbone(nn.Module):
         """What it needs beside convolutions, neurons and sums, in words: exporters may lack it."""
         return []
 
-    published_fields: ClassVar[Mapping[str, str]] = {}
-    """Arguments of the published code that shape the network, and the config's fields that they are here."""
+    published_note: ClassVar[str] = ""
+    """What whoever uses published weights of it should know."""
+    published_mixes: ClassVar[bool] = False
+    """Whether the published code mixes the samples of a batch, which networks here never do."""
+    published_inputs: ClassVar[tuple[str, ...]] = ("patch_embed.proj_conv.weight",)
+    """Published names of the convolution that reads the input, the first that is there."""
+
+    @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state_dict has the published names of this network, and of no other."""
+        return False
+
+    @classmethod
+    def published_shape(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fields of the model that published weights tell by their names and shapes; raises UserError."""
+        fields: dict[str, Any] = {}
+        if "head.weight" in state:
+            fields["model.num_classes"] = axes(state, "head.weight", 2)[0]
+        if inputs := next((name for name in cls.published_inputs if name in state), None):
+            fields["model.in_channels"] = axes(state, inputs, 4)[1]
+        if stages := published_stages(state):
+            width, hidden, _ = stages[-1]
+            fields |= {"model.embed_dim": width, "model.mlp_ratio": hidden / width}
+            fields["model.depth"] = sum(blocks for _, _, blocks in stages)
+        return fields
+
+    @classmethod
+    def published_defaults(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fields of the model that published weights do not tell, as they are in the published type that has such names."""
+        return {}
+
+    @classmethod
+    def published_in_order(cls, backbone: str, shapes: Sequence[torch.Size]) -> Iterator[dict[str, torch.Size]]:
+        """The weights, by published name and in the order of a file, of networks that a file with weights of these shapes may
+        hold; nothing where the authors load their files by name."""
+        yield from ()
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,6 +214,10 @@ class Backbone(nn.Module):
     def to_published(cls, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """The state_dict of a config's network under the published names; raises UserError."""
         raise UserError(f"published weights: there is no published form of {cls.__name__}")
+
+    def mix_samples(self) -> None:
+        """Become, for evaluation alone, the network of published code that mixes the samples of a batch."""
+        raise NotImplementedError
 
     # What all share.
 

@@ -9,7 +9,7 @@ sum of spikes, as Spikformer's, whose blocks its last stage has; every embedding
 the samples of a batch in the neuron behind the last stage's attention; here every sample stands by itself.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, cast
 
@@ -31,6 +31,8 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
+    published_stages,
+    published_type,
 )
 from statten.models.backbones.embeddings import FIRST, LAST, Embedding, MembraneEmbed, SpikingEmbed, embeddings
 from statten.models.backbones.published_stages import MAXFORMER, MS_QKFORMER, QKFORMER, PublishedNames
@@ -171,6 +173,17 @@ def mixer_operations(
         yield conv(f"{block}.attn.proj", f"{block}.attn.mixed", width, width, side)
 
 
+class MixingLIF(LIF):
+    """Neurons that run over timesteps and samples as one sequence, (t, b) in this order: what comes of a sample depends on
+    those before it in its batch. For evaluation alone."""
+
+    def forward(self, x_T: Tensor, timesteps: int | None = None, norm: nn.BatchNorm2d | None = None) -> Tensor:
+        """As `LIF.forward`, for input [T, B, ...] of all timesteps."""
+        assert not self.training, "neurons that mix samples are not for training"
+        spikes = super().forward(x_T.flatten(0, 1)[:, None], None, norm)
+        return spikes.flatten(0, 1).unflatten(0, x_T.shape[:2])
+
+
 class Hierarchical(Backbone):
     """Stages of blocks, each behind an embedding; arguments as those of `Backbone`."""
 
@@ -180,6 +193,11 @@ class Hierarchical(Backbone):
     """The kind of its embeddings."""
     names: ClassVar[PublishedNames]
     """What the published code calls its modules."""
+    mark: ClassVar[str]
+    """A part of published names that no other network has."""
+    in_order: ClassVar[bool] = False
+    """Whether released files have other names than the code, whose authors load them by order."""
+    published_inputs: ClassVar = ("patch_embed1.proj_conv.weight", "patch_embed1.embed1.embed_conv.weight")
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
@@ -289,6 +307,57 @@ class Hierarchical(Backbone):
         return ATTENTION[config.attention].operators(config) + gates + [f"max_pool2d ({', '.join(pools)})"] * bool(pools)
 
     @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """As `Backbone.recognises`."""
+        return any(cls.mark in name for name in state)
+
+    @classmethod
+    def published_shape(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As `Backbone.published_shape`; widths and depths are told where the rules of the config give others."""
+        fields, stages, stem = super().published_shape(state), published_stages(state), cls.names.stem(state)
+        fields["model.stem_stride"] = stem
+        widths, depths = tuple(width for width, _, _ in stages), tuple(blocks for _, _, blocks in stages)
+        if widths != tuple(widths[-1] // 2**i for i in reversed(range(len(widths)))):
+            fields["model.stage_dims"] = widths
+        if depths[:-1] != ((1, 2) if stem == 4 else (1,) * (len(depths) - 1)):
+            fields["model.stage_depths"] = depths
+        return fields
+
+    @classmethod
+    def published_defaults(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As `Backbone.published_defaults`: the stem tells the type."""
+        return published_type({1: "cifar", 4: "imagenet", 8: "events"}[cls.names.stem(state)], state)
+
+    @classmethod
+    def published_in_order(cls, backbone: str, shapes: Sequence[torch.Size]) -> Iterator[dict[str, torch.Size]]:
+        """As `Backbone.published_in_order`: the first weight tells the channels, the last but one width and classes, and the
+        first of the last MLP, 16 before the end, its hidden width."""
+        if not cls.in_order or len(shapes) < 16:
+            return
+        first, mlp, head = shapes[0], shapes[-16], shapes[-2]
+        if (len(first), len(mlp), len(head)) != (4, 4, 2) or 0 in (*first, *mlp, *head):
+            return
+        channels, hidden, (classes, width) = first[1], mlp[0], head
+        fields = {"in_channels": channels, "embed_dim": width, "mlp_ratio": hidden / width, "num_classes": classes}
+        for stem, least, last in ((4, 4, "stage3.0."), (1, 3, "stage3.0."), (8, 2, "stage2.0.")):
+            try:
+                config = ModelConfig(
+                    backbone=backbone, attention="ssa", block_size=1, num_heads=1, stem_stride=stem, depth=least, **fields
+                )
+            except ValueError:  # no such network can be
+                continue
+            found = cls._published_shapes(config)
+            more, rest = divmod(len(shapes) - len(found), sum(name.startswith(last) for name in found))
+            if more >= 0 and rest == 0:
+                yield cls._published_shapes(config.model_copy(update={"depth": least + more}))
+
+    @classmethod
+    def _published_shapes(cls, config: ModelConfig) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            state = cls(config, "torch").state_dict()
+            return {name: value.shape for name, value in cls.to_published(state, config).items()}
+
+    @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `Backbone.from_published`: a file of any of the published types, which is told by its names."""
         return cls.names.to_ours(state)
@@ -303,6 +372,7 @@ class MaxFormer(Hierarchical):
     """Max-Former: depth-wise convolutions in front of the last stage, whose blocks are the Spike-driven Transformer's."""
 
     own_mixer, embed, names = "dwc", MembraneEmbed, MAXFORMER
+    mark, in_order = ".mixer.", True
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
@@ -348,7 +418,7 @@ class MaxFormer(Hierarchical):
 class MSQKFormer(MaxFormer):
     """MS-QKFormer, a Max-Former with the embeddings and the Q-K gates of QKFormer."""
 
-    own_mixer, names = "qk_token", MS_QKFORMER
+    own_mixer, names, mark = "qk_token", MS_QKFORMER, "stage1.0.attn.q_conv."
 
     @classmethod
     def embeddings(cls, config: ModelConfig) -> list[Embedding]:
@@ -360,6 +430,12 @@ class QKFormer(Hierarchical):
     """QKFormer: Q-K gates in front of the last stage, whose blocks are Spikformer's."""
 
     own_mixer, embed, names = "qk_token", SpikingEmbed, QKFORMER
+    mark = ".tssa."
+    published_mixes = True
+    published_note = (
+        "the published code of QKFormer mixes the samples of a batch (public issue 14), and its published accuracies are of "
+        "that network; here every sample stands by itself, and --as-published evaluates the mixing one for comparison"
+    )
 
     @classmethod
     def embeddings(cls, config: ModelConfig) -> list[Embedding]:
@@ -387,6 +463,15 @@ class QKFormer(Hierarchical):
     def logits(self, x_TBCHW: Tensor) -> Tensor:
         """As `Backbone.logits`."""
         return self.head(self.stream(x_TBCHW).mean((-1, -2)))
+
+    def mix_samples(self) -> None:
+        """As `Backbone.mix_samples`: the neurons behind the last stage's attention mix them."""
+        for block in self.blocks:
+            if isinstance(block, spikformer.Block):
+                attn = cast(spikformer.Attention, block.attn)
+                lif = attn.proj_lif
+                attn.proj_lif = MixingLIF(lif.v_threshold, lif.tau, lif.alpha, backend=lif.backend)
+        self.eval()
 
     def derived_inputs(self) -> dict[str, tuple[nn.Module, Values]]:
         """As those of Hierarchical, and where convolutions read the stream: embeds.1.stream, blocks.0.attn.stream, and

@@ -8,7 +8,7 @@ real-valued (membrane shortcut), and q, k, v and the projection are convolutions
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from statten.models.backbones.base import (
     Backbone,
     Neuron,
     attention_core,
+    axes,
     conv_bn,
     convolved,
     drop_rates,
@@ -31,6 +32,8 @@ from statten.models.backbones.base import (
     neurons_at,
     per_frame,
     plain_names,
+    published_stages,
+    published_type,
     residual,
 )
 from statten.models.backbones.sdt import MLP
@@ -284,6 +287,34 @@ class MetaSpikeFormer(Backbone):
     def operators(cls, config: ModelConfig) -> list[str]:
         """Attention's."""
         return ATTENTION[config.attention].operators(config)
+
+    published_inputs: ClassVar = ("downsample1_1.encode_conv.weight",)
+
+    @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """As `Backbone.recognises`."""
+        return any(name.startswith("ConvBlock1_1.") for name in state)
+
+    @classmethod
+    def published_shape(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As `Backbone.published_shape`; widths and depths are told where the rules of the config give others."""
+        fields, stages = super().published_shape(state), published_stages(state)
+        downs = [f"downsample{name}.encode_conv.weight" for name in ("1_2", "2", "3", "4")]
+        if len(stages) != 2 or any(name not in state for name in downs):
+            return fields
+        widths, depths = tuple(axes(state, name, 4)[0] for name in downs), tuple(blocks for _, _, blocks in stages)
+        D = widths[2]
+        fields["model.embed_dim"] = D
+        if widths != (D // 4, D // 2, D, 5 * D // 4):
+            fields["model.stage_dims"] = widths
+        if depths[1] != 2:
+            fields["model.stage_depths"] = depths
+        return fields
+
+    @classmethod
+    def published_defaults(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As `Backbone.published_defaults`: ImageNet's, with 8 heads at every width."""
+        return {**published_type("imagenet", state), "model.num_heads": 8}
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class PublishedNames:
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A published state_dict as one of ours; raises UserError."""
         theirs = plain_names(state)
-        stem = self._stem(theirs)
+        stem = self.stem(theirs)
         places = list(self._places(stem, [blocks_in(theirs, f"stage{i + 1}") for i in range(2 if stem == 8 else 3)]))
         by_name = {place.theirs: place for place in places}
         parts: dict[tuple[str, str], dict[int, Tensor]] = {}
@@ -84,7 +84,7 @@ class PublishedNames:
                 ).clone()
         return theirs
 
-    def _stem(self, state: Mapping[str, Tensor]) -> int:
+    def stem(self, state: Mapping[str, Tensor]) -> int:
         """The type that a state_dict is of."""
         found = {name.removeprefix("patch_embed1.") for name in state if name.startswith("patch_embed1.")}
         for stem, names in self.stems.items():

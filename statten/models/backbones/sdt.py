@@ -9,7 +9,7 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from statten.models.backbones.base import (
     Values,
     attention_core,
     blocks_in,
+    by_tokens,
     conv_bn,
     drop_rates,
     dropped,
@@ -162,20 +163,6 @@ class STAttenTransformer(Backbone):
         backend: implementation of the neurons, a key of NEURON_BACKENDS or `auto`.
     """
 
-    published_fields: ClassVar = {
-        "num_classes": "model.num_classes",
-        "img_size": "model.image_size",
-        "in_channels": "model.in_channels",
-        "pooling_stat": "model.pooling",
-        "layer": "model.depth",
-        "dim": "model.embed_dim",
-        "num_heads": "model.num_heads",
-        "mlp_ratio": "model.mlp_ratio",
-        "time_steps": "model.timesteps",
-        "chunk_size": "model.block_size",
-        "TET": "model.per_timestep_logits",
-    }
-
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
         self.embed = PatchEmbed(config, neurons_at(config, "embed", backend), backend)
@@ -245,6 +232,11 @@ class STAttenTransformer(Backbone):
         pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
         pools += ["attn.pool"] * config.masked
         return ATTENTION[config.attention].operators(config) + [f"max_pool2d ({', '.join(pools)})"] * bool(pools)
+
+    @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """As `Backbone.recognises`."""
+        return any(re.match(r"block\.\d", name) for name in state) and not by_tokens(state)
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ convolutions of a block read as they are. There is no neuron in front of the cla
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
+    by_tokens,
     conv_bn,
     drop_rates,
     dropped,
@@ -30,6 +31,7 @@ from statten.models.backbones.base import (
     neurons_at,
     per_frame,
     plain_names,
+    published_type,
     residual,
 )
 from statten.models.memory import MaxPool, checkpointed
@@ -225,6 +227,19 @@ class Spikformer(Backbone):
         """Attention's, and max-pooling."""
         pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
         return ATTENTION[config.attention].operators(config) + [f"max_pool2d ({', '.join(pools)})"] * bool(pools)
+
+    @classmethod
+    def recognises(cls, state: Mapping[str, Tensor]) -> bool:
+        """As `Backbone.recognises`."""
+        return by_tokens(state)
+
+    @classmethod
+    def published_defaults(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """As `Backbone.published_defaults`: linear layers are CIFAR's, MLPs over maps ImageNet's, and over tokens events'."""
+        if any("_linear." in name for name in state):
+            return {**published_type("cifar", state), "model.pooling": "0011"}
+        maps = any(re.search(r"\.mlp\.fc1_conv\.weight$", name) and value.ndim == 4 for name, value in state.items())
+        return {**published_type("imagenet" if maps else "events", state), "model.pooling": "1111"}
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
