@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,11 +40,53 @@ def first_line(error: BaseException) -> str:
     return next((line for text in str(error).splitlines() if (line := text.strip())), type(error).__name__)
 
 
+def broken_rule(error: Mapping[str, Any]) -> str:
+    """The rule that a value broke, in words, of an error as pydantic lists it."""
+    kind, context = error["type"], error.get("ctx", {})
+    return _RULES[kind].format(**context) if kind in _RULES else error["msg"]
+
+
+_RULES = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be one of {expected}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "too_long": "must be {max_length} numbers",
+    "missing": "must be given",
+    "tuple_type": "must be a list of numbers",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "value_error": "{error}",
+}
+
+
 def shown(value: Any) -> str:
     """A value as a sentence shows it: in YAML, at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
+    text = repr(value) if isinstance(value, str) else yaml.safe_dump(_first(value, [60]), default_flow_style=True, width=1000)
     text = text.removesuffix("\n").removesuffix("...").strip()
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _first(value: Any, left: list[int]) -> Any:
+    """Of a tree as many values as are seen of it; `left` counts them down. It may be large, and deep."""
+    left[0] -= 1
+    if isinstance(value, dict):
+        return {key: _first(inner, left) for key, inner in value.items() if left[0] > 0}
+    if isinstance(value, list | tuple):
+        return [_first(inner, left) for inner in value if left[0] > 0]
+    return value
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

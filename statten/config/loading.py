@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from statten.config.reading import file_keys, parse_yaml, read_yaml
 from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
-from statten.errors import ConfigError, nearest, shown, user_path
+from statten.errors import ConfigError, broken_rule, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 P = TypeVar("P", bound="Part")
@@ -203,31 +203,7 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         return [f"{path}: no such field; {nearest(loc[-1], file_keys(owner))}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
-    rules = {
-        "greater_than": "must be above {gt:g}",
-        "greater_than_equal": "must be at least {ge:g}",
-        "less_than": "must be below {lt:g}",
-        "less_than_equal": "must be at most {le:g}",
-        "string_pattern_mismatch": "must match {pattern}",
-        "literal_error": "must be one of {expected}",
-        "int_from_float": "must be a whole number",
-        "int_parsing": "must be a whole number",
-        "int_type": "must be a whole number",
-        "float_parsing": "must be a number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "too_long": "must be {max_length} numbers",
-        "missing": "must be given",
-        "tuple_type": "must be a list of numbers",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "model_type": "must be a mapping",
-        "bool_parsing": "must be true or false",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "value_error": "{error}",
-    }
-    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
+    rule = broken_rule(error)
     rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
     rule = rule.replace(
         f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"

@@ -13,7 +13,8 @@ import statten
 PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Rooms of one line do not import each other.
 ORDER = [
-    {"errors", "machine", "registry"}, {"config", "files"}, {"space", "data", "neurons"}, {"models"}, {"metrics"}, {"storage"},
+    {"errors", "machine", "registry"}, {"records"}, {"config", "files"}, {"space", "data", "neurons"}, {"models"}, {"metrics"},
+    {"storage"},
     {"training"}, {"display"}, {"cluster"}, {"search", "jobs", "bench"}, {"evaluation"}, {"report"}, {"doctor"},
     {"cli", "__main__"},
 ]  # fmt: skip
