@@ -16,8 +16,23 @@ class UserError(ValueError):
     """The user's input is wrong. `problems` holds one plain sentence per mistake; the command line exits with 2."""
 
     def __init__(self, problems: str | Iterable[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [_line(p) for p in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+LONGEST = 1500
+"""Characters of a sentence at most: what a user wrote, and what a library says, may have many more."""
+
+
+def _line(sentence: str) -> str:
+    """A sentence in one line that a terminal can show."""
+    if len(sentence) > LONGEST:
+        sentence = f"{sentence[: LONGEST - 300]} ... {sentence[-290:]}"
+    return sentence if sentence.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in sentence)
+
+
+def _escaped(character: str) -> str:
+    return " " if character.isspace() else ascii(character)[1:-1]
 
 
 class ConfigError(UserError):
@@ -28,11 +43,18 @@ class Failed(RuntimeError):
     """A job that was right to start did not reach its end; the message says why. The command line exits with 1."""
 
 
+MOST = 40
+"""Choices that a sentence lists."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error sentence: the closest choice, or all of them when none is close."""
     choices = [str(c) for c in choices]
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+    close = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    more = f" and {len(choices) - MOST} more" if len(choices) > MOST else ""
+    return f"choose from {', '.join(choices[:MOST])}{more}"
 
 
 def first_line(error: BaseException) -> str:

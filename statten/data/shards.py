@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from statten.data.archives import BROKEN
+from statten.data.archives import BROKEN, reason
 from statten.data.counter import permutation
 from statten.data.dataset import Damaged
 from statten.data.folders import IMAGES, Listing, existing_folder, list_parts, named_parts, subfolders
@@ -438,7 +438,7 @@ def _scan(path: Path) -> Shard:
                 elif suffix in ("cls", "json"):
                     labels.setdefault(key, _label(suffix, archive.extractfile(member).read()))  # type: ignore[union-attr]
     except (*BROKEN, TypeError, KeyError) as error:
-        raise UserError(f"{path}: cannot be indexed: {error}") from None
+        raise UserError(f"{path}: cannot be indexed: {reason(error)}") from None
     missing = [key for key in images if key not in labels]
     if missing or not images:
         what = f"sample {missing[0].lstrip('/')} has no .cls and no .json with a label" if missing else "holds no image"

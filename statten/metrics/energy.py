@@ -11,7 +11,6 @@ folds into the convolution), biases, residual additions and the neurons' own upd
 A ledger is a plain document: `check` recomputes it from itself. T timesteps, N tokens, D embedding, d = D/h, b block size.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from torch import Tensor
 from statten.config import ModelConfig
 from statten.errors import UserError, shown
 from statten.models.operations import Operation
+from statten.records import reading
 from statten.records.measurements import Ledger
-from statten.records.reading import parse, read
 from statten.registry import BACKBONES
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -150,7 +149,7 @@ def check(document: Any, source: str = "ledger") -> Ledger:
     Raises:
         UserError: it is none, or with a sentence for every row or total that does not add up.
     """
-    found = parse(json.dumps(document).encode(), Ledger, source, "is not an energy ledger")
+    found = reading.check(document, Ledger, source, "is not an energy ledger")
     conventions, timesteps = Conventions(**found["conventions"]), found["timesteps"]
     problems: list[str] = []
     for prefix, part in (("", found), ("non_spiking: ", found["non_spiking"])):
@@ -192,7 +191,7 @@ def _differences(where: str, written: Mapping[str, Any], found: Mapping[str, Any
 
 def check_file(path: Path) -> Ledger:
     """Read a ledger, or a report that holds one, and recompute it; returns the ledger."""
-    document = read(path, dict[str, Any], "is not an energy ledger")
+    document = reading.read(path, dict[str, Any], "is not an energy ledger")
     if document is None:
         raise UserError(f"{path}: no such file")
     if "energy" not in document:

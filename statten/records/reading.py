@@ -56,19 +56,25 @@ def read(path: Path, kind: type[T], what: str = "", advice: str = "it is damaged
 
 def parse(content: bytes, kind: type[T], source: str, what: str = "", advice: str = "it is damaged") -> T:
     """The document in a JSON text; raises UserError, which names the source, as `read` does."""
-    source += f": {what}" if what else ""
+    named = f"{source}: {what}" if what else source
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else error
-        raise UserError(f"{source}: cannot be read: {reason}; {advice}") from None
+        raise UserError(f"{named}: cannot be read: {reason}; {advice}") from None
     # Each level opens a bracket, so few brackets need no look.
     if content.count(b"[") + content.count(b"{") > DEEPEST and _is_deeper(value, DEEPEST):
-        raise UserError(f"{source}: cannot be read: it is nested more than {DEEPEST} deep; {advice}")
+        raise UserError(f"{named}: cannot be read: it is nested more than {DEEPEST} deep; {advice}")
+    return check(value, kind, source, what, advice)
+
+
+def check(value: Any, kind: type[T], source: str, what: str = "", advice: str = "it is damaged") -> T:
+    """The document that plain lists, dicts and values are; raises UserError as `read` does."""
     try:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        raise UserError(f"{source}: {_sentence(error)}; {advice}") from None
+        named = f"{source}: {what}" if what else source
+        raise UserError(f"{named}: {_sentence(error)}; {advice}") from None
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:

@@ -72,7 +72,7 @@ Best = Annotated[dict[str, Number | str], AfterValidator(_numbers), AfterValidat
 class Result(TypedDict):
     """result.json."""
 
-    state: Literal["finished", "failed", "stopped"]
+    state: NotRequired[Literal["finished", "failed", "stopped"]]
     reason: NotRequired[str | None]
     cause: NotRequired[str | None]
     best: NotRequired[Best]
@@ -128,6 +128,38 @@ class State(Seal):
     scaler: dict[str, Any]
     config: NotRequired[dict[str, Any] | None]
     """The parts data, model and train that it was written under."""
+
+
+@with_config(STRICT)
+class Attributes(TypedDict, total=False):
+    """What a sweep's study keeps of a trial beside its values."""
+
+    point: dict[str, Any]
+    """Its fields, by dotted path."""
+    reason: str | None
+    """Why it was stopped, failed, or was not run."""
+    duplicate_of: int
+    put_off: int
+    too_large: int
+    """Why it was not run: another trial, or -1."""
+    lost: bool
+    then: dict[str, Any]
+    """The point that follows when this one, with fewer timesteps, is done."""
+    inherited: Count
+    source: str
+    """Its folder, where another sweep trained it."""
+    memory_bytes: Count
+
+
+@with_config(STRICT)
+class Trial(TypedDict):
+    """A trial of a study, as Optuna has read it from a journal or a database."""
+
+    user_attrs: Attributes
+    system_attrs: dict[str, Any]
+    constraints: dict[str, Number]
+    values: list[Number] | None
+    intermediate_values: dict[int, Number]
 
 
 Sources = dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], str]

@@ -92,11 +92,11 @@ class LiveTable(TrialProgressCallback):
     def _finish(
         self, number: int | str, run: Run, point: dict[str, Any], seconds: float | None = None, show: bool = True
     ) -> None:
-        rows, result = run.metrics(), run.result
+        rows, reason = run.metrics(), run.reason
         seconds = seconds if seconds is not None else sum(r.get("seconds", 0.0) for r in rows)
         values = self._values(rows)
         row = {"point": point, "epoch": len(rows), "values": values, "seconds": seconds}
-        state, reason = (result["state"], result.get("reason")) if result else ("failed", None)
+        state = run.state if run.ended else "failed"
         self.rows[number] = {**row, "state": state, "reason": reason}
         if show and not console.is_terminal:
             shown = "  ".join(f"{m} {numeral(v):>6}" for m, v in zip(self.metrics, values, strict=True))

@@ -261,10 +261,9 @@ class OptunaSearcher(Searcher):
         self._tell(trial, run)
 
     def _tell(self, trial: Trial, run: Run) -> None:
-        rows, result, best = run.metrics(), run.result, run.best
-        assert result is not None, run.path
+        rows, result, best = run.metrics(), run.result or {}, run.best
         self._mirror(trial, rows)
-        state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(result["state"], TrialState.FAIL)
+        state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(run.state, TrialState.FAIL)
         reason, values = result.get("reason"), None
         if state == TrialState.COMPLETE:
             values = [best.get(metric, math.nan) for metric in self.search.directions]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from statten.config import Config, SearchConfig, with_overrides
 from statten.errors import UserError, first_line
+from statten.records.reading import check
+from statten.records.runs import Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -47,6 +49,9 @@ def open_study(search: SearchConfig, name: str, journal: Path, create: bool) -> 
         elif name not in known:
             raise MissingStudy(f"{place} holds no study {name}")
         study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
+        for trial in study.get_trials(deepcopy=False):
+            kept = {field: getattr(trial, field) for field in Trial.__annotations__}
+            check(kept, Trial, f"{place}: trial {trial.number}")
     except UserError:
         raise
     except Exception as error:  # SQLAlchemy's drivers, and the reader of a damaged journal, raise what they like
@@ -104,7 +109,7 @@ def _damage(journal: Path, error: Exception) -> str:
     for number, line in enumerate(journal.read_bytes().splitlines(), 1):
         try:
             json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"line {number} is damaged"
     return "its lines contradict each other"
 

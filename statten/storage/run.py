@@ -256,7 +256,7 @@ class Run(RunFolder):
     def state(self) -> str:
         """finished, failed, stopped (early, by a sweep), unfinished, or damaged where result.json cannot be read."""
         try:
-            return result["state"] if (result := self.result) else "unfinished"
+            return result.get("state", "unfinished") if (result := self.result) else "unfinished"
         except UserError:
             return "damaged"
 
