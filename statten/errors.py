@@ -81,6 +81,7 @@ _RULES = {
     "float_parsing": "must be a number",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
+    "too_short": "must hold at least {min_length}",
     "too_long": "must be {max_length} numbers",
     "missing": "must be given",
     "tuple_type": "must be a list of numbers",
@@ -114,7 +115,11 @@ def _first(value: Any, left: list[int]) -> Any:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as a user writes it, in which `~` is the home folder; raises UserError where no file system can hold it."""
     path = Path(os.path.expanduser(text))
-    if "\0" in str(path) or len(os.fsencode(path)) > 4095 or any(len(os.fsencode(part)) > 255 for part in path.parts):
+    try:
+        sizes = [len(os.fsencode(path)), *(16 * len(os.fsencode(part)) for part in path.parts)]
+    except UnicodeEncodeError:  # half of a character
+        sizes = [4096]
+    if "\0" in str(path) or max(sizes) > 4095:
         raise UserError(f"{shown(str(path))} is no path: a name has at most 255 bytes, a path 4095, and none of them is zero")
     return path
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from statten.config.reading import file_keys, parse_yaml, read_yaml
+from statten.config.reading import dump_yaml, file_keys, parse_yaml, read_yaml
 from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
 from statten.errors import ConfigError, broken_rule, nearest, shown, user_path
 
@@ -138,8 +137,7 @@ def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any])
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _validate(tree: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from statten.errors import ConfigError, holds_secret, nearest, shown, user_path
 from statten.registry import ATTENTION, BACKBONES, DATASETS
@@ -119,6 +119,17 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        # A file name may have bytes that are no text; no YAML file could hold it.
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("must be text in UTF-8") from None
+        return value
 
 
 class DataConfig(Part):

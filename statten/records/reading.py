@@ -116,6 +116,8 @@ def _sentence(error: ValidationError) -> str:
     # A union's place also names the branch that was tried.
     place = ".".join(str(key) for key in first["loc"] if not re.search(r"[\[(]|^(constrained-)?(int|float|str)$", str(key)))
     rule = "must be a JSON object" if first["type"] in ("dict_type", "typed_dict_type") else broken_rule(first)
+    if first["type"] == "extra_forbidden":
+        rule = "is not known"
     if first["type"] in ("int_type", "float_type") and "constrained-int" in first["loc"]:
         rule = "must be a number"
     found = "" if first["type"] == "missing" else f", but got {shown(first['input'])}"

@@ -55,8 +55,9 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    if odd := [name for name, value in row.items() if isinstance(value, str) and name != "checkpoint"]:
-        raise ValueError(f"must have a number as {odd[0]}")
+    for name, value in row.items():
+        if isinstance(value, str) != (name == "checkpoint"):
+            raise ValueError(f"must have {'a folder' if name == 'checkpoint' else 'a number'} as {name}")
     return row
 
 
@@ -149,6 +150,16 @@ class Attributes(TypedDict, total=False):
     source: str
     """Its folder, where another sweep trained it."""
     memory_bytes: Count
+
+
+@with_config(STRICT)
+class StudyAttributes(TypedDict, total=False):
+    """What a sweep's study keeps of the whole sweep."""
+
+    ended: Count
+    """Trials that it was asked for when all had ended."""
+    seconds: Number
+    """Time that it took so far, with `search.max_hours`."""
 
 
 @with_config(STRICT)

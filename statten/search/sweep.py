@@ -223,7 +223,7 @@ class Sweep(RunFolder):
             "values": dict(zip(self.config.search.directions, found.values, strict=True)),
             "point": found.user_attrs["point"],
             "config": run.config.model_dump(mode="json"),
-            "metrics": run.best,
+            "metrics": run.best if run.best.keys() >= {"epoch", "val/top1", "val/loss"} else run.judged(),
             "checkpoint": str(run.best_checkpoint()),
         }
         if len(found.values) > 1:

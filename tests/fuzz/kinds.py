@@ -1,5 +1,6 @@
 """Every kind of file that the program reads: a sound one, and what reads it."""
 
+import contextlib
 import functools
 import io
 import json
@@ -21,6 +22,7 @@ from mutating import changed, damaged, document, lines, yaml_text
 from PIL import Image
 from rich.console import Console
 
+from statten.cli.show import best
 from statten.config import build_config, dump_config, load_config, parse_yaml
 from statten.data import check_split, split_document
 from statten.data.archives import BROKEN, extract, zip_members
@@ -41,6 +43,8 @@ from statten.records.measurements import Rates
 from statten.records.reading import read
 from statten.records.runs import Progress
 from statten.report.overview import details, details_table, overview
+from statten.report.summary import summarize
+from statten.report.trials import SweepTrials, csv_text, documents
 from statten.search import costs
 from statten.search.sweep import Sweep
 from statten.space.loading import load_space, make_space
@@ -60,7 +64,7 @@ class Kind:
     build: Callable[[Path], Target]
     """Writes a sound file into an empty folder."""
     inputs: int = 2000
-    """How many the suite tries: as many as take about two seconds."""
+    """How many the suite tries: as many as take about a second."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,9 +164,10 @@ def of_run(file: str, mutate: Any) -> Callable[[Path], Target]:
         reads = [
             lambda: listed(run.path.parent), lambda: shown(run.path), again.best_checkpoint, again.keeps_best, again.judged,
             lambda: (again.state, again.ended, again.damaged_lines), lambda: (again.reason, again.best, again.origin),
-            lambda: again.origin.get("grid", {}).get("fields", {}).items(), lambda: check_resumable(Run(run.path)),
-            lambda: load_newest(trained(), run.checkpoint_folder),
+            lambda: again.origin.get("grid", {}).get("fields", {}).items(),
         ]  # fmt: skip
+        if file in ("config.yaml", "checkpoints/epoch-0002/state.json"):
+            reads += [lambda: check_resumable(Run(run.path)), lambda: load_newest(trained(), run.checkpoint_folder)]
         return Target(run.path / file, mutate, reads)
 
     return build
@@ -206,12 +211,22 @@ def a_sweep(box: Path) -> Sweep:
     return sweep
 
 
+def printed(path: Path) -> None:
+    """What `best` and `report --csv` print."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        best(str(path))
+    trials = SweepTrials.read(Sweep(path))
+    csv_text(documents(trials))
+    json.dumps(summarize(trials))
+
+
 def of_sweep(file: str, mutate: Any) -> Callable[[Path], Target]:
     def build(box: Path) -> Target:
         path = a_sweep(box).path
         reads = [
             lambda: listed(path.parent), lambda: shown(path), lambda: json.dumps(Sweep(path).best()),
             lambda: [(n, run.state) for n, run in Sweep(path).folders().items()], lambda: Sweep(path).space.count(),
+            lambda: printed(path),
         ]  # fmt: skip
         return Target(path / file, mutate, reads)
 
@@ -434,21 +449,23 @@ def tarred(box: Path) -> Target:
 
 
 KINDS: dict[str, Kind] = {
-    "config.yaml": Kind(config), "space.yaml": Kind(space), "job.yaml": Kind(job),
-    "run.json": Kind(of_run("run.json", document)), "result.json": Kind(of_run("result.json", document)),
-    "metrics.jsonl": Kind(of_run("metrics.jsonl", lines)), "config.yaml of a run": Kind(of_run("config.yaml", yaml_text)),
-    "state.json": Kind(of_run("checkpoints/epoch-0002/state.json", sealed)), "progress.json": Kind(progress),
-    "sweep.json": Kind(of_sweep("sweep.json", document)), "sources.json": Kind(of_sweep("sources.json", document)),
-    "study.journal": Kind(of_sweep("study.journal", lines)), "space.yaml of a sweep": Kind(of_sweep("space.yaml", yaml_text)),
-    "result.json of a trial": Kind(of_sweep("trials/0000/result.json", document)),
-    "metrics.jsonl of a trial": Kind(of_sweep("trials/0000/metrics.jsonl", lines)),
+    "config.yaml": Kind(config, 500), "space.yaml": Kind(space, 300), "job.yaml": Kind(job, 500),
+    "run.json": Kind(of_run("run.json", document), 150), "result.json": Kind(of_run("result.json", document), 150),
+    "metrics.jsonl": Kind(of_run("metrics.jsonl", lines), 150), "progress.json": Kind(progress),
+    "config.yaml of a run": Kind(of_run("config.yaml", yaml_text), 150),
+    "state.json": Kind(of_run("checkpoints/epoch-0002/state.json", sealed), 120),
+    "sweep.json": Kind(of_sweep("sweep.json", document), 40), "sources.json": Kind(of_sweep("sources.json", document), 40),
+    "study.journal": Kind(of_sweep("study.journal", lines), 40),
+    "space.yaml of a sweep": Kind(of_sweep("space.yaml", yaml_text), 40),
+    "result.json of a trial": Kind(of_sweep("trials/0000/result.json", document), 25),
+    "metrics.jsonl of a trial": Kind(of_sweep("trials/0000/metrics.jsonl", lines), 25),
     ".storage.json": Kind(storage_mark), ".mirror.json": Kind(mirror_index), ".lock": Kind(lock),
     "energy.json": Kind(energy(False)), "report.json": Kind(energy(True)), "costs.json": Kind(cost_cache),
     "rates.json": Kind(rate_cache), "samples.safetensors": Kind(samples), "model.safetensors": Kind(weights),
-    "published .pth.tar": Kind(published),
-    "splits.json": Kind(splits), "index.json": Kind(index), "shard .tar": Kind(shard_file), "clip .npz": Kind(clips(".npz")),
-    "clip .npy": Kind(clips(".npy")), "AEDAT 2": Kind(raw_events("cifar10dvs")), "ATIS .bin": Kind(raw_events("ncaltech101")),
+    "published .pth.tar": Kind(published, 400), "splits.json": Kind(splits, 1000), "index.json": Kind(index, 1000),
+    "shard .tar": Kind(shard_file, 500), "clip .npz": Kind(clips(".npz"), 700), "clip .npy": Kind(clips(".npy"), 700),
+    "AEDAT 2": Kind(raw_events("cifar10dvs")), "ATIS .bin": Kind(raw_events("ncaltech101")),
     "AEDAT 3.1": Kind(raw_events("dvs128gesture")), "gesture labels": Kind(labels), "JPEG": Kind(image("JPEG")),
     "PNG": Kind(image("PNG")), "TIFF": Kind(image("TIFF")), "WebP": Kind(image("WebP")), "BMP": Kind(image("BMP")),
-    "PPM": Kind(image("PPM")), "CIFAR pickle": Kind(pickled), "archive .zip": Kind(zipped), "archive .tar": Kind(tarred),
+    "PPM": Kind(image("PPM")), "CIFAR pickle": Kind(pickled, 500), "archive .zip": Kind(zipped), "archive .tar": Kind(tarred),
 }  # fmt: skip
