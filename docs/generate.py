@@ -11,8 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from statten.config import RECIPES, Config, ModelConfig, Part, load_config, recipe_names
-from statten.config.schema import NeuronMap
+from statten.config import RECIPES, Config, ModelConfig, NeuronMap, Part, load_config, recipe_names
 from statten.jobs.file import FIELDS, JobFile, Runtime
 
 HERE = Path(__file__).parent

@@ -9,8 +9,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from statten.config.model import NeuronMap
+from statten.config.parts import Part
 from statten.config.reading import dump_yaml, file_keys, parse_yaml, read_yaml
-from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
+from statten.config.schema import AUTO_AUGMENT, Config
 from statten.errors import ConfigError, broken_rule, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"

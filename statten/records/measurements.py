@@ -34,7 +34,8 @@ class LedgerRow(TypedDict):
     kind: NotRequired[str]
     unit: Literal["MACs", "SOPs"]
     rate: Quantity
-    inside: Annotated[float, Field(ge=0, le=1 + 1e-9)]
+    inside: Quantity
+    levels: NotRequired[Annotated[int, Field(ge=1, le=2**16)]]
     flops: Count
     timesteps: Timesteps
     bytes: Count

@@ -38,6 +38,8 @@ def values(annotation: Any, bounds: list[Any]) -> st.SearchStrategy[Any]:
         return st.one_of(*(values(one, bounds) for one in inner))
     if origin is Literal:
         return st.sampled_from(inner)
+    if origin is tuple and inner[-1] is ...:
+        return st.lists(values(inner[0], []), max_size=4)
     if origin is tuple:
         return st.tuples(*(values(one, []) for one in inner)).map(list)
     if origin is list:
