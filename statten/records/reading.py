@@ -73,8 +73,10 @@ def check(value: Any, kind: type[T], source: str, what: str = "", advice: str = 
     try:
         return _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        named = f"{source}: {what}" if what else source
-        raise UserError(f"{named}: {_sentence(error)}; {advice}") from None
+        sentence = _sentence(error)
+    except UnicodeError:  # a name in a sentence of ours, which pydantic cannot take
+        sentence = "it must have names in UTF-8"
+    raise UserError(f"{source}: {what}: {sentence}; {advice}" if what else f"{source}: {sentence}; {advice}")
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:

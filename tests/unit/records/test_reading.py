@@ -58,6 +58,7 @@ def test_a_key_of_another_version_may_be_there(kind):
         (runs.Result, {"reason": {"a": 1}}, "reason must be text, but got {a: 1}"),
         (runs.Result, {"best": {**ROW, "val/top1": "71"}}, "best must have a number as val/top1, but got {epoch: 3"),
         (runs.Result, {"best": {**ROW, "checkpoint": 3}}, "best must have a folder as checkpoint, but got {"),
+        (runs.Result, {"best": {**ROW, "\udcff": "x"}}, "it must have names in UTF-8"),
         (runs.Result, {"best": [ROW]}, "best must be a JSON object, but got [{"),
         (runs.Row, {"epoch": 1.5}, "it must have a whole number as epoch, but got {epoch: 1.5"),
         (runs.Row, {"epoch": 10**400}, "epoch must be below 9.22337e+18, but got 1000"),
