@@ -1,5 +1,6 @@
 """The commands that train: train, tune, extend, promote, and run, which does what a job file says."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,7 +142,7 @@ def promote(
     config = with_overrides(source.config, overrides)
     new = folder_for(folder, name, f"{path.name}-promoted")
     if again and use_grid and new.exists():  # the pair was chosen when it was begun
-        config = with_overrides(config, ((Run.open(new).info["origin"] or {}).get("grid") or {}).get("fields", {}))
+        config = with_overrides(config, Run.open(new).origin.get("grid", {}).get("fields", {}))
     if dry_run and use_grid:
         raise UserError("--dry-run: starts nothing, but --grid evaluates the weights; leave one of them out")
     if dry_run:
@@ -229,9 +230,9 @@ def _promote_front(
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
     done = []
     for number, run in promote_front(sweep, overrides, places, known):
-        best = (run.result or {})["best"]
+        best = run.judged()
         done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
-        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best.get('energy_uj', math.nan):.4g} uJ a sample")
     return print_json(done) if as_json else None
 
 

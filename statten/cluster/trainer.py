@@ -134,12 +134,12 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
             if fault.retry and restart < failures:  # lost while the workers were starting, where Ray asks nobody
                 run.note(f"{fault.reason}; starting again from the newest checkpoint")
                 continue
-            reason = (run.result or {}).get("reason") or fault.reason
+            reason = run.reason or fault.reason
             details = f"details are in {scratch}; go on with: statten resume {in_shell(run.name)}"
             raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
-        raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
+        raise Failed(f"{run.path}: {run.reason or 'ended without a result'}")
 
 
 def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, config: Config, scratch: Path) -> None:

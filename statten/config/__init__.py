@@ -24,7 +24,7 @@ from statten.config.loading import (
 )
 from statten.config.model import AttentionMode, BackboneName, ModelConfig, NeuronKind, NeuronMap
 from statten.config.parts import Float, Int, Part
-from statten.config.reading import parse_yaml, read_yaml
+from statten.config.reading import dump_yaml, parse_yaml, read_yaml
 from statten.config.schema import (
     DATASET_NAMES,
     METRICS,
@@ -44,7 +44,7 @@ from statten.config.schema import (
 __all__ = [
     "DATASET_NAMES", "METRICS", "RECIPES", "AttentionMode", "BackboneName", "Config", "DataConfig",
     "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
-    "Scheduler", "SearchConfig", "Stage", "TrainConfig", "build_config", "constraint", "dump_config", "field_at", "field_paths",
-    "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part",
-    "with_overrides",
+    "Scheduler", "SearchConfig", "Stage", "TrainConfig", "build_config", "constraint", "dump_config", "dump_yaml", "field_at",
+    "field_paths", "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names",
+    "validate_part", "with_overrides",
 ]  # fmt: skip

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statten.config.model import NeuronMap
 from statten.config.parts import Part
-from statten.config.reading import file_keys, parse_yaml, read_yaml
+from statten.config.reading import dump_yaml, file_keys, parse_yaml, read_yaml
 from statten.config.schema import AUTO_AUGMENT, Config
-from statten.errors import ConfigError, nearest, shown, user_path
+from statten.errors import ConfigError, broken_rule, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 P = TypeVar("P", bound="Part")
@@ -149,8 +148,7 @@ def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any])
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _validate(tree: Mapping[str, Any]) -> list[str]:
@@ -214,31 +212,7 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
         return [f"{path}: no such field; {nearest(loc[-1], file_keys(owner))}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
-    rules = {
-        "greater_than": "must be above {gt:g}",
-        "greater_than_equal": "must be at least {ge:g}",
-        "less_than": "must be below {lt:g}",
-        "less_than_equal": "must be at most {le:g}",
-        "string_pattern_mismatch": "must match {pattern}",
-        "literal_error": "must be one of {expected}",
-        "int_from_float": "must be a whole number",
-        "int_parsing": "must be a whole number",
-        "int_type": "must be a whole number",
-        "float_parsing": "must be a number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "too_long": "must be {max_length} numbers",
-        "missing": "must be given",
-        "tuple_type": "must be a list of numbers",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "model_type": "must be a mapping",
-        "bool_parsing": "must be true or false",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "value_error": "{error}",
-    }
-    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
+    rule = broken_rule(error)
     rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
     rule = rule.replace(
         f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"

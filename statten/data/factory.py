@@ -16,7 +16,8 @@ from statten.data.dataset import Source
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, identity, split
 from statten.errors import UserError
-from statten.files import read_json
+from statten.records.data import Splits
+from statten.records.reading import read
 from statten.registry import DATASETS
 
 log = logging.getLogger("statten")
@@ -46,15 +47,15 @@ def split_document(config: Config) -> dict[str, Any]:
 
 def check_split(config: Config, path: Path) -> None:
     """Raise UserError where the dataset is no longer the one that the splits.json at `path` divides."""
-    saved = read_json(path)
+    saved = read(path, Splits)
     if saved is not None and "labels" in saved:
         source = open_source(config)
         found = identity(source.labels)
-        if (found["samples"], found["labels"]) != (saved["samples"], saved["labels"]):
+        if (found["samples"], found["labels"]) != (saved.get("samples"), saved["labels"]):
             since = "" if source.validation is None else " (val/ validates and test/ tests, which older versions left unread)"
             raise UserError(
                 f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
-                f"{saved['samples']} then), so its parts would be mixed{since}; "
+                f"{saved.get('samples')} then), so its parts would be mixed{since}; "
                 f"restore them, or start a new run"
             )
         # As many samples of each class, but one has another name and so perhaps another number.

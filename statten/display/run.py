@@ -1,8 +1,10 @@
 """A run while it trains, read from its folder, and its summary."""
 
 import contextlib
+import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from rich.progress import Progress, TaskID
 
 from statten.display.terminal import console, duration, progress_bar
 from statten.errors import UserError, in_shell
-from statten.files import read_json
-from statten.storage.run import Run, best_row
+from statten.records.reading import read
+from statten.records.runs import Progress as Record
+from statten.storage.run import Run
 
 REFRESH = 5.0
 """Seconds between looks into a store, where the workers may be on other machines."""
@@ -57,9 +60,9 @@ def _follow(run: Run, done: threading.Event) -> None:
 
 def _advance(bar: Progress, task: TaskID, run: Run, finished: int, epochs: int) -> None:
     with contextlib.suppress(Exception):  # a file that is being replaced must not end the display
-        progress = read_json(run.path / "progress.json")
+        progress = read(run.path / "progress.json", Record)
         if progress:
-            part = progress["step"] / progress["steps"] if progress["epoch"] >= finished else 0.0
+            part = progress["step"] / max(progress["steps"], 1) if progress["epoch"] >= finished else 0.0
             text = f"epoch {progress['epoch'] + 1} step {progress['step']}/{progress['steps']}"
             bar.update(task, description=text, completed=min(finished + part, epochs))
 
@@ -80,7 +83,8 @@ def _size(path: Path) -> int:
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
     """One finished epoch in a line."""
-    left = (epochs - row["epoch"]) * row["seconds"]
+    row = defaultdict(lambda: math.nan, row)  # an older version had fewer metrics
+    left = (epochs - row["epoch"]) * row["seconds"] if row["seconds"] > 0 else 0.0
     return (
         f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  loss {row['train/loss']:.3f}  "
         f"val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  "
@@ -90,8 +94,7 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
 
 def run_summary(run: Run, began: float) -> None:
     """The end of a training run: what was found, where it lies, what to type next."""
-    rows = run.metrics()
-    best = best_row(rows)
+    rows, best = run.metrics(), run.judged()
     console.print(
         f"\n[bold]{run.name}[/]: best validation top-1 {best['val/top1']:.2f} % at epoch {int(best['epoch'])} of {len(rows)}, "
         f"in {duration(time.monotonic() - began)}"

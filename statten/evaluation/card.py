@@ -7,7 +7,9 @@ import yaml
 
 from statten.display.plots import md_table
 from statten.evaluation.targets import Target
-from statten.files import read_json
+from statten.records.measurements import Evaluation, Ledger
+from statten.records.reading import read
+from statten.records.runs import State
 from statten.storage.checkpoint import EMA, STATE
 
 _OPEN = 'import statten, timm\n\nmodel = timm.create_model("local-dir:DIR", pretrained=True).eval()'
@@ -83,13 +85,14 @@ def measured(target: Target) -> dict[str, dict[str, float]]:
     if target.run is None or any(not name.startswith("scale.") for name in target.changed):
         return {}
     found: dict[str, dict[str, float]] = {}
-    row = (read_json(target.source / STATE) or {}).get("metrics") or {}
+    saved = read(target.source / STATE, State)
+    row = saved["metrics"] if saved else {}
     if "val/top1" in row and target.averaged == (target.source / EMA).is_file():
         found["validation"] = {"top1": row["val/top1"], "loss": row["val/loss"]}
         found["validation"] |= {"energy_uj": row["energy_uj"]} if "energy_uj" in row else {}
-    report = read_json(target.run.path / "evaluation.json")
+    report = read(target.run.path / "evaluation.json", Evaluation)
     if report and (Path(report["checkpoint"]).name, report["weights"]) == (target.source.name, _weights(target)):
         found["test"] = {"top1": report["top1"], "loss": report["loss"]}
-        ledger = read_json(target.run.path / "evaluations" / Path(report["folder"]).name / "energy.json")
+        ledger = read(target.run.path / "evaluations" / Path(report["folder"]).name / "energy.json", Ledger)
         found["test"] |= {"energy_uj": ledger["total"]["pj"] / 1e6} if ledger else {}
     return found

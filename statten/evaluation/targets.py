@@ -13,9 +13,11 @@ from torch import Tensor
 from statten.config import Config, load_config, parse_overrides, with_overrides
 from statten.data import absolute_root, check_split, open_source
 from statten.errors import UserError
-from statten.files import read_json, sha256
+from statten.files import sha256
 from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published
+from statten.records.measurements import Exported
+from statten.records.reading import read
 from statten.registry import BACKBONES
 from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
@@ -234,9 +236,8 @@ def _is_export(weights: Path) -> bool:
 
 def label_names(folder: Path) -> list[str]:
     """Name of each class as the folder of an export keeps them for timm; none in those of earlier versions."""
-    about = read_json(folder / TIMM_CONFIG)
-    names = about.get("label_names") if isinstance(about, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else []
+    about = read(folder / TIMM_CONFIG, Exported)
+    return about.get("label_names", []) if about else []
 
 
 def _split_file(run: Run) -> Path:

@@ -16,6 +16,12 @@ from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
 from statten.storage.run import Run, best_row, written
 
+EPOCH = (
+    ("train/loss", "{:.4f}"), ("val/loss", "{:.4f}"), ("val/top1", "{:.2f}"), ("val/top5", "{:.2f}"), ("lr", "{:.2e}"),
+    ("samples_per_second", "{:,.0f}"),
+)  # fmt: skip
+"""Metrics of an epoch in a table, and how they are written; an older version may have had fewer."""
+
 
 def overview(storage: Path) -> list[dict[str, Any]]:
     """One row per run and sweep, oldest first; one that cannot be read says why under `problem`."""
@@ -74,7 +80,7 @@ def details(path: Path) -> dict[str, Any]:
         "kind": "run",
         "name": run.name,
         "state": run.state,
-        "reason": (run.result or {}).get("reason") if run.ended else None,
+        "reason": run.reason if run.ended else None,
         "config": run.config.model_dump(mode="json"),
         "epochs": run.metrics(),
         "evaluation": (run.path / "evaluation.json").is_file(),
@@ -113,8 +119,8 @@ def details_table(document: dict[str, Any], most: int | None = None) -> Table:
     if document["kind"] == "sweep":
         return _sweep_table(document, most)
     cells = [
-        [int(r["epoch"]), f"{r['train/loss']:.4f}", f"{r['val/loss']:.4f}", f"{r['val/top1']:.2f}", f"{r['val/top5']:.2f}",
-         f"{r['lr']:.2e}", f"{r['samples_per_second']:,.0f}", duration(r["seconds"])]
+        [int(r["epoch"]), *(form.format(r[name]) if name in r else "-" for name, form in EPOCH),
+         duration(r["seconds"]) if "seconds" in r else "-"]
         for r in document["epochs"][-(most or 0) :]
     ]  # fmt: skip
     columns = ["epoch", "train loss", "val loss", "val top-1", "val top-5", "lr", "samples/s", "time"]

@@ -57,7 +57,7 @@ class LiveTable(TrialProgressCallback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
         run = Run(Path(trial.config["run"]))
-        point = (run.info.get("origin") or {}).get("point", {})
+        point = run.origin.get("point", {})
         rows = run.metrics()
         row = self.rows.setdefault(trial.config["number"], {"point": point, "began": time.monotonic()})
         row.update(state="training", epoch=len(rows), values=self._values(rows))
@@ -92,20 +92,20 @@ class LiveTable(TrialProgressCallback):
     def _finish(
         self, number: int | str, run: Run, point: dict[str, Any], seconds: float | None = None, show: bool = True
     ) -> None:
-        rows, result = run.metrics(), run.result or {}
-        seconds = seconds if seconds is not None else sum(r["seconds"] for r in rows)
+        rows, reason = run.metrics(), run.reason
+        seconds = seconds if seconds is not None else sum(r.get("seconds", 0.0) for r in rows)
         values = self._values(rows)
         row = {"point": point, "epoch": len(rows), "values": values, "seconds": seconds}
-        self.rows[number] = {**row, "state": result.get("state", "failed"), "reason": result.get("reason")}
+        state = run.state if run.ended else "failed"
+        self.rows[number] = {**row, "state": state, "reason": reason}
         if show and not console.is_terminal:
-            state = self.rows[number]["state"]
             shown = "  ".join(f"{m} {numeral(v):>6}" for m, v in zip(self.metrics, values, strict=True))
             if isinstance(number, int):
                 left = f", {duration(self._left())} left" if self._done() < self.trials and self._left() else ""
                 name, of = f"trial {number:>{len(str(self.trials))}}", f"({self._done()} of {self.trials} done{left})"
             else:
                 name, of = f"again {number}", ""
-            why = f"  {result['reason']}" if result.get("reason") and state != "finished" else ""
+            why = f"  {reason}" if reason and state != "finished" else ""
             console.print(
                 f"{name}  {describe(point):<28}  {shown}  {'complete' if state == 'finished' else state} "
                 f"at epoch {len(rows)}/{self.epochs} in {duration(seconds)}  {of}{why}"

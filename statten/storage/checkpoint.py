@@ -32,8 +32,10 @@ from torch import Tensor, nn
 
 from statten.config import Config
 from statten.errors import UserError, first_line
-from statten.files import describe_file, new_folder, read_json, sha256, write_text
+from statten.files import describe_file, new_folder, sha256, write_text
 from statten.models.backbones.base import plain_names
+from statten.records.reading import read
+from statten.records.runs import Numbers, Seal, State
 from statten.storage.run import checkpoints
 
 log = logging.getLogger("statten")
@@ -116,7 +118,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def _digest(document: dict[str, Any]) -> str:
+def _digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document as it will be read."""
     read = json.loads(json.dumps(document))
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
@@ -143,7 +145,7 @@ def load_newest(state: TrainState, folder: Path) -> Path | None:
                 _load(state, path)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, KeyError, ValueError, FileNotFoundError) as error:
+            except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, OSError, SafetensorError) as error:
                 raise UserError(f"{path}: does not fit config.yaml; was that edited since? {first_line(error)}") from error
             return path
         log.warning("%s is damaged (%s); falling back to the checkpoint before it", path, problem)
@@ -177,18 +179,17 @@ def load_weights(path: Path, device: torch.device | str = "cpu", averaged: bool 
 
 def class_names(checkpoint: Path) -> list[str]:
     """Name of each label as a checkpoint folder keeps them; none in those of earlier versions."""
-    saved = read_json(checkpoint / STATE)
-    names = saved.get("classes") if isinstance(saved, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else []
+    saved = read(checkpoint / STATE, State)
+    return saved.get("classes", []) if saved else []
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        saved = read_json(path / STATE)
+        saved = read(path / STATE, Seal)
     except UserError:
         return f"{STATE} cannot be read"
-    if not isinstance(saved, dict) or not isinstance(saved.get("sha256"), dict) or MODEL not in saved["sha256"]:
+    if saved is None or MODEL not in saved["sha256"]:
         return f"{STATE} is missing or incomplete"
     for name, digest in saved["sha256"].items():
         if not (path / name).is_file():
@@ -201,15 +202,17 @@ def _damage(path: Path) -> str | None:
 
 
 def _load(state: TrainState, path: Path) -> None:
-    saved = read_json(path / STATE)
+    saved = read(path / STATE, State)
+    if saved is None:
+        raise FileNotFoundError(f"{STATE} is not there any more")
     state.model.load_state_dict(load_file(path / MODEL, device=str(state.device)))
     if state.ema is not None:
         state.ema.module.load_state_dict(load_file(path / EMA, device=str(state.device)))
     state.optimizer.load_state_dict(_join(load_file(path / OPTIMIZER), saved["optimizer"]))
     _match_layouts(state.optimizer)
     state.scaler.load_state_dict(saved["scaler"])
-    for name in ("epoch", "step", "sums", "seconds", "metrics", "best"):
-        setattr(state, name, saved[name])
+    state.epoch, state.step, state.sums, state.seconds = saved["epoch"], saved["step"], saved["sums"], saved["seconds"]
+    state.metrics, state.best = saved["metrics"], saved["best"]
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -232,7 +235,7 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     return {k: v.contiguous() for k, v in tensors.items()}, {"state": numbers, "param_groups": groups}
 
 
-def _join(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
+def _join(tensors: dict[str, Tensor], saved: Numbers) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **saved["state"]}.items():
         index, _, name = key.partition(".")

@@ -19,7 +19,6 @@ A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -34,8 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, in_shell, nearest, shown, user_path
-from statten.files import exclusive, new_folder, read_json, write_json, write_text
+from statten.errors import Superseded, UserError, in_shell, nearest, user_path
+from statten.files import exclusive, new_folder, write_json, write_text
+from statten.records.reading import parse, read, read_bytes
+from statten.records.runs import Marker, Origin, Result, Row, State
 from statten.storage.mirror import Mirror, at, check_store, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
 
@@ -75,9 +76,9 @@ class RunFolder:
         return load_config(self.path / "config.yaml")
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Marker:
         """Content of the marker file."""
-        return _object(self.path / self.marker) or {}
+        return read(self.path / self.marker, Marker) or {}
 
     @classmethod
     def open(cls, path: Path):
@@ -240,15 +241,31 @@ class Run(RunFolder):
         return self.path / "checkpoints"
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def origin(self) -> Origin:
+        """Where it comes from; empty for a run of its own."""
+        return self.info.get("origin") or {}
+
+    @property
+    def result(self) -> Result | None:
         """How the run ended; None while it has not."""
-        return _object(self.path / "result.json")
+        return read(self.path / "result.json", Result)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Metrics of its best epoch, and `checkpoint`, as its result says; empty before it is finished."""
+        result = self.result
+        return result.get("best", {}) if result else {}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended without a result, where its result says so."""
+        return result.get("reason") if (result := self.result) else None
 
     @property
     def state(self) -> str:
         """finished, failed, stopped (early, by a sweep), unfinished, or damaged where result.json cannot be read."""
         try:
-            return (self.result or {}).get("state", "unfinished")
+            return result.get("state", "unfinished") if (result := self.result) else "unfinished"
         except UserError:
             return "damaged"
 
@@ -276,10 +293,18 @@ class Run(RunFolder):
     def _lines(self) -> list[dict[str, float] | None]:
         """The lines of metrics.jsonl, None for one that is no row of an epoch."""
         try:
-            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+            lines = read_bytes(self.path / "metrics.jsonl").splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"{self.path / 'metrics.jsonl'}: cannot be read: {error.strerror}") from None
         return [_row(line) for line in lines]
+
+    def judged(self) -> dict[str, float]:
+        """The row of the epoch that it is judged by; raises UserError where there is none."""
+        if rows := self.metrics():
+            return best_row(rows)
+        raise UserError(f"{self.path}: metrics.jsonl holds no epoch that can be read; finish one with: {self.resume_command}")
 
     def best_checkpoint(self) -> Path:
         """The checkpoint of the best epoch; raises UserError where there is none."""
@@ -301,16 +326,17 @@ class Run(RunFolder):
 
     def keeps_best(self) -> bool:
         """Whether the checkpoint that its result names is there; a copy that was taken while it was written may not have it."""
-        best = (self.result or {}).get("best")
-        return best is None or mirror_of(self.path) is not None or (self.path / best["checkpoint"]).is_dir()
+        name = self.best.get("checkpoint")
+        return name is None or mirror_of(self.path) is not None or (self.path / name).is_dir()
 
     def _best_epoch(self) -> int | None:
         """The epoch that the run is judged by; None before the first."""
-        epoch = ((self.result or {}).get("best") or {}).get("epoch")
+        epoch = self.best.get("epoch")
         if epoch is None and self.damaged_lines and (found := checkpoints(self.checkpoint_folder)):
-            epoch = ((_object(found[-1] / "state.json") or {}).get("best") or {}).get("epoch")
+            state = read(found[-1] / "state.json", State)
+            epoch = state["best"].get("epoch") if state else None
         rows = self.metrics()
-        return epoch if epoch is not None or not rows else int(best_row(rows)["epoch"])
+        return int(best_row(rows)["epoch"]) if epoch is None and rows else epoch if epoch is None else int(epoch)
 
     @property
     def attempt(self) -> str:
@@ -332,22 +358,12 @@ class Run(RunFolder):
         self.fail(reason, "stopped")
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file that holds an object; None when there is no file, UserError when it holds something else."""
-    content = read_json(path)
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object, but holds {shown(content)}; it is damaged")
-    return content
-
-
 def _row(line: bytes) -> dict[str, float] | None:
     """A line of metrics.jsonl; None where it is damaged."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        return parse(line, Row, "metrics.jsonl")
+    except UserError:
         return None
-    sound = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("epoch", "val/top1", "val/loss"))
-    return row if sound else None
 
 
 def best_row(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -110,7 +110,7 @@ class RunWriter:
     def _end(self, state: Any) -> None:
         self._check_attempt()
         best = {**state.best, "checkpoint": f"{self.run.checkpoint_folder.name}/epoch-{state.best['epoch']:04d}"}
-        seconds = sum(row["seconds"] for row in self.run.metrics())
+        seconds = sum(row.get("seconds", 0.0) for row in self.run.metrics())
         result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
         write_json(self.run.path / "result.json", {**result, "ended": now()})
         (self.run.path / "progress.json").unlink(missing_ok=True)
@@ -183,7 +183,7 @@ class RunWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
+            for summary in _hparams_summaries(self.config, self.run.origin.get("point")):
                 self._events.file_writer.add_summary(summary)
         try:
             # HParams shows a tag's last value: the best so far needs a tag of its own.
