@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from statten.cli.stopping import Stopped
+from statten.config import Config, load_config, with_short_forms
 from statten.errors import UserError, user_path
 from statten.jobs.file import SUBMITTED, check_submitted_storage
+from statten.registry import DATASETS
 from statten.storage.mirror import check_store, refresh
 from statten.storage.run import check_name, default_storage, free_name
 from statten.storage.store import working_copy
@@ -40,6 +42,11 @@ Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), che
 OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
+Root = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset: data.root.")]
+Epochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs: train.epochs.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Samples per step: train.batch_size.")]
+Lr = Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate: train.lr.")]
+Workers = Annotated[str | None, typer.Option(metavar="N", help="Training workers: scale.workers.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
 Storage = Annotated[
     Path | None,
@@ -49,10 +56,21 @@ Storage = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
-Root = Annotated[Path, typer.Option(parser=user_path, metavar="FOLDER", help="Folder of the dataset, as in data.root.")]
+DataFolder = Annotated[Path, typer.Option(parser=user_path, metavar="FOLDER", help="Folder of the dataset, as in data.root.")]
 Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
+
+
+def load(recipe: str, overrides: list[str], **short: Any) -> Config:
+    """The config of a recipe with overrides and short forms on top; raises UserError."""
+    config = load_config(recipe, with_short_forms(overrides, short))
+    if short.get("data") is not None and DATASETS[config.data.name].bundled:
+        raise UserError(
+            f"--data: has no effect on {config.data.name}, which comes with the package; for your own images use the recipe "
+            f"image_folder, for event clips event_folder"
+        )
+    return config
 
 
 def print_json(document: Any) -> None:

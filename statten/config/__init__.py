@@ -10,7 +10,9 @@ choice.
 
 from statten.config.loading import (
     RECIPES,
+    SHORT_FORMS,
     build_config,
+    config_tree,
     dump_config,
     field_at,
     field_paths,
@@ -20,6 +22,7 @@ from statten.config.loading import (
     recipe_names,
     validate_part,
     with_overrides,
+    with_short_forms,
 )
 from statten.config.reading import parse_yaml, read_yaml
 from statten.config.schema import (
@@ -47,9 +50,9 @@ from statten.config.schema import (
 )
 
 __all__ = [
-    "DATASET_NAMES", "METRICS", "RECIPES", "AttentionMode", "BackboneName", "Config", "DataConfig",
+    "DATASET_NAMES", "METRICS", "RECIPES", "SHORT_FORMS", "AttentionMode", "BackboneName", "Config", "DataConfig",
     "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
-    "Scheduler", "SearchConfig", "TrainConfig", "build_config", "constraint", "dump_config", "field_at", "field_paths",
-    "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names", "validate_part",
-    "with_overrides",
+    "Scheduler", "SearchConfig", "TrainConfig", "build_config", "config_tree", "constraint", "dump_config", "field_at",
+    "field_paths", "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names",
+    "validate_part", "with_overrides", "with_short_forms",
 ]  # fmt: skip

@@ -11,10 +11,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statten.config.reading import file_keys, parse_yaml, read_yaml
-from statten.config.schema import AUTO_AUGMENT, Config, NeuronMap, Part
+from statten.config.schema import AUTO_AUGMENT, AUTO_FIELDS, Config, NeuronMap, Part
 from statten.errors import ConfigError, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+SHORT_FORMS = {
+    "data": "data.root", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr",
+    "workers": "scale.workers", "trials": "search.trials", "hours": "search.max_hours", "total_epochs": "search.max_epochs",
+}  # fmt: skip
+"""Options of `train` and `tune` that are a field each."""
 P = TypeVar("P", bound="Part")
 
 
@@ -64,10 +69,33 @@ def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str
                 node[key] = dict(child) if isinstance(child, Mapping) else {}
                 node = node[key]
             node[keys[-1]] = value
+    auto = _take_auto(tree)
     problems += [f"{source}: {p}" if source else p for p in _validate(tree)]
     if problems:
         raise ConfigError(problems)
-    return Config.model_validate(tree)
+    config = Config.model_validate(tree)
+    config._auto = auto
+    return config
+
+
+def _take_auto(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """Take the fields that say auto, and may, out of a tree of the parts."""
+    taken = []
+    for path in AUTO_FIELDS:
+        part, _, name = path.partition(".")
+        if isinstance(tree[part], dict) and tree[part].get(name) == "auto":
+            del tree[part][name]
+            taken.append(path)
+    return tuple(taken)
+
+
+def config_tree(config: Config, mode: str = "python") -> dict[str, Any]:
+    """A config as nested mappings, with `auto` where it says so; mode `json` has plain values alone."""
+    tree = config.model_dump(mode=mode)
+    for path in config.auto:
+        part, _, name = path.partition(".")
+        tree[part][name] = "auto"
+    return tree
 
 
 def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +114,31 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
     if problems:
         raise ConfigError(problems)
     return parsed
+
+
+def with_short_forms(overrides: Iterable[str] | Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides, and those that were given in a short form, as one mapping.
+
+    Args:
+        overrides: as in `load_config`.
+        given: value of each short form, by its key in SHORT_FORMS; None where it was left out. Text is read as --set reads it.
+
+    Raises:
+        ConfigError: both name a field, with different values.
+    """
+    found, problems = parse_overrides(overrides), []
+    for name, value in given.items():
+        if value is None:
+            continue
+        path, option = SHORT_FORMS[name], f"--{name.replace('_', '-')}"
+        value = parse_overrides([f"{path}={value}"])[path] if isinstance(value, str) and not _is_text(path) else value
+        if found.setdefault(path, value) != value:
+            problems.append(
+                f"{option}: is {path}, but got ({option} {value}, --set {path}={shown(found[path])}); leave one of them out"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def field_at(path: str) -> Any:
@@ -133,13 +186,13 @@ def get_field(config: Config, path: str) -> Any:
 
 def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
     """A copy with some fields replaced and every rule checked again."""
-    return build_config(config.model_dump(), overrides)
+    return build_config(config_tree(config), overrides)
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
+    return yaml.dump(config_tree(config, "json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
 
 
 def _validate(tree: Mapping[str, Any]) -> list[str]:

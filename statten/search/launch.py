@@ -12,7 +12,7 @@ from statten.cluster import nodes
 from statten.cluster.session import ray_cluster
 from statten.cluster.trainer import check_nodes, fit_on_workers, show_places
 from statten.config import Config, dump_config, with_overrides
-from statten.data import absolute_root, split_document
+from statten.data import resolved, split_document
 from statten.display import console
 from statten.errors import Failed, Superseded, UserError, in_shell
 from statten.files import write_text
@@ -46,7 +46,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
-    config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
+    config = with_overrides(resolved(config), {"search.trials": trials_of(config.search, space)})
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, path)
         plan = plan_sweep(config, space, nodes.capacity(machines))

@@ -76,7 +76,7 @@ ALL = {
 
 
 def test_all_ten_are_there():
-    assert set(recipe_names()) == {*PUBLISHED, "digits", "digits_events"}
+    assert set(recipe_names()) == {*PUBLISHED, "digits", "digits_events", "image_folder", "event_folder"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
