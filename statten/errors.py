@@ -42,9 +42,13 @@ def first_line(error: BaseException) -> str:
 
 def shown(value: Any) -> str:
     """A value as a sentence shows it: in YAML, at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000)
-    text = text.removesuffix("\n").removesuffix("...").strip()
+    text = repr(value) if isinstance(value, str) else in_yaml(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def in_yaml(value: Any) -> str:
+    """A value on one line, as a file or `--set` has it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("...").strip()
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

@@ -1,35 +1,14 @@
-"""The commands that only read the storage: recipes, runs, show, best, report."""
+"""The commands that only read the storage: runs, show, best, report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from statten.cli.options import Json, Storage, Target, app, begin, print_json
-from statten.config import load_config, recipe_names
 from statten.errors import UserError, user_path
 from statten.storage.mirror import refresh
 from statten.storage.run import locate
-
-if TYPE_CHECKING:
-    pass
-
-
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """List the bundled recipes."""
-    from statten.display import console, table
-
-    rows = {name: load_config(name) for name in recipe_names()}
-    if as_json:
-        return print_json({name: config.model_dump(mode="json") for name, config in rows.items()})
-    columns = ["recipe", "data", "image", "T", "b", "depth", "dim", "epochs", "batch"]
-    cells = [
-        [name, c.data.name, c.model.image_size, c.model.timesteps, c.model.block_size, c.model.depth, c.model.embed_dim,
-         c.train.total_epochs, c.train.batch_size]
-        for name, c in rows.items()
-    ]  # fmt: skip
-    return console.print(table("", columns, cells, right=range(2, 9)))
 
 
 @app.command()

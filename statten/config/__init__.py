@@ -14,16 +14,15 @@ from statten.config.loading import (
     build_config,
     config_tree,
     dump_config,
-    field_at,
-    field_paths,
-    get_field,
     load_config,
     parse_overrides,
+    recipe_file,
     recipe_names,
     validate_part,
     with_overrides,
     with_short_forms,
 )
+from statten.config.paths import field_at, field_paths, get_field, nearest_field
 from statten.config.reading import parse_yaml, read_yaml
 from statten.config.schema import (
     DATASET_NAMES,
@@ -53,6 +52,6 @@ __all__ = [
     "DATASET_NAMES", "METRICS", "RECIPES", "SHORT_FORMS", "AttentionMode", "BackboneName", "Config", "DataConfig",
     "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
     "Scheduler", "SearchConfig", "TrainConfig", "build_config", "config_tree", "constraint", "dump_config", "field_at",
-    "field_paths", "get_field", "load_config", "objective", "parse_overrides", "parse_yaml", "read_yaml", "recipe_names",
-    "validate_part", "with_overrides", "with_short_forms",
+    "field_paths", "get_field", "load_config", "nearest_field", "objective", "parse_overrides", "parse_yaml", "read_yaml",
+    "recipe_file", "recipe_names", "validate_part", "with_overrides", "with_short_forms",
 ]  # fmt: skip

@@ -4,12 +4,13 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from statten.config.paths import field_at, fields_meant, is_text, nearest_field, part_of
 from statten.config.reading import file_keys, parse_yaml, read_yaml
 from statten.config.schema import AUTO_AUGMENT, AUTO_FIELDS, Config, NeuronMap, Part
 from statten.errors import ConfigError, nearest, shown, user_path
@@ -41,12 +42,17 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
     Raises:
         ConfigError: with one sentence for each mistake.
     """
-    path = RECIPES / f"{source}.yaml"
-    if str(source) not in recipe_names():
-        path = user_path(source)
-        if not path.exists() and path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
-    return build_config(read_yaml(path), overrides, source=str(source))
+    return build_config(read_yaml(recipe_file(source)), overrides, source=str(source))
+
+
+def recipe_file(source: str | Path) -> Path:
+    """The file that a recipe's name, or a path, means; raises ConfigError."""
+    if str(source) in recipe_names():
+        return RECIPES / f"{source}.yaml"
+    path = user_path(source)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
+    return path
 
 
 def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
@@ -110,7 +116,7 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
             continue
         path, value = path.strip(), parse_yaml(text, f"--set {path}")
         # 1111 is a number to YAML, but four digits to model.pooling.
-        parsed[path] = text.strip() if isinstance(value, int | float) and _is_text(path) else value
+        parsed[path] = text.strip() if isinstance(value, int | float) and is_text(path) else value
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -131,7 +137,7 @@ def with_short_forms(overrides: Iterable[str] | Mapping[str, Any], given: Mappin
         if value is None:
             continue
         path, option = SHORT_FORMS[name], f"--{name.replace('_', '-')}"
-        value = parse_overrides([f"{path}={value}"])[path] if isinstance(value, str) and not _is_text(path) else value
+        value = parse_overrides([f"{path}={value}"])[path] if isinstance(value, str) and not is_text(path) else value
         if found.setdefault(path, value) != value:
             problems.append(
                 f"{option}: is {path}, but got ({option} {value}, --set {path}={shown(found[path])}); leave one of them out"
@@ -139,49 +145,6 @@ def with_short_forms(overrides: Iterable[str] | Mapping[str, Any], given: Mappin
     if problems:
         raise ConfigError(problems)
     return found
-
-
-def field_at(path: str) -> Any:
-    """The pydantic field at a dotted path; raises ConfigError with the nearest path when there is none."""
-    model: Any = Config
-    field: Any = None
-    for key in path.split("."):
-        owner = _part_of(model)
-        fields = owner.model_fields if owner else {}
-        if key not in fields:
-            raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
-        field = fields[key]
-        model = field.annotation
-    if isinstance(model, type) and issubclass(model, Part):
-        raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
-    return field
-
-
-def _part_of(annotation: Any) -> type[Part] | None:
-    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
-    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
-    return parts[0] if parts else None
-
-
-def _is_text(path: str) -> bool:
-    try:
-        annotation = field_at(path).annotation
-    except ConfigError:
-        return False  # said where the override is applied
-    return str in (annotation, *get_args(annotation))
-
-
-def field_paths() -> list[str]:
-    """Dotted paths of all fields, in order."""
-    return [f"{part}.{name}" for part, field in Config.model_fields.items() for name in field.annotation.model_fields]  # type: ignore[union-attr]
-
-
-def get_field(config: Config, path: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = config
-    for key in path.split("."):
-        value = getattr(value, key)
-    return value
 
 
 def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
@@ -198,9 +161,7 @@ def dump_config(config: Config) -> str:
 def _validate(tree: Mapping[str, Any]) -> list[str]:
     """One sentence for every mistake: of single fields, between the fields of a part, between parts."""
     parts: dict[str, Part] = {}
-    problems = [
-        f"{key}: no such part; {nearest(str(key), Config.model_fields)}" for key in tree if key not in Config.model_fields
-    ]
+    problems = [f"{key}: no such part; {_nearest_part(str(key))}" for key in tree if key not in Config.model_fields]
     wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
     for name, field in Config.model_fields.items():
         value = tree[name]
@@ -220,6 +181,12 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             for detail in error.errors():
                 problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
     return list(dict.fromkeys(problems))
+
+
+def _nearest_part(key: str) -> str:
+    """The part that a key of a file may mean, or the field, which belongs into one."""
+    near = nearest(key, Config.model_fields)
+    return near if near.startswith("did you mean") or not fields_meant(key) else nearest_field(key)
 
 
 def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
@@ -252,8 +219,9 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     if kind == "extra_forbidden":
         owner = part
         for key in loc[:-1]:
-            owner = _part_of(owner.model_fields[key].annotation) or owner
-        return [f"{path}: no such field; {nearest(loc[-1], file_keys(owner))}"]
+            owner = part_of(owner.model_fields[key].annotation) or owner
+        of_config = owner is not NeuronMap and prefix in Config.model_fields
+        return [f"{path}: no such field; {nearest_field(path) if of_config else nearest(loc[-1], file_keys(owner))}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
     rules = {

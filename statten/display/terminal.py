@@ -1,6 +1,7 @@
 """What a person sees on the terminal: progress while waiting, tables. Programs read `--json` instead."""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ def numeral(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Text in lines that fit the terminal, each indented."""
+    return textwrap.fill(text, console.width - 1, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
 
 
 def progress_bar(unit: str) -> Progress:

@@ -31,6 +31,12 @@ CASES = [
     ("train digits --set train.optimizer=adamv", "'adamv'; did you mean adam?"),
     ("evaluate {runs}/taken --set train.lr=0.1", "--set train.lr: decides nothing of an evaluation"),
     ("tune digits --space {runs}/file --epoch-count 3", "No such option: --epoch-count"),
+    ("train digits --set layers=2", "--set layers: no such field; did you mean model.depth?"),
+    ("train {runs}/flat.yaml", "flat.yaml: lr: no such part; did you mean train.lr?"),
+    ("tune digits --space {runs}/flat.yaml", "flat.yaml: lr: no such field; did you mean train.lr?"),
+    ("recipes digitz", "no recipe is called 'digitz'; did you mean digits?"),
+    ("fields zzzzz", "'zzzzz': no field is called so, and none speaks of it; list them with: statten fields"),
+    ("config digits --lr 1 --set train.lr=2", "--lr: is train.lr, but got (--lr 1.0, --set train.lr=2)"),
     # short forms, and what a folder says
     ("train digits --epochs 3 --set train.epochs=4", "--epochs: is train.epochs, but got (--epochs 3, --set train.epochs=4)"),
     ("tune digits --space {runs}/good.yaml --trials 3 --set search.trials=4", "--trials: is search.trials, but got"),
@@ -181,6 +187,7 @@ def storage(tmp_path_factory):
     (runs / "empty.pt").touch()
     (runs / "cut.pth.tar").write_bytes(b"PK\x03\x04" + bytes(300))
     (runs / "empty.yaml").write_text("{}\n")
+    (runs / "flat.yaml").write_text("lr: {constant: 0.1}\n")
     (runs / "auto.yaml").write_text("model.image_size: {choices: [8, auto]}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
@@ -201,7 +208,7 @@ def storage(tmp_path_factory):
 def test_one_sentence_and_exit_code_2(arguments, sentence, storage, typed):
     before = sorted(storage.rglob("*"))
     arguments = arguments.replace("{runs}", str(storage)).split()
-    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data"):
+    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data", "recipes", "fields", "config"):
         arguments += ["--storage", str(storage)]
     code, out, err = typed(*arguments)
     assert code == 2, (out, err)
