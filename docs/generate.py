@@ -42,10 +42,10 @@ def config_page() -> str:
     lines = [
         "# Config reference", "", NOTE,
         "Every field of a run. A recipe or a YAML file sets some of them, `--set PATH=VALUE` replaces single ones, the rest",
-        "keep their defaults. `statten fields WORD` shows the same on the terminal, `statten config RECIPE` what is in force and",
-        "what set it. `auto` is read from the dataset's folder before the run, see [Your own data](data.md). *Empty* is written `null` in YAML. Some rules tie fields together, such as `model.block_size`,",
-        "which is at most `model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.",
-        "",
+        "keep their defaults. `statten fields WORD` shows the same on the terminal, `statten config RECIPE` what is in force",
+        "and what set it. `auto` is read from the dataset's folder before the run: see [Your own data](data.md). *Empty* is",
+        "written `null` in YAML. Some rules tie fields together, such as `model.block_size`, which is at most",
+        "`model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.", "",
         "YAML is read so that numbers are decimal without leading zeros, as in JSON: `3e-4` is a number, `0011` and `yes` are",
         "text. A key that is given twice is an error.", "",
     ]  # fmt: skip
