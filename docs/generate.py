@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from statten.config import RECIPES, Config, ModelConfig, Part, config_tree, load_config, recipe_names
+from statten.config import RECIPES, Config, ModelConfig, NeuronMap, Part, config_tree, load_config, recipe_names
 from statten.config.describe import allowed, default
-from statten.config.schema import NeuronMap
 from statten.jobs.file import FIELDS, JobFile, Runtime
 
 HERE = Path(__file__).parent

@@ -6,7 +6,8 @@ its choices from these names, and needs neither torch nor any data for it.
 
 import importlib
 from collections import UserDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,6 +27,42 @@ class Registry(UserDict[str, T]):
         if isinstance(entry, str):
             entry = self.data[name] = load(entry)
         return entry
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone: where it stands, and what a config must know of it."""
+
+    place: str
+    """Subclass of models.backbones.base.Backbone."""
+    layout: str = "columns"
+    """How its layers are laid out, a key of config.layouts.LAYOUTS."""
+    fields: tuple[str, ...] = ()
+    """Which of OPTIONAL_FIELDS it has."""
+    lacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Values that it does not have, by field."""
+    scale: float | None = None
+    """Scale of its attention; None: 1/H of the token grid H x H, 1/H^2 for event clips. With clips it is divided by b."""
+    event_scale: float | None = None
+    """The same for event clips, where it is another."""
+    event_mask: bool = False
+    """Whether attention on event clips is pooled, and masked by the block's own input."""
+
+
+OPTIONAL_FIELDS = ("pooling", "attention_scale", "early_mixer", "stem_stride", "stage_depths", "stage_dims", "neuron.head")
+"""Fields of the model that some backbones have, and others do not."""
+
+
+class Networks(Registry[Any]):
+    """Backbones by name: `networks[name]` is the class, `networks.line(name)` what a config must know of it."""
+
+    def __init__(self, lines: Mapping[str, Network | str]):
+        self.lines = {name: line if isinstance(line, Network) else Network(line) for name, line in lines.items()}
+        super().__init__({name: line.place for name, line in self.lines.items()})
+
+    def line(self, name: str) -> Network:
+        """The line of a backbone."""
+        return self.lines[name]
 
 
 @dataclass(frozen=True)
@@ -63,13 +100,21 @@ DATASETS: dict[str, Dataset] = {
 ATTENTION: Registry[Any] = Registry({
     "statten": "statten.models.attention.spatial_temporal:STAttenCore",
     "sdsa": "statten.models.attention.sdsa:SDSACore",
+    "ssa": "statten.models.attention.spatial_temporal:SSACore",
 })  # fmt: skip
 """`model.attention`: subclasses of models.attention.core.AttentionCore."""
 
-BACKBONES: Registry[Any] = Registry({
-    "sdt": "statten.models.backbones.sdt:STAttenTransformer",
+BACKBONES = Networks({
+    "sdt": Network(
+        "statten.models.backbones.sdt:STAttenTransformer", fields=("pooling", "neuron.head"), lacks={"attention": ("ssa",)},
+        event_mask=True,
+    ),
+    "spikformer": Network(
+        "statten.models.backbones.spikformer:Spikformer", fields=("pooling", "attention_scale"),
+        lacks={"attention": ("sdsa",)}, scale=0.125, event_scale=0.25,
+    ),
 })  # fmt: skip
-"""`model.backbone`: subclasses of models.backbones.base.Backbone."""
+"""`model.backbone`."""
 
 NEURON_BACKENDS: Registry[Any] = Registry({
     "cupy": "statten.neurons.cupy_backend:BACKEND",

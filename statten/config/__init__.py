@@ -8,6 +8,7 @@ A mistake raises `statten.errors.ConfigError`; its `problems` hold one sentence 
 choice.
 """
 
+from statten.config.layouts import Stage
 from statten.config.loading import (
     RECIPES,
     SHORT_FORMS,
@@ -22,23 +23,17 @@ from statten.config.loading import (
     with_overrides,
     with_short_forms,
 )
+from statten.config.model import AttentionMode, BackboneName, ModelConfig, NeuronKind, NeuronMap
+from statten.config.parts import Float, Int, Part
 from statten.config.paths import field_at, field_paths, get_field, nearest_field
 from statten.config.reading import parse_yaml, read_yaml
 from statten.config.schema import (
     DATASET_NAMES,
     METRICS,
-    AttentionMode,
-    BackboneName,
     Config,
     DataConfig,
     Dataset,
-    Float,
-    Int,
-    ModelConfig,
-    NeuronKind,
-    NeuronMap,
     Optimizer,
-    Part,
     Sampler,
     ScaleConfig,
     Scheduler,
@@ -51,7 +46,7 @@ from statten.config.schema import (
 __all__ = [
     "DATASET_NAMES", "METRICS", "RECIPES", "SHORT_FORMS", "AttentionMode", "BackboneName", "Config", "DataConfig",
     "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
-    "Scheduler", "SearchConfig", "TrainConfig", "build_config", "config_tree", "constraint", "dump_config", "field_at",
-    "field_paths", "get_field", "load_config", "nearest_field", "objective", "parse_overrides", "parse_yaml", "read_yaml",
-    "recipe_file", "recipe_names", "validate_part", "with_overrides", "with_short_forms",
+    "Scheduler", "SearchConfig", "Stage", "TrainConfig", "build_config", "config_tree", "constraint", "dump_config",
+    "field_at", "field_paths", "get_field", "load_config", "nearest_field", "objective", "parse_overrides", "parse_yaml",
+    "read_yaml", "recipe_file", "recipe_names", "validate_part", "with_overrides", "with_short_forms",
 ]  # fmt: skip

@@ -9,9 +9,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from statten.config.loading import build_config, config_tree, parse_overrides, recipe_file
+from statten.config.parts import Part
 from statten.config.paths import field_at, field_paths, fields_called, nearest_field
 from statten.config.reading import read_yaml
-from statten.config.schema import AUTO_FIELDS, Config, Part
+from statten.config.schema import AUTO_FIELDS, Config
 from statten.errors import UserError
 
 NUMBERS = {int: ("whole number", "whole numbers"), float: ("number", "numbers")}

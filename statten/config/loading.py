@@ -10,9 +10,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from statten.config.model import NeuronMap
+from statten.config.parts import Part
 from statten.config.paths import field_at, fields_meant, is_text, nearest_field, part_of
 from statten.config.reading import file_keys, parse_yaml, read_yaml
-from statten.config.schema import AUTO_AUGMENT, AUTO_FIELDS, Config, NeuronMap, Part
+from statten.config.schema import AUTO_AUGMENT, AUTO_FIELDS, Config
 from statten.errors import ConfigError, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -3,7 +3,8 @@
 import difflib
 from typing import Any, get_args
 
-from statten.config.schema import Config, Part
+from statten.config.parts import Part
+from statten.config.schema import Config
 from statten.errors import ConfigError
 
 SYNONYMS = {

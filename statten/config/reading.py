@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from statten.config.schema import Config, Part
+from statten.config.parts import Part
+from statten.config.schema import Config
 from statten.errors import ConfigError, shown
 
 LARGEST = 1 << 20  # bytes of a file

@@ -3,24 +3,22 @@
 A part collects all of its mistakes and raises them as one `ConfigError`: rule, values, nearest valid choice.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from statten.errors import ConfigError, holds_secret, nearest, shown, user_path
-from statten.registry import ATTENTION, BACKBONES, DATASETS
+from statten.config.model import ModelConfig
+from statten.config.parts import Float, Int, Part, Place
+from statten.errors import ConfigError, holds_secret, nearest, shown
+from statten.registry import DATASETS
 
 if TYPE_CHECKING:
-    AttentionMode = str
-    BackboneName = str
     Dataset = str
 else:  # what can be chosen is what is registered
-    AttentionMode, BackboneName, Dataset = (Literal[tuple(entries)] for entries in (ATTENTION, BACKBONES, DATASETS))
-NeuronKind = Literal["lif", "plif"]
+    Dataset = Literal[tuple(DATASETS)]
 DATASET_NAMES = tuple(DATASETS)
 # Fields of DataConfig that do something for datasets that are read from files; of these, for images only, for clips only.
 FILE_FIELDS = ("interpolation", "hflip")
@@ -51,33 +49,6 @@ METRICS = {
 }
 """What a sweep may look for by name, and which way is better; any other reported metric is written NAME:max or NAME:min."""
 Scheduler = Literal["auto", "asha", "median", "hyperband", "front", "none"]
-
-
-def _no_bool(value: Any) -> Any:
-    # YAML's `true` must not pass as the number 1.
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-def _fits(value: int) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise ValueError("must fit into 64 bits")
-    return value
-
-
-def _at_home(value: str) -> str:
-    # A path as the user writes it, or that of an SQLite file behind its scheme; other URLs have no home folder.
-    scheme, slashes, path = value.rpartition(":///")
-    if "://" in value and not scheme.startswith("sqlite"):
-        return value
-    user_path(path)
-    return scheme + slashes + os.path.expanduser(path)
-
-
-Place = Annotated[str, AfterValidator(_at_home)]
-Int = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_fits)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
 
 
 def _share_or_test(value: Any) -> Any:
@@ -115,14 +86,6 @@ def _count_or_range(value: Any) -> Any:
 
 
 Workers = Annotated[int | tuple[int, int], BeforeValidator(_count_or_range)]
-
-
-class Part(BaseModel):
-    """Common behaviour of all parts: unknown keys are errors, values are immutable, field docstrings are the help."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
 
 
 class DataConfig(Part):
@@ -228,105 +191,6 @@ class DataConfig(Part):
                 yield field, kind
         if self.regroup != "none" and "regroup" not in fields and self.name != "event_folder":
             yield "regroup", "has clips of every T that `statten data prepare` was asked for"
-
-
-class NeuronMap(Part):
-    """The neuron of each place of the network; `{mlp: plif, head: plif}` is what the published code calls PLIF."""
-
-    embed: NeuronKind = "lif"
-    """Neurons of the patch embedding."""
-    attention: NeuronKind = "lif"
-    """Neurons of the attention, those after q, k and v included."""
-    mlp: NeuronKind = "lif"
-    """Neurons of the MLP."""
-    head: NeuronKind = "lif"
-    """Neuron in front of the classifier."""
-
-
-class ModelConfig(Part):
-    """The STAtten transformer (Lee et al., CVPR 2025)."""
-
-    backbone: BackboneName = "sdt"
-    """Network around the attention; `sdt`: the Spike-driven Transformer."""
-    attention: AttentionMode = "statten"
-    """`statten`: block-wise spatial-temporal attention; `sdsa`: the Spike-driven Transformer's spatial attention."""
-    timesteps: Int = Field(4, ge=1, le=64)
-    """Timesteps T. T owns no parameters: one set of weights runs at every T."""
-    block_size: Int = Field(2, ge=1, le=64)
-    """Timesteps b that attend together, at most T; 1 is spatial attention, T is full spatial-temporal attention."""
-    depth: Int = Field(2, ge=1, le=48)
-    """Number of transformer blocks."""
-    embed_dim: Int = Field(256, ge=8, le=4096)
-    """Embedding dimension D, a multiple of 8 and of `num_heads`."""
-    num_heads: Int = Field(8, ge=1)
-    """Attention heads."""
-    mlp_ratio: Float = Field(4.0, gt=0, le=16)
-    """Hidden width of the MLP over D."""
-    pooling: str = Field("0011", pattern=r"^[01]{4}$")
-    """One digit per embedding stage: 1 halves the feature map there."""
-    in_channels: Int = Field(3, ge=1)
-    """Input channels C."""
-    num_classes: Int = Field(10, ge=2)
-    """Classes of the label."""
-    image_size: Int = Field(32, ge=4, le=1024)
-    """Height and width of the input, in pixels."""
-    events: bool = False
-    """Event mode: clips [B, T, C, H, W], pooled spikes, masked attention. Otherwise images [B, C, H, W], repeated T times."""
-    neuron: NeuronKind | NeuronMap = "lif"
-    """`lif`, `plif` (learned membrane time constant) or a mapping of places (embed, attention, mlp, head) to one of them."""
-    tau: Float = Field(2.0, gt=1, le=100)
-    """Membrane time constant, in timesteps; PLIF starts from it."""
-    v_threshold: Float = Field(1.0, gt=0)
-    """Firing threshold."""
-    attention_threshold: Float = Field(0.5, gt=0)
-    """Firing threshold of the neuron inside attention."""
-    surrogate_alpha: Float = Field(4.0, gt=0)
-    """Steepness of the sigmoid surrogate gradient."""
-    drop_path: Float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth: rate at the last block, rising linearly from 0 at the first."""
-    per_timestep_logits: bool = False
-    """Return logits [T, B, classes] instead of their mean over T (needed by the TET loss)."""
-
-    @property
-    def tokens_per_side(self) -> int:
-        """Height and width of the token grid: every pooling halves the map, rounding up."""
-        side = self.image_size
-        for _ in range(self.pooling.count("1")):
-            side = (side + 1) // 2
-        return side
-
-    def neuron_at(self, place: Literal["embed", "attention", "mlp", "head"]) -> NeuronKind:
-        """Kind of the neuron at a place of the network."""
-        return self.neuron if isinstance(self.neuron, str) else getattr(self.neuron, place)
-
-    @model_validator(mode="after")
-    def _rules(self) -> "ModelConfig":
-        problems = []
-        if self.block_size > self.timesteps:
-            problems.append(
-                f"`block_size` must be at most `timesteps`, but got "
-                f"(block_size={self.block_size}, timesteps={self.timesteps}); the nearest is {self.timesteps}"
-            )
-        if self.embed_dim % 8:
-            problems.append(
-                f"`embed_dim` must be a multiple of 8, but got {self.embed_dim}; the nearest is {_multiple(self.embed_dim, 8)}"
-            )
-        elif self.embed_dim % self.num_heads:
-            divisors = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
-            heads = min(divisors, key=lambda h: abs(h - self.num_heads))
-            problems.append(
-                f"`embed_dim` must be divisible by `num_heads`, but got "
-                f"(embed_dim={self.embed_dim}, num_heads={self.num_heads}); the nearest num_heads is {heads}"
-            )
-        halvings = self.pooling.count("1")
-        if self.image_size < 2**halvings:
-            problems.append(
-                f"`image_size` must be at least {2**halvings} for pooling {self.pooling!r} ({halvings} halvings), "
-                f"but got {self.image_size}"
-            )
-        if problems:
-            raise ConfigError(problems)
-        return self
 
 
 class TrainConfig(Part):
@@ -675,7 +539,3 @@ class Config(Part):
         if problems:
             raise ConfigError(problems)
         return self
-
-
-def _multiple(value: int, of: int) -> int:
-    return max(of, round(value / of) * of)

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import Config, with_overrides
+from statten.config import Config, get_field, with_overrides
 from statten.data.dataset import CorruptSample, Files, Source
 from statten.data.factory import open_source
 from statten.data.pixels import Look, Moments, look
 from statten.data.split import split
 from statten.data.work import default_workers, gathered
 from statten.errors import UserError
-from statten.registry import DATASETS
+from statten.registry import BACKBONES, DATASETS
 
 LOOKED_AT = 500
 """Samples of the training part at most, evenly spaced, that sizes, mean and std are taken from."""
@@ -67,8 +67,9 @@ def found(config: Config) -> dict[str, Any]:
         for one in looks:
             moments.add(one)
         values |= dict(zip(PIXELS, ([round(v, 4) for v in part] for part in (moments.mean, moments.std)), strict=True))
-    values["model.pooling"] = pooling(size)
-    return {path: values[path] for path in config.auto}
+    if "pooling" in BACKBONES.line(config.model.backbone).fields:
+        values["model.pooling"] = pooling(size)
+    return {path: values.get(path, get_field(config, path)) for path in config.auto}
 
 
 def image_size(looks: list[Look], events: bool) -> int:

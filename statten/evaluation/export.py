@@ -175,7 +175,7 @@ def _published(target: Target, model: Backbone, folder: Path, x: Tensor, wanted:
     saved = {
         "epoch": 0,
         "arch": "sdt",
-        "state_dict": to_published(model.state_dict(), target.config.model.backbone),
+        "state_dict": to_published(model.state_dict(), target.config.model),
         "version": 2,
         "args": arguments,
     }

@@ -91,8 +91,8 @@ class Target:
             raise UserError(f"{self.source}: not a usable checkpoint: {path.name} is missing")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
         data.pop("workers")  # who reads does not matter
-        if model["backbone"] == "sdt":
-            del model["backbone"]  # evaluations from before there were others keep their folders
+        # Evaluations from before there were other backbones, and their fields, keep their folders.
+        model = {name: value for name, value in model.items() if value is not None and (name, value) != ("backbone", "sdt")}
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}
         text = json.dumps({"model": model, "data": data, **decides}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from statten.config import ModelConfig
@@ -83,27 +84,34 @@ def _row(
     row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs", "rate": 1.0, "inside": 1.0}
     row |= {"flops": op.flops, "timesteps": timesteps}
     bits = 32
+    if op.once or (op.point is None and op.kind != "linear" and conventions.first_layer == "once" and not config.events):
+        row["timesteps"] = 1
+    if op.levels > 2:
+        row["levels"] = op.levels
     if op.point is None:
-        if conventions.first_layer == "once" and not config.events:
-            row["timesteps"] = 1
+        pass  # it reads numbers
     else:
         found = counts[op.point].double()
         values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
         row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
         bits = math.ceil(math.log2(op.levels + 1))
-        if op.kind == "conv3x3" and found.ndim:
-            row["inside"] = _inside(found, op.side)
+        if (op.kernel, op.stride) != (1, 1) and found.ndim:
+            row["inside"] = _inside(found, op)
     row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
     return row | _costs(row, conventions)
 
 
-def _inside(counts_TCHW: Tensor, side: int) -> float:
-    """Share of a 3 x 3 convolution's additions that fall inside the map, not on its padding."""
-    reach = counts_TCHW.new_full((side,), 3.0)
-    reach[0] -= 1
-    reach[-1] -= 1
-    total = counts_TCHW.sum().item()
-    return (counts_TCHW * reach[:, None] * reach).sum().item() / (9 * total) if total else 1.0
+def _inside(counts_TCHW: Tensor, op: Operation) -> float:
+    """Additions of a convolution that fall inside the map, over rate * flops, which counts those on its padding too.
+
+    A stride leaves positions out, which rate * flops knows by their average alone.
+    """
+    outer = -(-op.side // op.stride)
+    first = torch.arange(outer)[:, None] * op.stride - op.kernel // 2
+    position = torch.arange(op.side)
+    reach = ((position >= first) & (position < first + op.kernel)).sum(0).to(counts_TCHW)  # windows that read a row
+    total = counts_TCHW.sum().item() * (op.kernel * outer) ** 2
+    return op.side**2 * (counts_TCHW * reach[:, None] * reach).sum().item() / total if total else 1.0
 
 
 def _costs(row: Mapping[str, Any], conventions: Conventions) -> dict[str, Any]:
@@ -151,8 +159,11 @@ def check(document: Any, source: str = "ledger") -> None:
         for prefix, part in parts.items():
             for row in part["rows"]:
                 problems += _differences(f"{source}: {prefix}{row['layer']}", row, _costs(row, conventions))
-                if not 0 <= row["rate"] <= 2:
-                    problems.append(f"{source}: {prefix}{row['layer']}: rate must be between 0 and 2, but is {row['rate']:g}")
+                most = row.get("levels", 2)
+                if not 0 <= row["rate"] <= most:
+                    problems.append(
+                        f"{source}: {prefix}{row['layer']}: rate must be between 0 and {most}, but is {row['rate']:g}"
+                    )
             problems += _differences(f"{source}: {prefix}total", part["total"], _total(part["rows"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source}: is not an energy ledger: {type(error).__name__} {error}") from None

@@ -21,10 +21,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels)
         self.backend = backend
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """Normalised maps [B, C, H, W]; with `repeats` the running statistics take them for so many equal ones."""
         if not self.training:
             return super().forward(x)
         backend = TORCH if torch.compiler.is_compiling() else select_backend(self.backend, x.device.type)
         y, mean, var = backend.norm(x[None], Norm(self.weight, self.bias, self.eps))
-        follow_statistics(self, mean, var, samples=x.numel() // len(mean))
+        follow_statistics(self, mean, var, samples=repeats * x.numel() // len(mean))
         return y[0]

@@ -31,9 +31,10 @@ def from_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[s
     return BACKBONES[backbone].from_published(state)
 
 
-def to_published(state: Mapping[str, Tensor], backbone: str = "sdt") -> dict[str, Tensor]:
-    """One of our state_dicts under the published names; raises UserError where the published code has no such network."""
-    return BACKBONES[backbone].to_published(state)
+def to_published(state: Mapping[str, Tensor], config: ModelConfig | None = None) -> dict[str, Tensor]:
+    """The state_dict of a config's network, by default `sdt`, under the published names; raises UserError."""
+    config = config or ModelConfig()
+    return BACKBONES[config.backbone].to_published(state, config)
 
 
 # Published arguments and the fields that they are here. The first part shapes the network, and must be there.

@@ -27,7 +27,7 @@ CASES = [
     ("train digits --set model.depth=true", "model.depth: must be a number, but got true"),
     ("train digits --set train.lr=-1", "train.lr: must be above 0, but got -1"),
     ("train digits --set model.depth", "--set takes PATH=VALUE such as model.depth=4, but got 'model.depth'"),
-    ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten' or 'sdsa', but got 'softmax'"),
+    ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten', 'sdsa' or 'ssa', but got 'soft"),
     ("train digits --set train.optimizer=adamv", "'adamv'; did you mean adam?"),
     ("evaluate {runs}/taken --set train.lr=0.1", "--set train.lr: decides nothing of an evaluation"),
     ("tune digits --space {runs}/file --epoch-count 3", "No such option: --epoch-count"),

@@ -2,10 +2,10 @@
 
 from statten.models.attention.core import AttentionCore, FramePool
 from statten.models.attention.sdsa import SDSACore, pool_tokens_and_channels, shared_spikes
-from statten.models.attention.spatial_temporal import STAttenCore, statten
+from statten.models.attention.spatial_temporal import SSACore, STAttenCore, statten
 from statten.registry import ATTENTION
 
 __all__ = [
-    "ATTENTION", "AttentionCore", "FramePool", "SDSACore", "STAttenCore", "pool_tokens_and_channels", "shared_spikes",
-    "statten",
+    "ATTENTION", "AttentionCore", "FramePool", "SDSACore", "SSACore", "STAttenCore", "pool_tokens_and_channels",
+    "shared_spikes", "statten",
 ]  # fmt: skip

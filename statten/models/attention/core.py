@@ -40,17 +40,18 @@ class AttentionCore(nn.Module):
         """Change b, which owns no weights; nothing where timesteps do not meet."""
 
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
-        """Spikes [T, B, D, H, W]; the mask, the block's pooled input spikes, is there in event mode alone."""
+        """Spikes [T, B, D, H, W]; the mask, the block's pooled input spikes, is there where a backbone masks event clips."""
         raise NotImplementedError
 
     @staticmethod
-    def operations(config: ModelConfig, block: str, tokens: int) -> Iterator[Operation]:
+    def operations(config: ModelConfig, block: str, tokens: int, width: int) -> Iterator[Operation]:
         """Its products in one timestep, in the order of the forward pass.
 
         Args:
             config: the network.
             block: name that layers and points begin with, such as blocks.0.
             tokens: N.
+            width: D of the block.
         """
         yield from ()
 

@@ -48,9 +48,9 @@ class SDSACore(AttentionCore):
         return pool_tokens_and_channels(x_TBDHW, self.heads) if self.events else x_TBDHW
 
     @staticmethod
-    def operations(config: ModelConfig, block: str, tokens: int) -> Iterator[Operation]:
+    def operations(config: ModelConfig, block: str, tokens: int, width: int) -> Iterator[Operation]:
         """One addition for every spike that k and v share."""
-        N, D = tokens, config.embed_dim
+        N, D = tokens, width
         yield Operation(f"{block}.attn.kv", "product", f"{block}.attn.pairs", N * D, 0, 2 * N * D, D)
 
     @staticmethod

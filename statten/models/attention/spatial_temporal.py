@@ -52,15 +52,15 @@ def _blocks(q_TBhdN: Tensor, kv_TBhdd: Tensor, block_size: int) -> Tensor:
 
 
 class STAttenCore(AttentionCore):
-    """Counts of `statten` through a neuron; in event mode masked by the block's own pooled input spikes.
+    """Counts of `statten` through a neuron; masked by the block's own pooled input spikes where there is a mask.
 
-    The published scale is 1/H of the token grid, or 1/(H^2 b) in event mode. It multiplies the threshold here instead of the
-    counts, so that the neuron compares whole numbers.
+    The scale, which in event mode is divided by b, divides the threshold here instead of multiplying the counts, so that the
+    neuron compares whole numbers.
     """
 
     def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
         super().__init__(config)
-        self.side = config.tokens_per_side
+        self.inverse_scale = config.inverse_scale
         self.threshold, self.alpha = config.attention_threshold, config.surrogate_alpha
         self.lif = neuron(tau=config.tau, backend=backend)
         self.set_block_size(config.block_size)
@@ -70,42 +70,50 @@ class STAttenCore(AttentionCore):
         self.block_size = block_size
 
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
-        """Spikes [T, B, D, H, W]; 0, 1 or 2 in event mode."""
+        """Spikes [T, B, D, H, W]; 0, 1 or 2 where there is a mask."""
         counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size, self.pairs)
-        b, unit = min(self.block_size, len(counts)), self.side
+        b, unit = min(self.block_size, len(counts)), self.inverse_scale
         if self.events:
             tail = len(counts) % b or b
             # The last, shorter block has the scale of its own length: both scales are brought to a common multiple of the
             # lengths, so that the neuron compares whole numbers still.
             common = math.lcm(b, tail)
-            unit = self.side**2 * common
+            unit *= common
             if tail != b:
                 counts = torch.cat([counts[:-tail] * (common // b), counts[-tail:] * (common // tail)])
-        self.lif.v_threshold, self.lif.alpha = self.threshold * unit, self.alpha / unit
+        self.lif.v_threshold, self.lif.alpha = self.threshold * float(unit), self.alpha / float(unit)
         spikes = self.lif(counts).to(q_TBDHW.dtype)
         return spikes if mask_TBDHW is None else spikes * mask_TBDHW + mask_TBDHW
 
     @staticmethod
-    def operations(config: ModelConfig, block: str, tokens: int) -> Iterator[Operation]:
+    def operations(config: ModelConfig, block: str, tokens: int, width: int) -> Iterator[Operation]:
         """K^T V adds where k and v both spike, Q (K^T V) where q spikes."""
-        N, D, d = tokens, config.embed_dim, config.embed_dim // config.num_heads
+        N, D, d = tokens, width, width // config.num_heads
         yield Operation(f"{block}.attn.kv", "product", f"{block}.attn.pairs", N * D * d, 0, 2 * N * D, D * d)
         yield Operation(f"{block}.attn.qkv_product", "product", f"{block}.attn.query", N * D * d, 0, N * D + D * d, N * D)
 
     @staticmethod
     def mixes(config: ModelConfig) -> bool:
-        """In event mode, where the mask is added."""
-        return config.events
+        """Where the mask is added."""
+        return config.masked
 
     @staticmethod
     def levels(config: ModelConfig) -> int:
-        """0, 1 or 2 in event mode."""
-        return 2 if config.events else 1
+        """0, 1 or 2 where the mask is added."""
+        return 2 if config.masked else 1
 
     @staticmethod
     def operators(config: ModelConfig) -> list[str]:
         """Products of signals, and sums over the timesteps of a block."""
         needs = ["the matrix product of two signals (attention's K^T V and Q (K^T V))"]
-        if config.block_size > 1:
+        if config.block_size > 1 and config.attention == "statten":
             needs.append(f"a sum over timesteps (of K^T V over a block of {config.block_size})")
-        return needs + ["the elementwise product of two signals (attention's mask)"] * config.events
+        return needs + ["the elementwise product of two signals (attention's mask)"] * config.masked
+
+
+class SSACore(STAttenCore):
+    """Spiking self-attention (Zhou et al., ICLR 2023): every timestep by itself, STAtten with b = 1."""
+
+    def set_block_size(self, block_size: int) -> None:
+        """Nothing: timesteps do not meet."""
+        self.block_size = 1

@@ -8,8 +8,10 @@ class or its instance here, and knows none by heart. Shapes:
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
+from timm.layers import drop_path
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
@@ -17,10 +19,13 @@ from statten.errors import UserError
 from statten.models.attention.core import AttentionCore
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation
-from statten.neurons import LIF
+from statten.neurons import LIF, PLIF
+from statten.registry import ATTENTION
 
 Values = Callable[[tuple[Any, ...], Tensor], Tensor]
 """What is measured at a module, [T, B, ...], from its inputs and its output."""
+Neuron = Callable[[], LIF]
+"""Makes a layer of neurons of one place of a network."""
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,8 +92,18 @@ class Backbone(nn.Module):
 
     @classmethod
     def dense_operations(cls, config: ModelConfig) -> Iterator[Operation]:
-        """The operations of a network of the same layers and widths that computes with numbers, softmax(Q K^T) V included."""
-        return (operation for operation in cls.operations(config) if operation.kind != "product")
+        """The operations of a network of the same layers and widths that computes with numbers: without products of spikes, but
+        in each block with `attn.qkv` the products Q K^T (scores) and softmax(Q K^T) V (mix) behind it."""
+        for operation in cls.operations(config):
+            if operation.kind not in ("product", "gate"):
+                yield operation
+            if operation.layer.endswith("attn.qkv"):
+                block, values = operation.layer.removesuffix(".qkv"), operation.outputs // 3
+                tokens = values * operation.kernel**2 * values // (operation.flops // 3)
+                for name in ("scores", "mix"):
+                    yield Operation(
+                        f"{block}.{name}", "product", None, tokens * values, 0, 2 * values, config.num_heads * tokens**2
+                    )
 
     @classmethod
     def activations(cls, config: ModelConfig) -> int:
@@ -109,8 +124,8 @@ class Backbone(nn.Module):
         raise UserError(f"published weights: there is no published form of {cls.__name__}")
 
     @classmethod
-    def to_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One of our state_dicts under the published names; raises UserError."""
+    def to_published(cls, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """The state_dict of a config's network under the published names; raises UserError."""
         raise UserError(f"published weights: there is no published form of {cls.__name__}")
 
     # What all share.
@@ -160,3 +175,47 @@ def per_frame(module: nn.Module, x_TBCHW: Tensor) -> Tensor:
 def conv_bn(conv: nn.Conv2d, backend: str) -> nn.Sequential:
     """A convolution and its BatchNorm."""
     return nn.Sequential(conv, BatchNorm2d(conv.out_channels, backend))
+
+
+def neurons_at(config: ModelConfig, place: str, backend: str) -> Neuron:
+    """What makes the neurons of a place (embed, attention, mlp, head)."""
+    kind = PLIF if config.neuron_at(place) == "plif" else LIF  # type: ignore[arg-type]
+    return lambda: kind(config.v_threshold, config.tau, config.surrogate_alpha, backend=backend)
+
+
+def attention_core(config: ModelConfig, backend: str) -> AttentionCore:
+    """The core of a config's attention mode."""
+    kind = PLIF if config.neuron_at("attention") == "plif" else LIF
+    return ATTENTION[config.attention](config, kind, backend)
+
+
+def drop_rates(config: ModelConfig) -> list[float]:
+    """Stochastic depth of each block, rising linearly from 0 to `drop_path`."""
+    return torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+
+
+def dropped(branch_TBDHW: Tensor, rate: float, training: bool) -> Tensor:
+    """A branch with stochastic depth: in training a sample is left out whole, with all its timesteps."""
+    if not (training and rate):
+        return branch_TBDHW
+    return drop_path(branch_TBDHW.transpose(0, 1), rate, training=True).transpose(0, 1)  # timm draws by the first axis
+
+
+def convolved(pair: nn.Module, x_TBCHW: Tensor, timesteps: int) -> Tensor:
+    """Frames through a convolution and its BatchNorm; one frame is computed once, and counts for all T in the statistics."""
+    conv, norm = cast(nn.Sequential, pair)
+    x = conv(x_TBCHW.flatten(0, 1))
+    repeats = timesteps // len(x_TBCHW)
+    x = norm(x, repeats) if isinstance(norm, BatchNorm2d) and repeats > 1 else norm(x)
+    return x.unflatten(0, x_TBCHW.shape[:2])
+
+
+def fired(lif: LIF, pair: nn.Module, x_TBCHW: Tensor, timesteps: int | None = None) -> Tensor:
+    """Frames through a convolution, its BatchNorm and neurons, the latter two in one kernel: spikes [T, B, ...]."""
+    conv, norm = cast(nn.Sequential, pair)
+    return lif(per_frame(conv, x_TBCHW), timesteps, norm)
+
+
+def residual(x: Tensor) -> Tensor:
+    """The start of a residual stream, which is float32 under mixed precision."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -7,24 +7,35 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import torch
-from timm.layers import drop_path
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models.attention.core import AttentionCore, FramePool
-from statten.models.backbones.base import Backbone, Values, conv_bn, init_weights, per_frame, plain_names
+from statten.models.backbones.base import (
+    Backbone,
+    Neuron,
+    Values,
+    attention_core,
+    conv_bn,
+    drop_rates,
+    dropped,
+    fired,
+    init_weights,
+    neurons_at,
+    per_frame,
+    plain_names,
+    residual,
+)
 from statten.models.memory import MaxPool, checkpointed
-from statten.models.operations import Operation, conv3x3
-from statten.neurons import LIF, PLIF
+from statten.models.operations import Operation, classifier, conv, conv3x3
+from statten.neurons import LIF
 from statten.registry import ATTENTION
-
-Neuron = Callable[..., LIF]
 
 
 class PatchEmbed(nn.Module):
@@ -47,10 +58,9 @@ class PatchEmbed(nn.Module):
         """
         x = x_TBCHW
         for stage, lif, pool in zip(self.stages[:3], self.lifs[:3], self.pools[:3], strict=True):
-            conv, norm = cast(nn.Sequential, stage)
-            x = per_frame(pool, lif(per_frame(conv, x), timesteps, norm))
+            x = per_frame(pool, fired(cast(LIF, lif), stage, x, timesteps))
         shortcut = per_frame(self.pools[3], per_frame(self.stages[3], x))
-        return _stream(shortcut) + per_frame(self.rpe, self.lifs[3](shortcut))
+        return residual(shortcut) + per_frame(self.rpe, self.lifs[3](shortcut))
 
 
 class Attention(nn.Module):
@@ -59,11 +69,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
         super().__init__()
         D = config.embed_dim
-        kind = PLIF if config.neuron_at("attention") == "plif" else LIF
         self.lif, self.q_lif, self.k_lif, self.v_lif = (neuron() for _ in range(4))
         self.qkv = conv_bn(nn.Conv2d(D, 3 * D, 1, bias=False), backend)
-        self.pool = FramePool() if config.events else None
-        self.core = ATTENTION[config.attention](config, kind, backend)
+        self.pool = FramePool() if config.masked else None
+        self.core = attention_core(config, backend)
         self.proj = conv_bn(nn.Conv2d(D, D, 1), backend)
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
@@ -79,9 +88,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two 1 x 1 convolutions, each behind a neuron."""
 
-    def __init__(self, config: ModelConfig, neuron: Neuron, backend: str):
+    def __init__(self, width: int, mlp_ratio: float, neuron: Neuron, backend: str):
         super().__init__()
-        D, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        D, hidden = width, int(width * mlp_ratio)
         self.lif1, self.lif2 = neuron(), neuron()
         self.fc1 = conv_bn(nn.Conv2d(D, hidden, 1), backend)
         self.fc2 = conv_bn(nn.Conv2d(hidden, D, 1), backend)
@@ -93,35 +102,28 @@ class MLP(nn.Module):
         if self.inner_shortcut:
             hidden = per_frame(self.fc1, spikes)
             return hidden + per_frame(self.fc2, self.lif2(x_TBDHW + hidden))
-        conv, norm = self.fc1
-        return per_frame(self.fc2, self.lif2(per_frame(conv, spikes), norm=norm))
+        return per_frame(self.fc2, fired(self.lif2, self.fc1, spikes))
 
 
 class Block(nn.Module):
     """Attention and MLP around the residual stream, with stochastic depth on both."""
 
-    def __init__(self, config: ModelConfig, make_neuron: Callable[[str], Neuron], backend: str, drop_rate: float):
+    def __init__(self, config: ModelConfig, backend: str, drop_rate: float):
         super().__init__()
-        self.attn = Attention(config, make_neuron("attention"), backend)
-        self.mlp = MLP(config, make_neuron("mlp"), backend)
+        self.attn = Attention(config, neurons_at(config, "attention", backend), backend)
+        self.mlp = MLP(config.embed_dim, config.mlp_ratio, neurons_at(config, "mlp", backend), backend)
         self.drop_rate = drop_rate
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream [T, B, D, H, W] to the same."""
-        x = x_TBDHW + self._drop(self.attn(x_TBDHW))
-        return x + self._drop(self.mlp(x))
+        x = x_TBDHW + dropped(self.attn(x_TBDHW), self.drop_rate, self.training)
+        return x + dropped(self.mlp(x), self.drop_rate, self.training)
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The neurons of this block by name, in the order of the forward pass."""
         attn, mlp = self.attn, self.mlp
         layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
         return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, "mlp.fc1": mlp.lif1, "mlp.fc2": mlp.lif2}
-
-    def _drop(self, branch_TBDHW: Tensor) -> Tensor:
-        if not (self.training and self.drop_rate):
-            return branch_TBDHW
-        # timm draws once per entry of the first axis; that must be a sample with all its timesteps.
-        return drop_path(branch_TBDHW.transpose(0, 1), self.drop_rate, training=True).transpose(0, 1)
 
 
 class STAttenTransformer(Backbone):
@@ -148,15 +150,9 @@ class STAttenTransformer(Backbone):
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
-
-        def make_neuron(place: str) -> Neuron:
-            kind = PLIF if config.neuron_at(place) == "plif" else LIF  # type: ignore[arg-type]
-            return lambda: kind(config.v_threshold, config.tau, config.surrogate_alpha, backend=backend)
-
-        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        self.embed = PatchEmbed(config, make_neuron("embed"), backend)
-        self.blocks = nn.ModuleList(Block(config, make_neuron, backend, rate) for rate in rates)
-        self.head_lif = make_neuron("head")()
+        self.embed = PatchEmbed(config, neurons_at(config, "embed", backend), backend)
+        self.blocks = nn.ModuleList(Block(config, backend, rate) for rate in drop_rates(config))
+        self.head_lif = neurons_at(config, "head", backend)()
         self.head = nn.Linear(config.embed_dim, config.num_classes)
         self.apply(init_weights)
 
@@ -190,7 +186,7 @@ class STAttenTransformer(Backbone):
                     self.embed.pools[i], lambda _, output: output.unflatten(0, (self.timesteps, -1)),
                 )  # fmt: skip
         for prefix, core in self.attention_cores().items():
-            if c.events:
+            if c.masked:
                 points[f"{prefix}.query"] = (core, lambda inputs, _: inputs[0])
             if core.mixes(c):
                 points[f"{prefix}.mixed"] = (core, lambda _, output: output)
@@ -207,28 +203,14 @@ class STAttenTransformer(Backbone):
             yield conv3x3(f"embed.conv{i}", point, inner, outer, side)
             side = (side + 1) // 2 if c.pooling[i] == "1" else side
         yield conv3x3("embed.rpe", "embed.3", D, D, side)
-        N = side * side
         for i in range(c.depth):
             block = f"blocks.{i}"
-            yield Operation(f"{block}.attn.qkv", "conv1x1", f"{block}.attn.in", 3 * N * D * D, 3 * D * D, N * D, 3 * N * D)
-            yield from core.operations(c, block, N)
-            yield Operation(
-                f"{block}.attn.proj", "conv1x1", f"{block}.attn.mixed", N * D * D, D * D, N * D, N * D, levels=core.levels(c)
-            )
-            yield Operation(f"{block}.mlp.fc1", "conv1x1", f"{block}.mlp.fc1", N * D * hidden, D * hidden, N * D, N * hidden)
-            yield Operation(f"{block}.mlp.fc2", "conv1x1", f"{block}.mlp.fc2", N * hidden * D, D * hidden, N * hidden, N * D)
-        yield Operation("head", "linear", "head", D * c.num_classes, D * c.num_classes, D, c.num_classes)
-
-    @classmethod
-    def dense_operations(cls, config: ModelConfig) -> Iterator[Operation]:
-        """As `Backbone.dense_operations`, with Q K^T (scores) and the product with V (mix) in each block."""
-        N, D = config.tokens_per_side**2, config.embed_dim
-        for operation in super().dense_operations(config):
-            yield operation
-            if operation.layer.endswith(".qkv"):
-                block = operation.layer.removesuffix(".qkv")
-                for name in ("scores", "mix"):
-                    yield Operation(f"{block}.{name}", "product", None, N * N * D, 0, 2 * N * D, config.num_heads * N * N)
+            yield conv(f"{block}.attn.qkv", f"{block}.attn.in", D, 3 * D, side)
+            yield from core.operations(c, block, side**2, D)
+            yield conv(f"{block}.attn.proj", f"{block}.attn.mixed", D, D, side, levels=core.levels(c))
+            yield conv(f"{block}.mlp.fc1", f"{block}.mlp.fc1", D, hidden, side)
+            yield conv(f"{block}.mlp.fc2", f"{block}.mlp.fc2", hidden, D, side)
+        yield classifier(D, c.num_classes, "head")
 
     @classmethod
     def activations(cls, config: ModelConfig) -> int:
@@ -239,7 +221,7 @@ class STAttenTransformer(Backbone):
     def operators(cls, config: ModelConfig) -> list[str]:
         """Attention's, and max-pooling."""
         pools = [f"embed.pools.{i}" for i, digit in enumerate(config.pooling) if digit == "1"]
-        pools += ["attn.pool"] * config.events
+        pools += ["attn.pool"] * config.masked
         return ATTENTION[config.attention].operators(config) + [f"max_pool2d ({', '.join(pools)})"] * bool(pools)
 
     @classmethod
@@ -276,8 +258,8 @@ class STAttenTransformer(Backbone):
         return ours
 
     @classmethod
-    def to_published(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One of our state_dicts under the published names; the unused `talking_heads` weights are not made up."""
+    def to_published(cls, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """As `Backbone.to_published`; the unused `talking_heads` weights are not made up."""
         depth = _depth(state, "blocks")
         names, theirs = {ours: published for published, ours in _modules(depth).items()}, {}
         for name, value in state.items():
@@ -296,11 +278,6 @@ class STAttenTransformer(Backbone):
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
-
-
-def _stream(x: Tensor) -> Tensor:
-    """The residual stream is float32 under mixed precision."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # The published names are on the left; its q, k and v are one convolution here.

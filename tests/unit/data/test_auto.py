@@ -1,6 +1,7 @@
 """What a config leaves to the folder of its dataset is found there before the run, and written down as plain values."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from statten.data.check import check
 from statten.data.events import regrouped
 from statten.errors import UserError
 from statten.jobs.submit import from_command
+from statten.registry import BACKBONES
 from statten.training.preflight import preflight
 
 
@@ -67,6 +69,15 @@ def test_what_the_user_says_stays(tmp_path):
     later = with_overrides(config, {"train.epochs": 3})
     assert later.auto == config.auto, "an override elsewhere leaves auto"
     assert load_config(_file(tmp_path, dump_config(config))) == config
+
+
+def test_what_the_backbone_lacks_stays_at_its_default(tmp_path, monkeypatch):
+    root = write_gratings(tmp_path / "photos", images=30, side=64)
+    config = load_config("image_folder", {"data.root": str(root), "model.backbone": "spikformer"})
+    assert resolved(config).model.pooling == "0111"
+    without = replace(BACKBONES.line("spikformer"), fields=("attention_scale",))
+    monkeypatch.setitem(BACKBONES.lines, "spikformer", without)
+    assert resolved(config).model.pooling == "0011"
 
 
 def _file(folder, text):

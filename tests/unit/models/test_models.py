@@ -10,6 +10,7 @@ import torch
 import statten
 from statten.config import ModelConfig
 from statten.models import build_model
+from statten.models.backbones.base import dropped
 from statten.neurons import LIF
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "depth": 2, "image_size": 8, "pooling": "0001", "in_channels": 2}
@@ -84,12 +85,12 @@ def test_equal_widths_in_the_mlp_add_its_inner_shortcut():
 
 
 def test_stochastic_depth_drops_whole_samples():
-    block = model(drop_path=0.5).train().blocks[1]
+    assert [block.drop_rate for block in model(drop_path=0.5).blocks] == [0, 0.5]
     branch = torch.ones(4, 64, 16, 4, 4)
-    kept = block._drop(branch).flatten(2).mean(-1)
+    kept = dropped(branch, 0.5, training=True).flatten(2).mean(-1)
     assert torch.equal(kept, kept[:1].expand(4, -1)), "all timesteps of a sample share their fate"
     assert set(kept[0].tolist()) == {0.0, 2.0}
-    assert torch.equal(block.eval()._drop(branch), branch)
+    assert torch.equal(dropped(branch, 0.5, training=False), branch)
 
 
 def test_mixed_precision_keeps_the_stream_and_the_statistics_in_float32():

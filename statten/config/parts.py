@@ -1,0 +1,43 @@
+"""What every part of the config is made of: its base class, and numbers and paths as users write them."""
+
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from statten.errors import user_path
+
+
+def _no_bool(value: Any) -> Any:
+    # YAML's `true` must not pass as the number 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _fits(value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("must fit into 64 bits")
+    return value
+
+
+def _at_home(value: str) -> str:
+    # A path as the user writes it, or that of an SQLite file behind its scheme; other URLs have no home folder.
+    scheme, slashes, path = value.rpartition(":///")
+    if "://" in value and not scheme.startswith("sqlite"):
+        return value
+    user_path(path)
+    return scheme + slashes + os.path.expanduser(path)
+
+
+Place = Annotated[str, AfterValidator(_at_home)]
+Int = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_fits)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Part(BaseModel):
+    """Common behaviour of all parts: unknown keys are errors, values are immutable, field docstrings are the help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
