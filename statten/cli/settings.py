@@ -1,4 +1,4 @@
-"""The commands that show what can be set, and what a recipe sets: recipes, config, fields."""
+"""The commands that show what can be set, and what a recipe sets: recipes, config, fields, model."""
 
 import dataclasses
 from typing import Annotated
@@ -19,9 +19,19 @@ from statten.cli.options import (
     load,
     print_json,
 )
-from statten.config import config_tree, load_config, recipe_file, recipe_names, with_short_forms
+from statten.config import Config, config_tree, get_field, load_config, recipe_file, recipe_names, with_short_forms
 from statten.config.describe import describe_fields, settings
+from statten.display.terminal import numeral, wrapped
 from statten.errors import UserError, in_yaml, nearest
+
+
+def in_force(config: Config) -> Config:
+    """The config with what its dataset's folder says, where one is named."""
+    if config.auto and config.data.root is not None:
+        from statten.data import resolved
+
+        return resolved(config)
+    return config
 
 
 @app.command()
@@ -63,11 +73,7 @@ def show_config(
     """Show every field of a config that is in force, and what set it."""
     begin(as_json, None)
     short = {"data": data, "epochs": epochs, "batch_size": batch_size, "lr": lr, "workers": workers}
-    config = load(recipe, overrides, **short)
-    if config.auto and config.data.root is not None:
-        from statten.data import resolved
-
-        config = resolved(config)
+    config = in_force(load(recipe, overrides, **short))
     rows = settings(recipe, with_short_forms(overrides, short), config)
     if changed:
         rows = [row for row in rows if row.differs]
@@ -83,6 +89,45 @@ def show_config(
 
 
 @app.command()
+def model(
+    recipe: Recipe,
+    overrides: Set = [],  # noqa: B006
+    data: Root = None,
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Firing rate of every neuron, for SOPs and energy.")] = 0.2,
+    as_json: Json = False,
+) -> None:
+    """Show a config's network without data: layers, parameters, operations, energy, memory."""
+    begin(as_json, None)
+    config = in_force(load(recipe, overrides, data=data))
+    from statten.display import console, table
+    from statten.training.footprint import footprint
+
+    found = footprint(config, rate)
+    if as_json:
+        return print_json(found)
+    cells = [
+        [row["layer"], " x ".join(map(str, row["reads"])), f"{row['parameters']:,}",
+         numeral(row['flops'] / 1e6), numeral(row['operations'] / 1e6), row["unit"]]
+        for row in found["layers"]
+    ]  # fmt: skip
+    console.print(table("", ["layer", "reads", "weights", "M FLOPs", "M ops", ""], cells, right=(2, 3, 4)))
+    lines = {
+        "parameters": f"{found['parameters'] / 1e6:.3f} M",
+        "FLOPs": f"{found['flops'] / 1e6:,.1f} M multiply-accumulates a timestep, if all inputs were dense",
+        "operations": f"{found['macs'] / 1e6:,.3f} M MACs, {found['sops'] / 1e6:,.3f} M SOPs a sample (T={found['timesteps']})",
+        "energy": f"{numeral(found['energy_uj'])} uJ a sample at firing rate {rate:g}; "
+                  f"non-spiking {numeral(found['non_spiking_uj'])} uJ",
+        "memory": f"about {found['memory_bytes'] / 2**20:,.0f} MiB to train with batches of {found['batch_size']}",
+    }  # fmt: skip
+    console.print()
+    for name, line in lines.items():
+        console.print(f"{name:<11} {line}")
+    if guessed := [f"{path} {in_yaml(get_field(config, path))}" for path in found["auto"] if path.startswith("model.")]:
+        console.print(wrapped(f"auto, counted as: {', '.join(guessed)}; --data DIR reads the folder"), markup=False)
+    return None
+
+
+@app.command()
 def fields(
     pattern: Annotated[
         str, typer.Argument(metavar="PATTERN", help="A field, a part of its name or what others call it; or like *.lr*.")
@@ -95,7 +140,6 @@ def fields(
     if as_json:
         return print_json([dataclasses.asdict(one) for one in found])
     from statten.display import console
-    from statten.display.terminal import wrapped
 
     for one in found:
         console.print(f"[bold]{one.field}[/]")

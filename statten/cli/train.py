@@ -254,15 +254,17 @@ def _promote_front(
 
 
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
+    from statten.config import config_tree
+    from statten.data import lacks_data
     from statten.display import console
     from statten.search.plan import dry_run
 
     rehearsal = dry_run(config, space)
-    plan, planned = rehearsal.trial, rehearsal.sweep
+    plan, planned, missing = rehearsal.trial, rehearsal.sweep, lacks_data(config)
     if as_json:
-        return print_json({**rehearsal.document(), "config": rehearsal.config.model_dump(mode="json")})
+        return print_json({**rehearsal.document(), "config": config_tree(rehearsal.config, "json"), "lacks_data": missing})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
-    console.print(f"steps per epoch  {plan.steps_per_epoch}")
+    console.print(f"steps per epoch  {'unknown without data' if missing else plan.steps_per_epoch}")
     workers = f"{plan.min_workers} to {plan.world_size}" if plan.min_workers < plan.world_size else plan.world_size
     console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
@@ -275,4 +277,9 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"on {share}")
     if config.data.workers:
         console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
+    if missing:
+        console.print(f"still missing    data.root, the folder of {config.data.name}: --data DIR")
+    if rehearsal.config.auto:
+        console.print(f"by the folder    {', '.join(rehearsal.config.auto)};")
+        console.print("                 until then they count with their defaults")
     return console.print("Nothing was started.")

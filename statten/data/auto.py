@@ -45,6 +45,11 @@ def resolved(config: Config) -> Config:
     return with_overrides(config, found(config)) if config.auto else config
 
 
+def lacks_data(config: Config) -> bool:
+    """Whether a config does not say yet where its dataset is."""
+    return config.data.root is None and not DATASETS[config.data.name].bundled
+
+
 def found(config: Config) -> dict[str, Any]:
     """A value for every field of a config that says auto, by dotted path; raises UserError."""
     name, dataset = config.data.name, DATASETS[config.data.name]

@@ -8,7 +8,7 @@ import torch
 
 from statten.cluster import nodes
 from statten.config import Config, constraint, with_overrides
-from statten.data import make_loaders, resolved
+from statten.data import lacks_data, make_loaders, resolved
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
 from statten.registry import BACKBONES
@@ -149,7 +149,7 @@ class Rehearsal:
     """What a run or a sweep would be: what `--dry-run` shows."""
 
     config: Config
-    """With no field at auto."""
+    """With no field at auto, unless there is no data yet."""
     trial: Preflight
     """The run, or one trial of the sweep."""
     placement: list[nodes.Share]
@@ -173,10 +173,12 @@ def dry_run(config: Config, space: Space | None = None) -> Rehearsal:
     Raises:
         UserError: with every problem.
     """
-    config, scale = resolved(config), config.scale
+    scale = config.scale
+    if has_data := not lacks_data(config):
+        config = resolved(config)
     machines = nodes.survey(scale.address)
     if space is None:
-        plan = preflight(config, nodes.capacity(machines))
+        plan = preflight(config, nodes.capacity(machines), has_data)
         return Rehearsal(config, plan, nodes.place(machines, 1, plan, scale))
     sweep = plan_sweep(config, space, nodes.capacity(machines))
     with nodes.joined(scale.address):

@@ -35,6 +35,8 @@ CASES = [
     ("train {runs}/flat.yaml", "flat.yaml: lr: no such part; did you mean train.lr?"),
     ("tune digits --space {runs}/flat.yaml", "flat.yaml: lr: no such field; did you mean train.lr?"),
     ("recipes digitz", "no recipe is called 'digitz'; did you mean digits?"),
+    ("model digits --rate 2", "Invalid value for '--rate'"),
+    ("model image_folder --data {runs}/none", "data.root: no such folder"),
     ("fields zzzzz", "'zzzzz': no field is called so, and none speaks of it; list them with: statten fields"),
     ("config digits --lr 1 --set train.lr=2", "--lr: is train.lr, but got (--lr 1.0, --set train.lr=2)"),
     # short forms, and what a folder says
@@ -208,7 +210,7 @@ def storage(tmp_path_factory):
 def test_one_sentence_and_exit_code_2(arguments, sentence, storage, typed):
     before = sorted(storage.rglob("*"))
     arguments = arguments.replace("{runs}", str(storage)).split()
-    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data", "recipes", "fields", "config"):
+    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data", "recipes", "fields", "config", "model"):
         arguments += ["--storage", str(storage)]
     code, out, err = typed(*arguments)
     assert code == 2, (out, err)
