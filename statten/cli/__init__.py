@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         with stoppable():
-            code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+            words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+            code = app(words, prog_name="statten", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(error.problems, 2)

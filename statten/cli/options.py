@@ -2,14 +2,16 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+import statten
 from statten.cli.stopping import Stopped
-from statten.config import Config, load_config, with_short_forms
+from statten.config import Config, field_paths, load_config, recipe_names, with_short_forms
 from statten.errors import UserError, user_path
 from statten.jobs.file import SUBMITTED, check_submitted_storage
 from statten.registry import DATASETS
@@ -17,9 +19,34 @@ from statten.storage.mirror import check_store, refresh
 from statten.storage.run import check_name, default_storage, free_name
 from statten.storage.store import working_copy
 
+GROUPS = {
+    "Train and search": ("train", "tune", "promote", "resume", "extend", "run", "demo"),
+    "Settings": ("recipes", "config", "fields", "model"),
+    "What is there": ("runs", "show", "best", "report"),
+    "Measure and use": ("evaluate", "predict", "anytime", "grid", "compare", "export", "energy"),
+    "Data and machine": ("data", "doctor", "bench"),
+    "Clusters": ("submit", "jobs", "status", "logs", "stop", "wait"),
+}
+"""Commands as --help shows them; one that is in no group comes last."""
+
 
 class Commands(TyperGroup):
-    """All commands; one that a signal stops says how to go on, where typer would end without a word."""
+    """All commands, in groups; one that a signal stops says how to go on, where typer would end without a word."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command's first sentences, whole: typer's own list cuts them off."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        others = {"Others": tuple(name for name in self.commands if name not in grouped)}
+        width = max(map(len, self.commands))
+        for title, names in {**GROUPS, **others}.items():
+            rows = [
+                (name.ljust(width), " ".join((self.commands[name].help or "").partition("\n\n")[0].split()))
+                for name in names
+                if name in self.commands
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, context: Any) -> Any:
         try:
@@ -32,16 +59,57 @@ app = typer.Typer(
     name="statten",
     cls=Commands,
     help="Train spiking vision transformers with spatial-temporal attention, and search their architecture on Ray.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
-Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
-Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"statten {statten.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+def _beginning(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """A shell's completion: those of some words that begin so."""
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
+
+
+def _stored() -> list[str]:
+    folder = default_storage()
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.", autocompletion=_beginning(recipe_names)),
+]
+Target = Annotated[
+    str, typer.Argument(help="Name of a run or sweep in the storage, or a path.", autocompletion=_beginning(_stored))
+]
+Evaluated = Annotated[
+    str,
+    typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.", autocompletion=_beginning(_stored)),
+]
 OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.",
+        autocompletion=_beginning(lambda: [f"{path}=" for path in field_paths()]),
+    ),
+]  # fmt: skip
 Root = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset: data.root.")]
 Epochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs: train.epochs.")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Samples per step: train.batch_size.")]
