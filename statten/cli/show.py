@@ -42,7 +42,7 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
     """List the runs and sweeps of the storage."""
     folder = begin(as_json, storage)
     refresh(folder)
-    from statten.display import console, table
+    from statten.display import console, state_word, table
     from statten.report.overview import overview
 
     rows = overview(folder)
@@ -50,7 +50,10 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
         return print_json(rows)
     if not rows:
         return console.print(f"{folder} holds no runs yet; start with: statten train digits")
-    cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"][:16].replace("T", " ")] for r in rows]
+    cells = [
+        [r["name"], r["kind"], state_word(r["state"]), r["progress"], r["best"], r["created"][:16].replace("T", " ")]
+        for r in rows
+    ]
     console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
     for problem in (row["problem"] for row in rows if "problem" in row):
         console.print(f"damaged: {problem}", markup=False)

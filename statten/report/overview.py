@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from statten.display import console, duration, numeral, table
+from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError, in_shell
 from statten.report.trials import STATES, SweepTrials, common_reason
 from statten.search.repeats import sentence
@@ -119,7 +119,7 @@ def details_table(document: dict[str, Any], most: int | None = None) -> Table:
     ]  # fmt: skip
     columns = ["epoch", "train loss", "val loss", "val top-1", "val top-5", "lr", "samples/s", "time"]
     reason = f" ({document['reason']})" if document["reason"] else ""
-    return table(f"run {document['name']}: {document['state']}{reason}", columns, cells, right=range(8))
+    return table(f"run {document['name']}: {state_word(document['state'])}{reason}", columns, cells, right=range(8))
 
 
 def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
@@ -163,7 +163,7 @@ def watch(path: Path, seconds: float = 1.0) -> None:
 def sweep_summary(sweep: Sweep, began: float) -> None:
     """The end of a sweep: what was found, where it lies, what to type next."""
     found = counts(sweep)
-    states = ", ".join(f"{number} {state}" for state, number in sorted(found.items()))
+    states = ", ".join(f"{number} {state_word(state)}" for state, number in sorted(found.items()))
     console.print(f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}")
     if common := common_reason((trial.state.name.lower(), trial.user_attrs.get("reason")) for trial, _ in sweep.rows()):
         console.print(f"  most stops  {escape(common)}")

@@ -224,7 +224,7 @@ def test_plots_show_the_study_under_short_names(sweep):
 
     timeline = figures.timeline(trials)
     assert {trace.name: list(trace.y) for trace in timeline.data} == {
-        "complete": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
+        "finished": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
     }  # fmt: skip
     curves = {trace.name: list(trace.y) for trace in figures.curves(trials).data}
     assert curves["trial 4"] == [75.0, 85.0, 95.0] and curves["stopped early"] == [30.0] and curves["failed"] == [20.0]
