@@ -63,17 +63,23 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 @app.command()
 def show(
     target: Target,
-    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Draw it anew every second, until it has ended; wait for it to begin.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Show a run's epochs or a sweep's trials."""
-    path = locate(target, begin(as_json, storage))
+    folder = begin(as_json, storage)
     from statten.display import console
-    from statten.report.overview import details, details_table, watch
+    from statten.report.overview import awaited, details, details_table, watch
 
     if watching:
+        user_path(target)  # what no file system can hold is not waited for
+        path = awaited(lambda: locate(target, folder))
         watch(path)
+    else:
+        path = locate(target, folder)
     document = details(path)
     return print_json(document) if as_json else console.print(details_table(document))
 

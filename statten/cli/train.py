@@ -119,6 +119,9 @@ def tune(
 def extend(
     target: Target,
     trials: Annotated[int, typer.Option(min=1, help="How many more trials.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Other rules of stopping and budgets from now on.")
+    ] = [],  # noqa: B006
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -126,7 +129,7 @@ def extend(
     path, began = locate(target, begin(as_json, storage)), time.monotonic()
     from statten.search import Sweep, extend_sweep
 
-    return finish_sweep(extend_sweep(Sweep.open(path), trials), began, as_json)
+    return finish_sweep(extend_sweep(Sweep.open(path), trials, overrides), began, as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,30 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
             column.no_wrap, column.overflow = True, "ellipsis"
         made.expand, made.columns[-1].ratio = True, 1  # reasons take what the others leave
     return made
+
+
+def awaited(find: Callable[[], Path], seconds: float = 1.0) -> Path:
+    """The folder that `find` finds, as soon as there is one that a process writes.
+
+    Args:
+        find: raises UserError while there is none.
+        seconds: between looks; what is there and is not written for ten of them is over already.
+    """
+    told = False
+    while True:
+        try:
+            path = find()
+            break
+        except UserError as error:
+            if not told:
+                console.print(f"{str(error).partition(';')[0]}; waiting for it", markup=False)
+            told = True
+            time.sleep(seconds)
+    for _ in range(10 if told else 0):  # it was made this moment, and its writer is about to begin
+        if written(path):
+            break
+        time.sleep(seconds)
+    return path
 
 
 def watch(path: Path, seconds: float = 1.0) -> None:

@@ -156,6 +156,8 @@ CASES = [
     ("tune digits", "Missing option '--space'"),
     ("train digits --frobnicate", "No such option: --frobnicate"),
     ("frobnicate", "No such command 'frobnicate'"),
+    ("extend swept --trials 1 --set train.lr=0.1", "--set train.lr: must stay as it is, for further trials are compared"),
+    ("extend swept --trials 1 --set search.max_hour=2", "search.max_hour: no such field; did you mean search.max_hours?"),
     ("extend swept --trials 0", "Invalid value for '--trials'"),
     # files, paths and URLs that nothing can read
     ("train {runs}/template.yaml", "template.yaml: not valid YAML: a key must be text, but got a mapping; a template's"),
