@@ -1,0 +1,46 @@
+"""The smallest config of each backbone, by the layout of its line: a new backbone is tested by existing."""
+
+import torch
+
+from statten.config import ModelConfig
+from statten.models import BACKBONES, Backbone, build_model
+
+BY_LAYOUT = {
+    "columns": {"image_size": 8, "pooling": "0001", "embed_dim": 32, "depth": 2, "mlp_ratio": 2},
+    "pyramid": {"image_size": 16, "embed_dim": 64, "depth": 4, "mlp_ratio": 2},
+    "meta": {"image_size": 32, "embed_dim": 32, "depth": 4, "mlp_ratio": 2},
+}
+NAMES = list(BACKBONES)
+
+
+def tiny(backbone: str, **fields) -> ModelConfig:
+    """A config of a backbone with 4 heads, 2 channels and 5 classes."""
+    layout = BY_LAYOUT[BACKBONES.line(backbone).layout]
+    return ModelConfig(
+        **{
+            "backbone": backbone,
+            "num_heads": 4,
+            "in_channels": 2,
+            "num_classes": 5,
+            "attention_threshold": 0.05,
+            **layout,
+            **fields,
+        }
+    )
+
+
+def samples(config: ModelConfig, batch: int = 4, seed: int = 0) -> torch.Tensor:
+    """Random numbers in the shape of a config's images or clips, in the spread of normalised pixels."""
+    clip = (config.timesteps,) if config.events else ()
+    shape = (batch, *clip, config.in_channels, config.image_size, config.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def alive(config: ModelConfig, backend: str = "torch") -> Backbone:
+    """A network whose BatchNorms have seen three batches, so that its neurons fire, in evaluation mode."""
+    torch.manual_seed(0)
+    model = build_model(config, backend).train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(samples(config, seed=seed))
+    return model.eval()
