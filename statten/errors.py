@@ -97,9 +97,13 @@ _RULES = {
 
 def shown(value: Any) -> str:
     """A value as a sentence shows it: in YAML, at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else yaml.safe_dump(_first(value, [60]), default_flow_style=True, width=1000)
-    text = text.removesuffix("\n").removesuffix("...").strip()
+    text = repr(value) if isinstance(value, str) else in_yaml(_first(value, [60]))
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def in_yaml(value: Any) -> str:
+    """A value on one line, as a file or `--set` has it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("...").strip()
 
 
 def _first(value: Any, left: list[int]) -> Any:

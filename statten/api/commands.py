@@ -9,6 +9,7 @@ from typing import Any
 
 from statten.cluster import trainer
 from statten.config import Config, load_config
+from statten.data import resolved
 from statten.errors import user_path
 from statten.evaluation import evaluator
 from statten.metrics.energy import Conventions
@@ -83,7 +84,7 @@ def tune(
         >>> sweep.best()["trial"] in (0, 1)
         True
     """
-    loaded = _config(config, overrides)
+    loaded = resolved(_config(config, overrides))  # once, for all trials
     if trials is not None:
         loaded = loaded.replace({"search.trials": trials})
     known = None if source is None else Sweep.open(_found(source, storage))

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from statten.cli.jobs import jobs_app
-from statten.cli.options import Data, Json, Root, Threads, app, begin, print_json
+from statten.cli.options import Data, DataFolder, Json, Threads, app, begin, print_json
 from statten.display.terminal import console, table
 from statten.errors import UserError, in_shell, nearest, user_path
 
@@ -19,7 +19,7 @@ app.add_typer(jobs_app)
 @data_app.command("check")
 def check_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     timesteps: Annotated[int | None, typer.Option(min=1, help="T of the clips; default: what is there.")] = None,
     workers: Threads = None,
     as_json: Json = False,
@@ -48,7 +48,7 @@ def check_dataset(
 @data_app.command("prepare")
 def prepare_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     timesteps: Annotated[list[int], typer.Option(min=1, help="T of the clips to make; may be given several times.")] = [],  # noqa: B006
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out raw files that cannot be read.")] = False,
     workers: Threads = None,
@@ -71,7 +71,7 @@ def prepare_dataset(
 @data_app.command("shard")
 def shard_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -21,13 +21,13 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
     Raises:
         UserError: the folder holds something else; the sentence names the fields that differ.
     """
-    from statten.data import absolute_root
+    from statten.data import resolved
     from statten.search.sweep import Sweep
 
     if not path.exists():
         return False
     folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
-    there, asked = folder.config, absolute_root(config)
+    there, asked = folder.config, resolved(config)
     if space is not None:
         from statten.search.samplers import trials_of
         from statten.search.study import with_absolute_database

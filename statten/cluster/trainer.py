@@ -9,7 +9,7 @@ from typing import Any
 from statten.cluster.nodes import Node, alive_nodes, capacity, check_shared, place
 from statten.cluster.session import ray_cluster
 from statten.config import Config, ScaleConfig
-from statten.data import absolute_root, check_split, split_document
+from statten.data import check_split, resolved, split_document
 from statten.display import console
 from statten.display.run import following
 from statten.errors import Failed, UserError, in_shell
@@ -42,7 +42,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
-    config = absolute_root(config)
+    config = resolved(config)
     with ray_cluster(config.scale.address):
         machines = check_nodes(config, path)
         plan = preflight(config, capacity(machines))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import Config, with_overrides
+from statten.config import Config
 from statten.data.dataset import Source
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, identity, split
@@ -26,12 +26,6 @@ log = logging.getLogger("statten")
 def open_source(config: Config) -> Source:
     """Open the config's dataset; raises UserError where `data.root` does not hold it."""
     return DATASETS[config.data.name].open(config)
-
-
-def absolute_root(config: Config) -> Config:
-    """The config with `data.root` as an absolute path, for workers run in folders of their own."""
-    root = config.data.root
-    return config if root is None else with_overrides(config, {"data.root": str(Path(root).absolute())})
 
 
 def split_indices(config: Config) -> dict[str, np.ndarray]:
@@ -75,7 +69,7 @@ def _split(config: Config, source: Source) -> dict[str, np.ndarray]:
 def check_data(config: Config) -> None:
     """Raise UserError, with a sentence for each, where model or training do not fit the dataset."""
     name, model, dataset = config.data.name, config.model, DATASETS[config.data.name]
-    problems = []
+    problems = [f"{path}: says auto; `statten.data.resolved(config)` reads it from data.root" for path in config.auto]
     if config.data.download:
         from statten.data.prepare import fetch
 

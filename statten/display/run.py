@@ -49,7 +49,7 @@ def _follow(run: Run, done: threading.Event) -> None:
                 refreshed = time.monotonic()
             rows = run.metrics()
             for row in rows[shown:]:
-                console.print(epoch_line(row, epochs))
+                console.print(epoch_line(row, epochs, console.width if console.is_terminal else None))
             if len(rows) > shown:
                 shown = len(rows)
             log_at = _print_log(run.path / "train.log", log_at)
@@ -81,15 +81,18 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """One finished epoch in a line."""
+def epoch_line(row: dict[str, float], epochs: int, width: int | None = None) -> str:
+    """One finished epoch in a line; where it would be longer than `width`, in a shorter form without the learning rate."""
     row = defaultdict(lambda: math.nan, row)  # an older version had fewer metrics
     left = (epochs - row["epoch"]) * row["seconds"] if row["seconds"] > 0 else 0.0
-    return (
-        f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  loss {row['train/loss']:.3f}  "
-        f"val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  "
-        f"{row['samples_per_second']:,.0f} samples/s" + (f"  {duration(left)} left" if left else "")
+    begin = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  loss {row['train/loss']:.3f}  "
+    rate, end = f"{row['samples_per_second']:,.0f}", f"  {duration(left)} left" if left else ""
+    line = (
+        f"{begin}val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  {rate} samples/s{end}"
     )
+    if width is None or len(line) <= width:
+        return line
+    return f"{begin}val {row['val/loss']:.3f}  top-1 {row['val/top1']:6.2f} %  {rate}/s{end}"
 
 
 def run_summary(run: Run, began: float) -> None:

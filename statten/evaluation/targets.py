@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from statten.config import Config, load_config, parse_overrides, with_overrides
-from statten.data import absolute_root, check_split, open_source
+from statten.data import check_split, open_source, resolved
 from statten.errors import UserError
 from statten.files import sha256
 from statten.models import Backbone, build_model
@@ -210,7 +210,7 @@ def _changed(config: Config, changed: dict[str, Any], large: bool) -> Config:
     name = changed.get("data.name", config.data.name)
     if large and name not in ("imagenet", "image_folder"):
         raise UserError(f"--large: is for imagenet and image_folder, but the data are {name}; leave it out")
-    return absolute_root(with_overrides(config, changed))
+    return resolved(with_overrides(config, changed))
 
 
 def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:

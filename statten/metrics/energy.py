@@ -79,6 +79,29 @@ def ledger(
     }
 
 
+def ledger_at(config: ModelConfig, rate: float, conventions: Conventions | None = None) -> dict[str, Any]:
+    """The ledger of a network whose neurons all fire at a rate and independently of each other; needs no data.
+
+    Args:
+        config: the network.
+        rate: spikes per neuron and timestep; k and v then spike together at its square.
+        conventions: what is counted how.
+    """
+    T, counts = config.timesteps, {}
+    for op in operations(config):
+        if op.point is not None:
+            together = rate**2 if op.point.endswith(".pairs") else rate
+            counts[op.point] = torch.tensor(together * _values(op) * T, dtype=torch.float64)
+    return ledger(config, T, counts, 1, conventions)
+
+
+def _values(op: Operation) -> int:
+    """The values of one timestep over which a row's rate is the mean."""
+    if op.point is not None and op.point.endswith(".pairs"):
+        return op.flops
+    return op.inputs if op.kind != "product" else op.outputs
+
+
 def _row(
     op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions,
     first: bool,
@@ -94,8 +117,7 @@ def _row(
         pass  # it reads numbers
     else:
         found = counts[op.point].double()
-        values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
-        row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
+        row |= {"unit": "SOPs", "rate": found.sum().item() / (_values(op) * timesteps * samples)}
         bits = math.ceil(math.log2(op.levels + 1))
         if (op.kernel, op.stride) != (1, 1) and found.ndim:
             row["inside"] = _inside(found, op)

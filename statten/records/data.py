@@ -30,6 +30,8 @@ class Splits(TypedDict, total=False):
     samples: Count
     labels: str
     """SHA-256 of the labels."""
+    classes: list[str]
+    """Name of each label."""
 
 
 @with_config(STRICT)

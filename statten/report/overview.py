@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from statten.display import console, duration, numeral, table
+from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError, in_shell
 from statten.report.trials import STATES, SweepTrials, common_reason
 from statten.search.repeats import sentence
@@ -125,7 +126,7 @@ def details_table(document: dict[str, Any], most: int | None = None) -> Table:
     ]  # fmt: skip
     columns = ["epoch", "train loss", "val loss", "val top-1", "val top-5", "lr", "samples/s", "time"]
     reason = f" ({document['reason']})" if document["reason"] else ""
-    return table(f"run {document['name']}: {document['state']}{reason}", columns, cells, right=range(8))
+    return table(f"run {document['name']}: {state_word(document['state'])}{reason}", columns, cells, right=range(8))
 
 
 def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
@@ -154,6 +155,30 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     return made
 
 
+def awaited(find: Callable[[], Path], seconds: float = 1.0) -> Path:
+    """The folder that `find` finds, as soon as there is one that a process writes.
+
+    Args:
+        find: raises UserError while there is none.
+        seconds: between looks; what is there and is not written for ten of them is over already.
+    """
+    told = False
+    while True:
+        try:
+            path = find()
+            break
+        except UserError as error:
+            if not told:
+                console.print(f"{str(error).partition(';')[0]}; waiting for it", markup=False)
+            told = True
+            time.sleep(seconds)
+    for _ in range(10 if told else 0):  # it was made this moment, and its writer is about to begin
+        if written(path):
+            break
+        time.sleep(seconds)
+    return path
+
+
 def watch(path: Path, seconds: float = 1.0) -> None:
     """Draw a run or a sweep on the terminal anew every second, until no process writes it any more; it is only read."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -169,7 +194,7 @@ def watch(path: Path, seconds: float = 1.0) -> None:
 def sweep_summary(sweep: Sweep, began: float) -> None:
     """The end of a sweep: what was found, where it lies, what to type next."""
     found = counts(sweep)
-    states = ", ".join(f"{number} {state}" for state, number in sorted(found.items()))
+    states = ", ".join(f"{number} {state_word(state)}" for state, number in sorted(found.items()))
     console.print(f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}")
     if common := common_reason((trial.state.name.lower(), trial.user_attrs.get("reason")) for trial, _ in sweep.rows()):
         console.print(f"  most stops  {escape(common)}")

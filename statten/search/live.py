@@ -8,13 +8,13 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.live import Live
 from rich.table import Table
 
-from statten.display import console, duration, numeral, table
+from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError
 from statten.search.sweep import Sweep, describe, short
 from statten.storage.run import Run, best_row
 from statten.training.faults import classify
 
-STATES = {"finished": "[green]complete[/]", "stopped": "[yellow]stopped[/]", "failed": "[red]failed[/]"}
+COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "training": "default"}
 
 
 class LiveTable(TrialProgressCallback):
@@ -107,7 +107,7 @@ class LiveTable(TrialProgressCallback):
                 name, of = f"again {number}", ""
             why = f"  {reason}" if reason and state != "finished" else ""
             console.print(
-                f"{name}  {describe(point):<28}  {shown}  {'complete' if state == 'finished' else state} "
+                f"{name}  {describe(point):<28}  {shown}  {state_word(state)} "
                 f"at epoch {len(rows)}/{self.epochs} in {duration(seconds)}  {of}{why}"
             )
 
@@ -138,7 +138,7 @@ class LiveTable(TrialProgressCallback):
             seconds = row.get("seconds", time.monotonic() - row.get("began", 0.0))
             point = [row["point"].get(path, "") for path in self.paths]
             point = [f"{v:.2g}" if isinstance(v, float) else v for v in point]
-            state = STATES.get(row["state"], row["state"])
+            state = f"[{COLOURS[row['state']]}]{state_word(row['state'])}[/]"
             mark = "[bold]*[/]" if n == best else ""
             epoch = f"{row['epoch']}/{self.epochs}"
             rows.append([f"{n}{mark}", *point, epoch, *map(numeral, row["values"]), state, duration(seconds)])

@@ -92,7 +92,8 @@ ALL = {
 
 
 def test_all_ten_are_there():
-    assert set(recipe_names()) == {*PUBLISHED, *NETWORKS, "digits", "digits_events"}
+    own = {"digits", "digits_events", "image_folder", "event_folder"}
+    assert set(recipe_names()) == {*PUBLISHED, *NETWORKS, *own}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -73,7 +73,7 @@ def test_all_mistakes_are_reported_at_once():
         "--set train.lrr: no such field; did you mean train.lr?",
         "trian: no such part; did you mean train?",
         "model.depth: must be a whole number, but got 'two'",
-        "model.embed_dims: no such field; did you mean embed_dim?",
+        "model.embed_dims: no such field; did you mean model.embed_dim?",
         "model: `block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4); the nearest is 4",
         "train.epochs: must be at least 1, but got 0",
     ]
@@ -86,7 +86,7 @@ def test_all_mistakes_are_reported_at_once():
         ({"model": {"depth": 1.5}}, "model.depth: must be a whole number, but got 1.5"),
         ({"train": {"lr": float("nan")}}, "train.lr: must be a finite number, but got .nan"),
         ({"train": {"lr": -1}}, "train.lr: must be above 0, but got -1"),
-        ({"model": {"attention": "statn"}}, "model.attention: must be one of 'statten' or 'sdsa', but got 'statn'; "
+        ({"model": {"attention": "statn"}}, "model.attention: must be one of 'statten', 'sdsa' or 'ssa', but got 'statn'; "
                                             "did you mean statten?"),
         ({"model": {"pooling": "012"}}, "model.pooling: must be four digits 0 or 1 such as \"0011\", but got '012'"),
         ({"model": {"embed_dim": 60}}, "model: `embed_dim` must be a multiple of 8, but got 60; the nearest is 64"),
