@@ -41,7 +41,9 @@ def test_a_sound_document_is_read_as_it_was_written(kind, document, tmp_path):
     assert json.dumps(read(path, kind), sort_keys=True) == json.dumps(document, sort_keys=True)
 
 
-@pytest.mark.parametrize("kind", [runs.Marker, runs.Result, runs.Row, data.Index, stores.Agreed], ids=str)
+@pytest.mark.parametrize(
+    "kind", [runs.Marker, runs.Result, runs.Row, data.Index, stores.Agreed], ids=["Marker", "Result", "Row", "Index", "Agreed"]
+)
 def test_a_key_of_another_version_may_be_there(kind):
     document = next(document for other, document in SOUND if other is kind)
     later = {**document, "later": 3}
