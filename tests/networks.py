@@ -19,6 +19,7 @@ def tiny(backbone: str, **fields) -> ModelConfig:
     """A config of a backbone with 4 heads, 2 channels and 5 classes."""
     layout = BACKBONES.line(backbone).layout
     clips = FOR_CLIPS.get(layout, {}) if fields.get("events") else {}
+    # With the published thresholds so few tokens hardly fire.
     common = {"num_heads": 4, "in_channels": 2, "num_classes": 5, "v_threshold": 0.1, "attention_threshold": 0.05}
     return ModelConfig(**{"backbone": backbone, **common, **BY_LAYOUT[layout], **clips, **fields})
 
