@@ -62,7 +62,7 @@ def _sizes() -> Iterator[tuple[str, Mapping[str, Any]]]:
         for D in (384, 512, 768):
             yield f"statten_{name}_10_{D}", {**large, "depth": 10, "embed_dim": D, "num_heads": D // 64, "stem_stride": 4}
     for D in (384, 512, 768):
-        yield f"statten_meta_8_{D}", {**_LARGE, "backbone": "sdt2", "depth": 8, "embed_dim": D}
+        yield f"statten_meta_8_{D}", {**_LARGE, "backbone": "sdt2", "depth": 8, "embed_dim": D, "num_heads": 8}
 
 
 def _register(name: str, defaults: Mapping[str, Any]) -> None:

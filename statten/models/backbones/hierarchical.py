@@ -265,7 +265,7 @@ class Hierarchical(Backbone):
     def attention_cores(self) -> dict[str, AttentionCore]:
         """As `Backbone.attention_cores`: those of the last stage."""
         blocks = {f"blocks.{i}.attn": block for i, block in enumerate(self.blocks) if not isinstance(block, EarlyBlock)}
-        return {prefix: cast(sdt.Block, block).attn.core for prefix, block in blocks.items()}
+        return {prefix: cast(sdt.Attention, cast(sdt.Block, block).attn).core for prefix, block in blocks.items()}
 
     def derived_inputs(self) -> dict[str, tuple[nn.Module, Values]]:
         """blocks.0.attn.mixed: what the projection behind a gate reads."""
@@ -387,7 +387,7 @@ class MaxFormer(Hierarchical):
     def block(cls, config: ModelConfig, mixer: str, width: int, drop_rate: float, backend: str) -> nn.Module:
         """As `Hierarchical.block`."""
         if mixer == "attention":
-            return sdt.Block(config, backend, drop_rate)
+            return sdt.make_block(config, backend, drop_rate)
         mlp = sdt.MLP(width, config.mlp_ratio, neurons_at(config, "mlp", backend), backend)
         return EarlyBlock(mixer_of(mixer, width, config, backend, spiking=False), mlp, drop_rate)
 

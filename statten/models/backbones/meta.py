@@ -26,7 +26,6 @@ from statten.models.backbones.base import (
     conv_bn,
     convolved,
     drop_rates,
-    dropped,
     fired,
     init_weights,
     neurons_at,
@@ -36,7 +35,7 @@ from statten.models.backbones.base import (
     published_type,
     residual,
 )
-from statten.models.backbones.sdt import MLP
+from statten.models.backbones.sdt import MLP, Block
 from statten.models.memory import checkpointed
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation, classifier, conv, depthwise
@@ -126,25 +125,10 @@ class Attention(nn.Module):
         return per_frame(self.proj, self.core(self.q_lif(q), self.k_lif(k), self.v_lif(v), None))
 
 
-class Block(nn.Module):
-    """Attention and MLP around the residual stream, with stochastic depth on both; arguments as Attention's."""
-
-    def __init__(self, width: int, config: ModelConfig, backend: str, drop_rate: float):
-        super().__init__()
-        self.attn = Attention(width, config, backend)
-        self.mlp = MLP(width, config.mlp_ratio, neurons_at(config, "mlp", backend), backend, shortcut=False)
-        self.drop_rate = drop_rate
-
-    def forward(self, x_TBDHW: Tensor) -> Tensor:
-        """Residual stream [T, B, D, H, W] to the same."""
-        x = x_TBDHW + dropped(self.attn(x_TBDHW), self.drop_rate, self.training)
-        return x + dropped(self.mlp(x), self.drop_rate, self.training)
-
-    def spiking_layers(self) -> dict[str, LIF]:
-        """The neurons of this block by name, in the order of the forward pass."""
-        attn = self.attn
-        layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
-        return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, **self.mlp.spiking_layers()}
+def make_block(width: int, config: ModelConfig, backend: str, drop_rate: float) -> Block:
+    """A block of one width."""
+    mlp = MLP(width, config.mlp_ratio, neurons_at(config, "mlp", backend), backend, shortcut=False)
+    return Block(Attention(width, config, backend), mlp, drop_rate)
 
 
 class ConvBlock(nn.Module):
@@ -217,7 +201,7 @@ class MetaSpikeFormer(Backbone):
         )
         widths = [stage.width for stage in config.stages for _ in range(stage.blocks)]
         self.blocks = nn.ModuleList(
-            Block(width, config, backend, rate) for width, rate in zip(widths, drop_rates(config), strict=True)
+            make_block(width, config, backend, rate) for width, rate in zip(widths, drop_rates(config), strict=True)
         )
         self.last_stage = config.stages[0].blocks
         """The block that the last convolution stands in front of."""
@@ -251,7 +235,7 @@ class MetaSpikeFormer(Backbone):
 
     def attention_cores(self) -> dict[str, AttentionCore]:
         """As `Backbone.attention_cores`."""
-        return {f"blocks.{i}.attn": cast(Block, block).attn.core for i, block in enumerate(self.blocks)}
+        return {f"blocks.{i}.attn": cast(Attention, cast(Block, block).attn).core for i, block in enumerate(self.blocks)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """As `Backbone.group_matcher`; the last convolution goes with the block behind it."""

@@ -112,13 +112,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP around the residual stream, with stochastic depth on both."""
+    """Attention and MLP around the residual stream, with stochastic depth on both.
 
-    def __init__(self, config: ModelConfig, backend: str, drop_rate: float):
+    Args:
+        attn: such as Attention.
+        mlp: the MLP.
+        drop_rate: share of samples whose branch is left out in training.
+    """
+
+    def __init__(self, attn: nn.Module, mlp: MLP, drop_rate: float):
         super().__init__()
-        self.attn = Attention(config, neurons_at(config, "attention", backend), backend)
-        self.mlp = MLP(config.embed_dim, config.mlp_ratio, neurons_at(config, "mlp", backend), backend)
-        self.drop_rate = drop_rate
+        self.attn, self.mlp, self.drop_rate = attn, mlp, drop_rate
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream [T, B, D, H, W] to the same."""
@@ -127,9 +131,16 @@ class Block(nn.Module):
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The neurons of this block by name, in the order of the forward pass."""
-        attn = self.attn
+        attn = cast(Attention, self.attn)
         layers = {"attn.in": attn.lif, "attn.q": attn.q_lif, "attn.k": attn.k_lif, "attn.v": attn.v_lif}
         return {**layers, f"attn.{attn.core.neuron_name}": attn.core.lif, **self.mlp.spiking_layers()}
+
+
+def make_block(config: ModelConfig, backend: str, drop_rate: float) -> Block:
+    """A block of the Spike-driven Transformer, of the config's embedding dimension."""
+    attn = Attention(config, neurons_at(config, "attention", backend), backend)
+    mlp = MLP(config.embed_dim, config.mlp_ratio, neurons_at(config, "mlp", backend), backend)
+    return Block(attn, mlp, drop_rate)
 
 
 def block_operations(config: ModelConfig, block: str, width: int, side: int) -> Iterator[Operation]:
@@ -166,7 +177,7 @@ class STAttenTransformer(Backbone):
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)
         self.embed = PatchEmbed(config, neurons_at(config, "embed", backend), backend)
-        self.blocks = nn.ModuleList(Block(config, backend, rate) for rate in drop_rates(config))
+        self.blocks = nn.ModuleList(make_block(config, backend, rate) for rate in drop_rates(config))
         self.head_lif = neurons_at(config, "head", backend)()
         self.head = nn.Linear(config.embed_dim, config.num_classes)
         self.apply(init_weights)
@@ -188,7 +199,7 @@ class STAttenTransformer(Backbone):
 
     def attention_cores(self) -> dict[str, AttentionCore]:
         """As `Backbone.attention_cores`."""
-        return {f"blocks.{i}.attn": block.attn.core for i, block in enumerate(self._blocks())}
+        return {f"blocks.{i}.attn": cast(Attention, block.attn).core for i, block in enumerate(self._blocks())}
 
     def derived_inputs(self) -> dict[str, tuple[nn.Module, Values]]:
         """embed.0.pooled (the next convolution's input), blocks.0.attn.query (q in event mode, pooled), blocks.0.attn.mixed

@@ -1,6 +1,7 @@
 """Meta-SpikeFormer: convolutions that become one, padding that follows statistics, sizes, names, and what is counted of it."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -86,8 +87,7 @@ def test_checkpointed_blocks_pad_as_in_their_first_run():
 @pytest.mark.parametrize(("width", "parameters"), [(384, 31_333_864), (512, 55_350_248), (768, 123_741_160)])
 def test_published_sizes(width, parameters):
     with torch.device("meta"):
-        config = ModelConfig(backbone="sdt2", depth=8, embed_dim=width, image_size=224, num_classes=1000)
-        model = build_model(config, "torch")
+        model = timm.create_model(f"statten_meta_8_{width}")
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
