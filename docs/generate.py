@@ -63,7 +63,8 @@ def recipes_page() -> str:
         "# Recipes and job files", "", NOTE,
         "## Recipes", "",
         "A recipe is a complete config with a name: `statten train NAME`. `statten recipes` lists them too. Ten are those of",
-        "the paper, the others are published settings of its [backbones](backbones.md); each file in `statten/recipes/` opens with its source, what to expect and what is unknown.", "",
+        "the paper, the others are published settings of its [backbones](backbones.md); each file in",
+        "`statten/recipes/` opens with its source, what to expect and what is unknown.", "",
         "| recipe | data | image | T | b | depth | dim | epochs | batch | training |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
