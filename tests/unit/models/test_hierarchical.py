@@ -132,6 +132,8 @@ def test_published_weights_that_do_not_fit_are_named():
         from_published({**theirs, "stage1.0.other.weight": torch.zeros(1)}, "ms_qkformer")
     with pytest.raises(UserError, match="their names are those of ms_qkformer, not of qkformer"):
         from_published(theirs, "qkformer")
+    with pytest.raises(UserError, match="patch_embed1 is that of no known network"):
+        from_published({n: v for n, v in theirs.items() if not n.startswith("patch_embed1.proj")}, "ms_qkformer")
     with pytest.raises(UserError, match=r"stage3\.1 is there, but stage3\.0 is missing"):
         from_published({n: v for n, v in theirs.items() if not n.startswith("stage3.0.")}, "ms_qkformer")
     with pytest.raises(UserError, match=r"head_lif\.w: the published model has no such weight"):
