@@ -6,85 +6,23 @@ python docs/generate.py --check    # exit code 1 where they are not what would b
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from statten.config import RECIPES, Config, ModelConfig, NeuronMap, Part, load_config, recipe_names
+from statten.config import RECIPES, Config, ModelConfig, NeuronMap, Part, config_tree, load_config, recipe_names
+from statten.config.describe import allowed, default
 from statten.jobs.file import FIELDS, JobFile, Runtime
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from the package: change the docstrings there, not this page. -->\n"
-NUMBERS = {int: ("whole number", "whole numbers"), float: ("number", "numbers")}
-# Said by a function of the field, which no type tells: keep them beside the functions' own sentences.
-BY_RULE = {
-    "data.validation": "share above 0 and below 0.5, or `test`",
-    "data.auto_augment": "timm's name of a policy, or empty",
-    "model.pooling": "four digits 0 or 1, as text",
-    "scale.workers": "whole number from 1 to 4096, or two as `[min, max]`",
-    "space": "text, or a list of texts",
-    "scale.neuron_backend": "`auto` or a backend of `statten/registry.py`",
-}
-
-
-def kind(annotation: Any, metadata: Iterable[Any] = (), many: bool = False) -> str:
-    """A type with its bounds, in words."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if hasattr(annotation, "__metadata__"):  # Annotated
-        return kind(arguments[0], [*metadata, *annotation.__metadata__], many)
-    if origin is Literal:
-        return " or ".join(filter(None, [", ".join(f"`{a}`" for a in arguments[:-1]), f"`{arguments[-1]}`"]))
-    if origin in (Union, UnionType):
-        names = [kind(a, metadata, many) for a in arguments if a is not NoneType]
-        return " or ".join(dict.fromkeys(names)) + (", or empty" if NoneType in arguments else "")
-    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
-        return f"list of {kind(arguments[0], (), many=True)}"
-    if origin is tuple:
-        return f"{('', 'one', 'two', 'three')[len(arguments)]} {kind(arguments[0], metadata, many=True)}"
-    if origin is dict:
-        return "mapping"
-    if annotation in NUMBERS:
-        return " ".join(filter(None, [NUMBERS[annotation][many], bounds(metadata)]))
-    if annotation is bool:
-        return "`true` or `false`"
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        return f"mapping of {', '.join(f'`{name}`' for name in annotation.model_fields)}"
-    return ("text", "texts")[many] if annotation is str else "anything"
-
-
-def bounds(metadata: Iterable[Any]) -> str:
-    """`from 1 to 64`, `above 0`."""
-    found = {key: getattr(m, key) for m in metadata for key in ("ge", "gt", "le", "lt") if hasattr(m, key)}
-    if "ge" in found and "le" in found:
-        return f"from {found['ge']:g} to {found['le']:g}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " and ".join(f"{words[key]} {value:g}" for key, value in found.items())
+# Said by a function of the field, which no type tells: keep it beside the function's own sentence.
+BY_RULE = {"space": "text, or a list of texts"}
 
 
 def cell(text: str) -> str:
     """Text for a table: one line, with no bar that would end the cell."""
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def default(field: Any) -> str:
-    """The default as YAML would write it."""
-    if field.is_required():
-        return "must be given"
-    value = field.get_default(call_default_factory=True)
-    if value is None or value == "":
-        return "empty"
-    if isinstance(value, Part):
-        return "that of its fields"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, list | tuple):
-        return f"`[{', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}]`"
-    if isinstance(value, str) and re.fullmatch(r"[\d.]+", value):
-        return f'`"{value}"`'
-    if isinstance(value, dict):
-        return f"`{value}`"
-    return f"`{value:g}`".replace("e-0", "e-") if isinstance(value, float) else f"`{value}`"
 
 
 def table(part: type[Part], prefix: str = "") -> Iterator[str]:
@@ -93,7 +31,7 @@ def table(part: type[Part], prefix: str = "") -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, field in part.model_fields.items():
         path = f"{prefix}{field.alias or name}"
-        values = BY_RULE.get(path) or kind(field.annotation, field.metadata)
+        values = BY_RULE.get(path) or allowed(path, field)
         yield f"| `{path}` | {cell(values)} | {cell(default(field))} | {cell(field.description or '')} |"
     yield ""
 
@@ -103,9 +41,10 @@ def config_page() -> str:
     lines = [
         "# Config reference", "", NOTE,
         "Every field of a run. A recipe or a YAML file sets some of them, `--set PATH=VALUE` replaces single ones, the rest",
-        "keep their defaults. *Empty* is written `null` in YAML. Some rules tie fields together, such as `model.block_size`,",
-        "which is at most `model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.",
-        "",
+        "keep their defaults. `statten fields WORD` shows the same on the terminal, `statten config RECIPE` what is in force",
+        "and what set it. `auto` is read from the dataset's folder before the run: see [Your own data](data.md). *Empty* is",
+        "written `null` in YAML. Some rules tie fields together, such as `model.block_size`, which is at most",
+        "`model.timesteps`: a mistake is answered with the rule, your values and the nearest valid choice.", "",
         "YAML is read so that numbers are decimal without leading zeros, as in JSON: `3e-4` is a number, `0011` and `yes` are",
         "text. A key that is given twice is an error.", "",
     ]  # fmt: skip
@@ -124,14 +63,16 @@ def recipes_page() -> str:
         "# Recipes and job files", "", NOTE,
         "## Recipes", "",
         "A recipe is a complete config with a name: `statten train NAME`. `statten recipes` lists them too. Ten are those of",
-        "the paper; each file in `statten/recipes/` opens with its source, what to expect and what is unknown.", "",
+        "the paper, the others are published settings of its [backbones](backbones.md); each file in",
+        "`statten/recipes/` opens with its source, what to expect and what is unknown.", "",
         "| recipe | data | image | T | b | depth | dim | epochs | batch | training |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name in recipe_names():
         c = load_config(name)
         how = f"{c.train.optimizer}, lr {c.train.lr:g}, {c.train.precision}" + (", TET" if c.train.loss == "tet" else "")
-        cells = [f"[`{name}`](#{name})", c.data.name, c.model.image_size, c.model.timesteps, c.model.block_size, c.model.depth,
+        size = config_tree(c)["model"]["image_size"]
+        cells = [f"[`{name}`](#{name})", c.data.name, size, c.model.timesteps, c.model.block_size, c.model.depth,
                  c.model.embed_dim, c.train.total_epochs, c.train.batch_size, how]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for name in recipe_names():

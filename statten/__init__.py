@@ -1,4 +1,14 @@
-"""Train spiking vision transformers with spatial-temporal attention, and search their architecture on a Ray cluster."""
+"""Train spiking vision transformers with spatial-temporal attention, and search their architecture on a Ray cluster.
+
+Example:
+    >>> import statten
+    >>> config = statten.load_config("digits")
+    >>> run = statten.train(config, name="first", overrides={"train.epochs": 1, "model.depth": 1})
+    >>> statten.evaluate("first")["samples"]
+    359
+
+Targets are names in the storage, paths, or what another of these functions returned; configs are recipes, files or `Config`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from statten.api import evaluate, promote, train, tune
     from statten.config import Config, load_config
-    from statten.evaluation import evaluate
     from statten.models import build_model
-    from statten.search import tune
+    from statten.prediction import load_model
     from statten.training.loop import fit
 
 __version__ = "0.1.0"
@@ -20,17 +30,25 @@ _HOME = {
     "load_config": "statten.config",
     "build_model": "statten.models",
     "fit": "statten.training.loop",
-    "tune": "statten.search",
-    "evaluate": "statten.evaluation",
+    "train": "statten.api",
+    "tune": "statten.api",
+    "promote": "statten.api",
+    "evaluate": "statten.api",
+    "load_model": "statten.prediction",
 }
 
-__all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "tune"]
+__all__ = ["Config", "build_model", "evaluate", "fit", "load_config", "load_model", "promote", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'statten' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the names that are not imported yet, for help() and for completion."""
+    return sorted({*globals(), *__all__})
 
 
 # `timm.create_model("statten_8_768")` works after `import statten`, whichever of the two is imported first.

@@ -20,7 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based.model.maxformer import MaxFormer
+from spikingjelly.activation_based.model.qkformer import QKFormer
 from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
+from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -50,9 +53,16 @@ MODELS: dict[str, tuple[ModelConfig, int]] = {
         ModelConfig(timesteps=4, block_size=2, depth=8, embed_dim=768, image_size=224, pooling="1111", num_classes=1000),
         64,
     ),
+    "spikformer_cifar10_4_384": (ModelConfig(backbone="spikformer", depth=4, embed_dim=384, num_heads=12), 64),
+    "maxformer_cifar10_4_384": (ModelConfig(backbone="maxformer", depth=4, embed_dim=384), 64),
+    "qkformer_imagenet_10_384": (
+        ModelConfig(backbone="qkformer", depth=10, embed_dim=384, num_heads=6, image_size=224, stem_stride=4, num_classes=1000),
+        64,
+    ),
 }
 CPU_BATCH = 8
-PEER = "SpikingJelly SpikeDrivenTransformer"
+PEERS = {"sdt": SpikeDrivenTransformer, "spikformer": Spikformer, "maxformer": MaxFormer, "qkformer": QKFormer}
+"""SpikingJelly's network of a backbone; qkformer's is that for ImageNet."""
 LAYOUTS = {"default layout": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -122,14 +132,14 @@ def bench_lif(device: torch.device, repeats: int, shape: tuple[int, ...] | None 
 
 
 def bench_step(device: torch.device, repeats: int, model: str, batch: int | None = None) -> Iterator[Row]:
-    """A training step (forward, backward, AdamW) of our model in `sdsa` mode against SpikingJelly's SpikeDrivenTransformer.
+    """A training step (forward, backward, AdamW) of our model with the attention of its own against SpikingJelly's network.
 
     The peer takes part twice: in PyTorch's default layout, as it comes, and in channels-last, which is faster.
     """
     config, batch = sized(model, device, batch)
     images, target = random_batch(config, batch, device)
     flops = count_flops(config, batch)
-    peers = {f"{PEER} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
+    peers = {f"{peer_name(config)} {name}": _peer_model(config, device, layout) for name, layout in LAYOUTS.items()}
     model_of_ours = our_model(config, device)
     nets: dict[str, nn.Module] = {"statten": model_of_ours, **peers}
     inference: dict[str, nn.Module] = {**nets, "statten": fold_batch_norm(model_of_ours)}
@@ -138,7 +148,7 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
 
     def step(name: str, dtype: torch.dtype) -> None:
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            loss = nn.functional.cross_entropy(nets[name](inputs[name]).float(), target)
+            loss = _loss(nets[name](inputs[name]), target)
         loss.backward()
         optimizers[name].step()
         optimizers[name].zero_grad(set_to_none=True)
@@ -180,9 +190,9 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
     """What a step keeps for its backward pass, counted by saved-tensor hooks, and on a GPU its peak, against SpikingJelly."""
     config, batch = sized(model, device, batch)
     images, target = random_batch(config, batch, device)
-    net = our_model(config, device)
+    net, peer = our_model(config, device), peer_name(config)
     ways: dict[str, tuple[nn.Module, bool, bool]] = {
-        PEER: (_peer_model(config, device, torch.channels_last), False, False),
+        peer: (_peer_model(config, device, torch.channels_last), False, False),
         "statten": (net, False, False),
         "statten with packed_spikes": (net, True, False),
         "statten with activation_checkpointing": (net, False, True),
@@ -190,7 +200,7 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
     for precision, dtype in DTYPES.items():
         kept, peaks = {}, {}
         for name, (model_of_it, packed, checkpointing) in ways.items():
-            x = images.transpose(0, 1) if name == PEER and config.events else images
+            x = images.transpose(0, 1) if name == peer and config.events else images
             net.activation_checkpointing = checkpointing
             with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
                 kept[name] = saved_bytes(model_of_it, x, packed) / 2**20
@@ -198,9 +208,9 @@ def bench_memory(device: torch.device, model: str, batch: int | None = None) -> 
                     peaks[name] = peak_bytes(model_of_it, x, target, packed) / 2**20
         case = f"{model} batch {batch} {precision}"
         for metric, found in (("saved for backward", kept), ("at the peak of forward and backward", peaks)):
-            theirs = found.pop(PEER, 0.0)
+            theirs = found.pop(peer, 0.0)
             for name, ours in found.items():
-                metric_of_it = f"MiB {metric}, peer {PEER}"
+                metric_of_it = f"MiB {metric}, peer {peer}"
                 yield Row(f"{name}, {case}", metric_of_it, ours, theirs, theirs / ours)
 
 
@@ -350,7 +360,7 @@ def peak_bytes(net: nn.Module, x: Tensor, target: Tensor, packed: bool = False) 
         torch.cuda.reset_peak_memory_stats(x.device)
         before = torch.cuda.memory_allocated(x.device)
         with packed_spikes(packed):
-            loss = nn.functional.cross_entropy(net(x).float(), target)
+            loss = _loss(net(x), target)
         loss.backward()
         functional.reset_net(net)
     return torch.cuda.max_memory_allocated(x.device) - before
@@ -361,7 +371,7 @@ def count_flops(config: ModelConfig, batch: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        net = build_model(config.model_copy(update={"attention": "sdsa"}), "torch")
+        net = build_model(_published(config), "torch")
         size = (config.in_channels, config.image_size, config.image_size)
         images = torch.empty(batch, *((config.timesteps,) if config.events else ()), *size)
     with FlopCounterMode(display=False) as counter:
@@ -386,24 +396,46 @@ def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple
 
 
 def our_model(config: ModelConfig, device: torch.device) -> Backbone:
-    """Our model in `sdsa` mode, which is SpikingJelly's architecture, ready to train."""
+    """Our model with the attention of its backbone, which is SpikingJelly's architecture, ready to train."""
     from statten.training.loop import to_device
 
-    return to_device(build_model(config.model_copy(update={"attention": "sdsa"})), device).train()
+    return to_device(build_model(_published(config)), device).train()
+
+
+def _published(config: ModelConfig) -> ModelConfig:
+    """The same with the backbone's own attention."""
+    return config.model_copy(update={"attention": "sdsa" if config.backbone == "sdt" else "ssa"})
+
+
+def peer_name(config: ModelConfig) -> str:
+    """What SpikingJelly's network of the same shape is called."""
+    return f"SpikingJelly {PEERS[config.backbone].__name__}"
 
 
 def _peer_model(config: ModelConfig, device: torch.device, layout: torch.memory_format) -> nn.Module:
-    net = SpikeDrivenTransformer(
-        T=config.timesteps,
-        in_channels=config.in_channels,
-        num_classes=config.num_classes,
-        embed_dims=config.embed_dim,
-        num_heads=config.num_heads,
-        depths=config.depth,
-        mlp_ratio=config.mlp_ratio,
-        pooling_stat=config.pooling,
-    )
+    c, kind = config, PEERS[config.backbone]
+    shape: dict[str, Any] = {"depths": c.depth, "num_heads": c.num_heads}
+    if kind is SpikeDrivenTransformer:
+        shape["pooling_stat"] = c.pooling
+    elif kind is Spikformer:
+        shape |= {"img_size_h": c.image_size, "img_size_w": c.image_size, "patch_size": 2 ** c.pooling.count("1")}
+    else:
+        shape["depths"] = tuple(stage.blocks for stage in c.stages)
+        if kind is QKFormer:
+            shape["num_heads"] = (c.num_heads,) * 3
+        else:
+            del shape["num_heads"]  # 8, or D/64 for ImageNet
+            shape["cifar"] = c.stem == 1
+    net = kind(
+        T=c.timesteps, in_channels=c.in_channels, num_classes=c.num_classes, embed_dims=c.embed_dim, mlp_ratio=c.mlp_ratio,
+        **shape,
+    )  # fmt: skip
     return net.to(device, memory_format=layout).train()
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, K]; SpikingJelly's Spikformer gives [T, B, K]."""
+    return nn.functional.cross_entropy((logits.mean(0) if logits.ndim == 3 else logits).float(), target)
 
 
 def _peer_neuron() -> nn.Module:

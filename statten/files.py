@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from statten.errors import UserError, user_path
+from statten.records.reading import parse
+from statten.records.stores import Writer
 
 log = logging.getLogger("statten")
 
@@ -167,16 +169,6 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n", durable)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None when there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder aside that becomes `path` at the end, whole or not at all.
@@ -231,18 +223,15 @@ def writer(**further: Any) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **further}
 
 
-def read_record(text: str | bytes | None) -> dict[str, Any]:
-    """A writer's record; empty where there is none, or what is there is damaged."""
+def read_record(content: bytes | None) -> Writer | None:
+    """A writer's record; None where there is none, or what is there is damaged."""
     try:
-        record = json.loads(text or b"{}")
-        host, pid, seconds = record["host"], record["pid"], record["time"]
-        sound = isinstance(host, str) and isinstance(pid, int) and 0 < pid < 1 << 31 and 0 < seconds < 1e12
-    except (ValueError, TypeError, LookupError, RecursionError):
-        sound = False
-    return record if sound else {}
+        return parse(content or b"", Writer, "record")
+    except UserError:
+        return None
 
 
-def alive(record: dict[str, Any], seconds: float, again: Callable[[], dict[str, Any]]) -> bool:
+def alive(record: Writer, seconds: float, again: Callable[[], Writer | None]) -> bool:
     """Whether the writer of a record may still be at work.
 
     Args:
@@ -266,7 +255,7 @@ def alive(record: dict[str, Any], seconds: float, again: Callable[[], dict[str, 
     return again() != record
 
 
-def taken(folder: Path | str, what: str, record: dict[str, Any] | None = None, seconds: float = 0.0) -> UserError:
+def taken(folder: Path | str, what: str, record: Writer | None = None, seconds: float = 0.0) -> UserError:
     """The error for a folder that another process writes."""
     who = f": process {record['pid']} on {record['host']}, last seen {max(0, seconds):.0f} s ago" if record else ""
     return UserError(f"{folder}: another process is writing {what}; wait for it or stop it{who}")
@@ -310,7 +299,7 @@ def exclusive(folder: Path, what: str = "it") -> Iterator[None]:
     """
     handle = open_lock(folder / ".lock")
 
-    def read() -> dict[str, Any]:
+    def read() -> Writer | None:
         return read_record(os.pread(handle, 200, 0))
 
     def renew() -> None:

@@ -58,7 +58,10 @@ class Networks(Registry[Any]):
     """Backbones by name: `networks[name]` is the class, `networks.line(name)` what a config must know of it."""
 
     def __init__(self, lines: Mapping[str, Network | str]):
-        self.lines = {name: line if isinstance(line, Network) else Network(line) for name, line in lines.items()}
+        # A line that is a place alone says nothing of its fields: none is refused.
+        self.lines = {
+            name: line if isinstance(line, Network) else Network(line, fields=OPTIONAL_FIELDS) for name, line in lines.items()
+        }
         super().__init__({name: line.place for name, line in self.lines.items()})
 
     def line(self, name: str) -> Network:
@@ -78,6 +81,8 @@ class Dataset:
     """Whether samples are event clips [T, C, H, W] and not images [C, H, W]."""
     bundled: bool = False
     """Whether it needs no `data.root`."""
+    transform: str = "statten.data.transforms:file_transform"
+    """Function (config) -> what makes an RGB image, or a clip of event counts, what the model reads in validation."""
 
     def open(self, config: Any) -> Any:
         """Open it for a config."""
@@ -85,7 +90,9 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset("statten.data.digits:open_digits", channels=1, bundled=True),
+    "digits": Dataset(
+        "statten.data.digits:open_digits", channels=1, bundled=True, transform="statten.data.digits:DigitTransform"
+    ),
     "digits_events": Dataset("statten.data.digits_events:open_digits_events", channels=2, events=True, bundled=True),
     "cifar10": Dataset("statten.data.images:open_cifar", channels=3),
     "cifar100": Dataset("statten.data.images:open_cifar", channels=3),
@@ -105,7 +112,7 @@ ATTENTION: Registry[Any] = Registry({
 })  # fmt: skip
 """`model.attention`: subclasses of models.attention.core.AttentionCore."""
 
-BACKBONES = Networks({
+BACKBONES: Networks = Networks({
     "sdt": Network(
         "statten.models.backbones.sdt:STAttenTransformer", fields=("pooling", "neuron.head"), lacks={"attention": ("ssa",)},
         event_mask=True,

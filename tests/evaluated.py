@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from statten.config import Config, load_config
-from statten.data import make_loaders
+from statten.data import Loaders, make_loaders
 from statten.models.published import to_published
 from statten.storage.checkpoint import save
 from statten.storage.run import Run
@@ -18,11 +18,11 @@ TINY = {"model.depth": 1, "model.embed_dim": 16, "model.timesteps": 1, "model.bl
 SMALL = {"model.depth": 1, "model.embed_dim": 32, "scale.device": "cpu", "train.batch_size": 64}
 
 
-def alive(config: Config):
+def alive(config: Config, loaders: Loaders | None = None):
     """A training state whose BatchNorm has seen two batches, so that its neurons fire."""
     state = make_state(config)
     state.model.train()
-    batches = make_loaders(config).train.batches(0)
+    batches = (loaders or make_loaders(config)).train.batches(0)
     with torch.no_grad():
         for _ in range(2):
             state.model(next(batches)[0])
@@ -32,10 +32,11 @@ def alive(config: Config):
 def make_run(path: Path, recipe: str = "digits", **fields) -> Run:
     """A finished run of one epoch with a real checkpoint."""
     config = load_config(recipe, {**SMALL, **{name.replace("__", "."): value for name, value in fields.items()}})
-    run, state = Run.create(path, config), alive(config)
+    loaders = make_loaders(config)
+    run, state = Run.create(path, config), alive(config, loaders)
     row = {"epoch": 1, "val/top1": 10.0, "val/top5": 50.0, "val/loss": 2.3}
     state.epoch, state.metrics, state.best = 1, row, row
-    save(state, run.checkpoint_folder)
+    save(state, run.checkpoint_folder, classes=loaders.classes)
     (run.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return run
 

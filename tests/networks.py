@@ -19,19 +19,9 @@ def tiny(backbone: str, **fields) -> ModelConfig:
     """A config of a backbone with 4 heads, 2 channels and 5 classes."""
     layout = BACKBONES.line(backbone).layout
     clips = FOR_CLIPS.get(layout, {}) if fields.get("events") else {}
-    return ModelConfig(
-        **{
-            "backbone": backbone,
-            "num_heads": 4,
-            "in_channels": 2,
-            "num_classes": 5,
-            "v_threshold": 0.5,  # with the published thresholds so few tokens hardly fire
-            "attention_threshold": 0.05,
-            **BY_LAYOUT[layout],
-            **clips,
-            **fields,
-        }
-    )
+    # With the published thresholds so few tokens hardly fire.
+    common = {"num_heads": 4, "in_channels": 2, "num_classes": 5, "v_threshold": 0.1, "attention_threshold": 0.05}
+    return ModelConfig(**{"backbone": backbone, **common, **BY_LAYOUT[layout], **clips, **fields})
 
 
 def samples(config: ModelConfig, batch: int = 4, seed: int = 0) -> torch.Tensor:

@@ -9,14 +9,14 @@ from typing import Any
 import typer
 
 # In the order of --help: each registers its commands.
-from statten.cli import train, resume, evaluate, show, data, machine  # isort: skip
+from statten.cli import settings, train, resume, evaluate, predict, show, data, machine  # isort: skip
 from statten.cli.jobs import jobs_app
 from statten.cli.options import app
 from statten.cli.stopping import Stopped, stoppable
 from statten.errors import Failed, UserError
 from statten.files import FULL
 
-__all__ = ["app", "data", "evaluate", "machine", "main", "resume", "show", "train"]
+__all__ = ["app", "data", "evaluate", "machine", "main", "predict", "resume", "settings", "show", "train"]
 
 app.add_typer(evaluate.energy_app, name="energy")
 app.add_typer(data.data_app, name="data")
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         with stoppable():
-            code = app(list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False)
+            words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+            code = app(words, prog_name="statten", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(error.problems, 2)

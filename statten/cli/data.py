@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from statten.cli.jobs import jobs_app
-from statten.cli.options import Data, Json, Root, Threads, app, begin, print_json
+from statten.cli.options import Data, DataFolder, Json, Threads, app, begin, print_json
 from statten.display.terminal import console, table
 from statten.errors import UserError, in_shell, nearest, user_path
 
@@ -18,7 +19,7 @@ app.add_typer(jobs_app)
 @data_app.command("check")
 def check_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     timesteps: Annotated[int | None, typer.Option(min=1, help="T of the clips; default: what is there.")] = None,
     workers: Threads = None,
     as_json: Json = False,
@@ -47,7 +48,7 @@ def check_dataset(
 @data_app.command("prepare")
 def prepare_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     timesteps: Annotated[list[int], typer.Option(min=1, help="T of the clips to make; may be given several times.")] = [],  # noqa: B006
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out raw files that cannot be read.")] = False,
     workers: Threads = None,
@@ -70,7 +71,7 @@ def prepare_dataset(
 @data_app.command("shard")
 def shard_dataset(
     name: Data,
-    root: Root,
+    root: DataFolder,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -107,7 +108,7 @@ def dataset_summary(report: dict[str, Any]) -> None:
     """What `data check` found."""
     parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
     console.print(f"[bold]{report['name']}[/] in {report['root']}: {report['layout']}, {report['samples']:,} samples ({parts})")
-    rows = [[name, *counts.values()] for name, counts in report["per_class"].items()]
+    rows = [[escape(name), *counts.values()] for name, counts in report["per_class"].items()]
     console.print(table("", ["class", *report["split"]], rows, right=(1, 2, 3)))
     sizes = ", ".join(f"{size} ({count:,})" for size, count in report["sizes"].items())
     console.print(f"\n  sizes    {sizes}; smallest {_by(report['smallest'])}, largest {_by(report['largest'])}")

@@ -170,7 +170,9 @@ def export_model(
     if as_json:
         return print_json(report)
     for name, about in report["files"].items():
-        console.print(f"{output / name}  runs; its logits differ by {about['largest_difference']:.1e} at most")
+        console.print(f"{output / name}  runs; its logits differ by {about['largest_difference']:.1e} at most", markup=False)
+    if report["open"]:
+        console.print("\n".join(["", "it opens with", *[f"  {line}" for line in report["open"]]]), markup=False)
     return None
 
 

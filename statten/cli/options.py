@@ -2,22 +2,50 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+import statten
 from statten.cli.stopping import Stopped
+from statten.config import Config, field_paths, load_config, recipe_names, with_short_forms
 from statten.errors import UserError, user_path
 from statten.jobs.file import SUBMITTED, check_submitted_storage
-from statten.storage.mirror import check_store, refresh
-from statten.storage.run import check_name, default_storage, free_name
+from statten.registry import DATASETS
+from statten.storage.run import default_storage, storage_folder
 from statten.storage.store import working_copy
+
+GROUPS = {
+    "Train and search": ("train", "tune", "promote", "resume", "extend", "run", "demo"),
+    "Settings": ("recipes", "config", "fields", "model"),
+    "What is there": ("runs", "show", "best", "report"),
+    "Measure and use": ("evaluate", "predict", "anytime", "grid", "compare", "export", "energy"),
+    "Data and machine": ("data", "doctor", "bench"),
+    "Clusters": ("submit", "jobs", "status", "logs", "stop", "wait"),
+}
+"""Commands as --help shows them; one that is in no group comes last."""
 
 
 class Commands(TyperGroup):
-    """All commands; one that a signal stops says how to go on, where typer would end without a word."""
+    """All commands, in groups; one that a signal stops says how to go on, where typer would end without a word."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command's first sentences, whole: typer's own list cuts them off."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        others = {"Others": tuple(name for name in self.commands if name not in grouped)}
+        width = max(map(len, self.commands))
+        for title, names in {**GROUPS, **others}.items():
+            rows = [
+                (name.ljust(width), " ".join((self.commands[name].help or "").partition("\n\n")[0].split()))
+                for name in names
+                if name in self.commands
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, context: Any) -> Any:
         try:
@@ -30,16 +58,64 @@ app = typer.Typer(
     name="statten",
     cls=Commands,
     help="Train spiking vision transformers with spatial-temporal attention, and search their architecture on Ray.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.")]
-Target = Annotated[str, typer.Argument(help="Name of a run or sweep in the storage, or a path.")]
-Evaluated = Annotated[str, typer.Argument(help="Run or sweep (name or path), checkpoint, or published .pth.tar.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"statten {statten.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+def _beginning(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """A shell's completion: those of some words that begin so."""
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
+
+
+def _stored() -> list[str]:
+    folder = default_storage()
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A recipe's name (see `statten recipes`) or a YAML file.", autocompletion=_beginning(recipe_names)),
+]
+Target = Annotated[
+    str, typer.Argument(help="Name of a run or sweep in the storage, or a path.", autocompletion=_beginning(_stored))
+]
+Evaluated = Annotated[
+    str,
+    typer.Argument(
+        help="Run or sweep (name or path), checkpoint, export, or published .pth.tar.", autocompletion=_beginning(_stored)
+    ),
+]
 OnData = Annotated[str | None, typer.Option(metavar="NAME", help="Dataset; default: the one of the run.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Take averaged weights where there are some.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a field, e.g. model.depth=4.",
+        autocompletion=_beginning(lambda: [f"{path}=" for path in field_paths()]),
+    ),
+]  # fmt: skip
+Root = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset: data.root.")]
+Epochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs: train.epochs.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Samples per step: train.batch_size.")]
+Lr = Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate: train.lr.")]
+Workers = Annotated[str | None, typer.Option(metavar="N", help="Training workers: scale.workers.")]
 Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
 Storage = Annotated[
     Path | None,
@@ -49,10 +125,21 @@ Storage = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 Data = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset, as in data.name.")]
-Root = Annotated[Path, typer.Option(parser=user_path, metavar="FOLDER", help="Folder of the dataset, as in data.root.")]
+DataFolder = Annotated[Path, typer.Option(parser=user_path, metavar="FOLDER", help="Folder of the dataset, as in data.root.")]
 Threads = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one for each core.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and start nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
+
+
+def load(recipe: str, overrides: list[str], **short: Any) -> Config:
+    """The config of a recipe with overrides and short forms on top; raises UserError."""
+    config = load_config(recipe, with_short_forms(overrides, short))
+    if short.get("data") is not None and DATASETS[config.data.name].bundled:
+        raise UserError(
+            f"--data: has no effect on {config.data.name}, which comes with the package; for your own images use the recipe "
+            f"image_folder, for event clips event_folder"
+        )
+    return config
 
 
 def print_json(document: Any) -> None:
@@ -64,26 +151,10 @@ def begin(as_json: bool, storage: Path | None) -> Path:
 
     if as_json:
         display.use_stderr()
-    folder = storage or default_storage()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--storage: must be a folder, but {folder} is a file")
-    check_store(folder)
+    folder = storage_folder(storage)
     if SUBMITTED in os.environ:
         check_submitted_storage(folder)
     return folder
-
-
-def folder_for(storage: Path, name: str | None, stem: str) -> Path:
-    """The new folder of a run or sweep."""
-    if name is not None:
-        check_name(name)
-    path = storage / (name or free_name(storage, stem))
-    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--storage: {storage} cannot be written")
-    check_store(storage, writable=True)
-    refresh(path)
-    return path
 
 
 def stem(recipe: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from statten.cli.options import Json, Storage, Target, app, begin, print_json
 from statten.config import Config, field_paths, get_field, with_overrides
 from statten.errors import UserError, in_shell
+from statten.records.reading import read_bytes
 from statten.storage.run import Run, RunFolder, locate
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
     Raises:
         UserError: the folder holds something else; the sentence names the fields that differ.
     """
-    from statten.data import absolute_root
+    from statten.data import resolved
     from statten.search.sweep import Sweep
 
     if not path.exists():
         return False
     folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
-    there, asked = folder.config, absolute_root(config)
+    there, asked = folder.config, resolved(config)
     if space is not None:
         from statten.search.samplers import trials_of
         from statten.search.study import with_absolute_database
@@ -34,7 +35,7 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
         # As `tune` writes them down.
         asked = with_absolute_database(with_overrides(asked, {"search.trials": trials_of(asked.search, space)}))
     differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
-    if space is not None and (path / "space.yaml").read_text(encoding="utf-8") != space.dump():
+    if space is not None and read_bytes(path / "space.yaml") != space.dump().encode():
         differ.append("the search space")
     if differ:
         raise UserError(
@@ -85,16 +86,15 @@ def go_on(path: Path, storage: Path, as_json: bool) -> None:
 
 def finish_run(run: Run, began: float, as_json: bool) -> None:
     from statten.display.run import run_summary
-    from statten.storage.run import best_row
 
     if not as_json:
         return run_summary(run, began)
-    best = best_row(run.metrics())
+    best = run.judged()
     return print_json(
         {
             "name": run.name,
             "path": str(run.path),
-            **{key: best[f"val/{key}"] for key in ("top1", "top5", "loss")},
+            **{key: best.get(f"val/{key}") for key in ("top1", "top5", "loss")},
             "epoch": best["epoch"],
             "epochs": len(run.metrics()),
             "metrics": best,

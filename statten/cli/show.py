@@ -1,35 +1,14 @@
-"""The commands that only read the storage: recipes, runs, show, best, report."""
+"""The commands that only read the storage: runs, show, best, report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from statten.cli.options import Json, Storage, Target, app, begin, print_json
-from statten.config import load_config, recipe_names
 from statten.errors import UserError, user_path
 from statten.storage.mirror import refresh
 from statten.storage.run import locate
-
-if TYPE_CHECKING:
-    pass
-
-
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """List the bundled recipes."""
-    from statten.display import console, table
-
-    rows = {name: load_config(name) for name in recipe_names()}
-    if as_json:
-        return print_json({name: config.model_dump(mode="json") for name, config in rows.items()})
-    columns = ["recipe", "data", "image", "T", "b", "depth", "dim", "epochs", "batch"]
-    cells = [
-        [name, c.data.name, c.model.image_size, c.model.timesteps, c.model.block_size, c.model.depth, c.model.embed_dim,
-         c.train.total_epochs, c.train.batch_size]
-        for name, c in rows.items()
-    ]  # fmt: skip
-    return console.print(table("", columns, cells, right=range(2, 9)))
 
 
 @app.command()
@@ -63,7 +42,7 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
     """List the runs and sweeps of the storage."""
     folder = begin(as_json, storage)
     refresh(folder)
-    from statten.display import console, table
+    from statten.display import console, state_word, table
     from statten.report.overview import overview
 
     rows = overview(folder)
@@ -71,7 +50,10 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
         return print_json(rows)
     if not rows:
         return console.print(f"{folder} holds no runs yet; start with: statten train digits")
-    cells = [[r["name"], r["kind"], r["state"], r["progress"], r["best"], r["created"][:16].replace("T", " ")] for r in rows]
+    cells = [
+        [r["name"], r["kind"], state_word(r["state"]), r["progress"], r["best"], r["created"][:16].replace("T", " ")]
+        for r in rows
+    ]
     console.print(table("", ["name", "kind", "state", "progress", "best val top-1", "created"], cells, right=(4,)))
     for problem in (row["problem"] for row in rows if "problem" in row):
         console.print(f"damaged: {problem}", markup=False)
@@ -81,17 +63,23 @@ def runs(storage: Storage = None, as_json: Json = False) -> None:
 @app.command()
 def show(
     target: Target,
-    watching: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until it has ended.")] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Draw it anew every second, until it has ended; wait for it to begin.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Show a run's epochs or a sweep's trials."""
-    path = locate(target, begin(as_json, storage))
+    folder = begin(as_json, storage)
     from statten.display import console
-    from statten.report.overview import details, details_table, watch
+    from statten.report.overview import awaited, details, details_table, watch
 
     if watching:
+        user_path(target)  # what no file system can hold is not waited for
+        path = awaited(lambda: locate(target, folder))
         watch(path)
+    else:
+        path = locate(target, folder)
     document = details(path)
     return print_json(document) if as_json else console.print(details_table(document))
 

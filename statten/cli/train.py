@@ -1,5 +1,6 @@
 """The commands that train: train, tune, extend, promote, and run, which does what a job file says."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,26 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statten.cli.options import (
+    BatchSize,
     DryRun,
+    Epochs,
     Json,
+    Lr,
     Name,
     Recipe,
     Resume,
+    Root,
     Set,
     Storage,
     Target,
+    Workers,
     app,
     begin,
-    folder_for,
+    load,
     print_json,
     stem,
 )
 from statten.cli.resume import begun, finish_run, finish_sweep, go_on
-from statten.config import load_config
 from statten.errors import UserError
 from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
 from statten.space.loading import space_file
-from statten.storage.run import Run, locate
+from statten.storage.run import Run, folder_for, locate
 
 if TYPE_CHECKING:
     from statten.config import Config
@@ -37,6 +42,11 @@ if TYPE_CHECKING:
 def train(
     recipe: Recipe,
     overrides: Set = [],  # noqa: B006 - typer copies it
+    data: Root = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    workers: Workers = None,
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -44,8 +54,8 @@ def train(
     again: Resume = False,
 ) -> None:
     """Train one run on Ray Train workers."""
-    folder = begin(as_json, storage)
-    config, began = load_config(recipe, overrides), time.monotonic()
+    folder, began = begin(as_json, storage), time.monotonic()
+    config = load(recipe, overrides, data=data, epochs=epochs, batch_size=batch_size, lr=lr, workers=workers)
     path = folder_for(folder, name, stem(recipe))
     if dry_run:
         return _plan(config, as_json)
@@ -61,10 +71,15 @@ def tune(
     recipe: Recipe,
     space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
-    trials: Annotated[int | None, typer.Option(help="Number of trials; the same as --set search.trials=N.")] = None,
-    hours: Annotated[float | None, typer.Option(help="End the sweep after so many hours: search.max_hours.")] = None,
+    data: Root = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    workers: Workers = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials: search.trials.")] = None,
+    hours: Annotated[float | None, typer.Option(metavar="HOURS", help="End after so many hours: search.max_hours.")] = None,
     total_epochs: Annotated[
-        int | None, typer.Option(help="End it after so many epochs of all trials together: search.max_epochs.")
+        int | None, typer.Option(metavar="N", help="End after so many epochs of all trials: search.max_epochs.")
     ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="SWEEP", help="Take over the trials of another sweep that fit.")
@@ -77,14 +92,16 @@ def tune(
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = begin(as_json, storage)
-    for field, value in (("trials", trials), ("max_hours", hours), ("max_epochs", total_epochs)):
-        if value is not None:
-            overrides = [*overrides, f"search.{field}={value}"]
-    config = load_config(recipe, overrides)
+    config = load(
+        recipe, overrides, data=data, epochs=epochs, batch_size=batch_size, lr=lr, workers=workers,
+        trials=trials, hours=hours, total_epochs=total_epochs,
+    )  # fmt: skip
     from statten.config import with_overrides
+    from statten.data import resolved
     from statten.search.samplers import trials_of
     from statten.space.loading import load_space
 
+    config = resolved(config)  # once, for all trials
     loaded, began = load_space([space_file(s) for s in space], config), time.monotonic()
     config = with_overrides(config, {"search.trials": trials_of(config.search, loaded)})
     path = folder_for(folder, name, f"{stem(recipe)}-sweep")
@@ -102,6 +119,9 @@ def tune(
 def extend(
     target: Target,
     trials: Annotated[int, typer.Option(min=1, help="How many more trials.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="Other rules of stopping and budgets from now on.")
+    ] = [],  # noqa: B006
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +129,7 @@ def extend(
     path, began = locate(target, begin(as_json, storage)), time.monotonic()
     from statten.search import Sweep, extend_sweep
 
-    return finish_sweep(extend_sweep(Sweep.open(path), trials), began, as_json)
+    return finish_sweep(extend_sweep(Sweep.open(path), trials, overrides), began, as_json)
 
 
 @app.command()
@@ -142,7 +162,7 @@ def promote(
     config = with_overrides(source.config, overrides)
     new = folder_for(folder, name, f"{path.name}-promoted")
     if again and use_grid and new.exists():  # the pair was chosen when it was begun
-        config = with_overrides(config, ((Run.open(new).info["origin"] or {}).get("grid") or {}).get("fields", {}))
+        config = with_overrides(config, Run.open(new).origin.get("grid", {}).get("fields", {}))
     if dry_run and use_grid:
         raise UserError("--dry-run: starts nothing, but --grid evaluates the weights; leave one of them out")
     if dry_run:
@@ -230,22 +250,24 @@ def _promote_front(
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
     done = []
     for number, run in promote_front(sweep, overrides, places, known):
-        best = (run.result or {})["best"]
+        best = run.judged()
         done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
-        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best['energy_uj']:.4g} uJ a sample")
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best.get('energy_uj', math.nan):.4g} uJ a sample")
     return print_json(done) if as_json else None
 
 
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
+    from statten.config import config_tree
+    from statten.data import lacks_data
     from statten.display import console
     from statten.search.plan import dry_run
 
     rehearsal = dry_run(config, space)
-    plan, planned = rehearsal.trial, rehearsal.sweep
+    plan, planned, missing = rehearsal.trial, rehearsal.sweep, lacks_data(config)
     if as_json:
-        return print_json({**rehearsal.document(), "config": config.model_dump(mode="json")})
+        return print_json({**rehearsal.document(), "config": config_tree(rehearsal.config, "json"), "lacks_data": missing})
     console.print(f"parameters       {plan.parameters / 1e6:.3f} M")
-    console.print(f"steps per epoch  {plan.steps_per_epoch}")
+    console.print(f"steps per epoch  {'unknown without data' if missing else plan.steps_per_epoch}")
     workers = f"{plan.min_workers} to {plan.world_size}" if plan.min_workers < plan.world_size else plan.world_size
     console.print(f"workers          {workers} on {plan.device}, {plan.cpus_per_worker} CPU cores each")
     console.print(f"memory           about {plan.memory_bytes / 2**20:,.0f} MiB per worker")
@@ -258,4 +280,9 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"on {share}")
     if config.data.workers:
         console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
+    if missing:
+        console.print(f"still missing    data.root, the folder of {config.data.name}: --data DIR")
+    if rehearsal.config.auto:
+        console.print(f"by the folder    {', '.join(rehearsal.config.auto)};")
+        console.print("                 until then they count with their defaults")
     return console.print("Nothing was started.")

@@ -9,7 +9,7 @@ from typing import Any
 from statten.cluster.nodes import Node, alive_nodes, capacity, check_shared, place
 from statten.cluster.session import ray_cluster
 from statten.config import Config, ScaleConfig
-from statten.data import absolute_root, check_split, split_document
+from statten.data import check_split, resolved, split_document
 from statten.display import console
 from statten.display.run import following
 from statten.errors import Failed, UserError, in_shell
@@ -42,7 +42,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     """
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
-    config = absolute_root(config)
+    config = resolved(config)
     with ray_cluster(config.scale.address):
         machines = check_nodes(config, path)
         plan = preflight(config, capacity(machines))
@@ -134,12 +134,12 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
             if fault.retry and restart < failures:  # lost while the workers were starting, where Ray asks nobody
                 run.note(f"{fault.reason}; starting again from the newest checkpoint")
                 continue
-            reason = (run.result or {}).get("reason") or fault.reason
+            reason = run.reason or fault.reason
             details = f"details are in {scratch}; go on with: statten resume {in_shell(run.name)}"
             raise Failed(f"{run.path}: {reason}; {details}") from error
     shutil.rmtree(scratch, ignore_errors=True)
     if run.state != "finished":
-        raise Failed(f"{run.path}: {(run.result or {}).get('reason', 'ended without a result')}")
+        raise Failed(f"{run.path}: {run.reason or 'ended without a result'}")
 
 
 def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, config: Config, scratch: Path) -> None:

@@ -4,19 +4,24 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statten.config.model import NeuronMap
 from statten.config.parts import Part
-from statten.config.reading import file_keys, parse_yaml, read_yaml
-from statten.config.schema import AUTO_AUGMENT, Config
-from statten.errors import ConfigError, nearest, shown, user_path
+from statten.config.paths import field_at, fields_meant, is_text, nearest_field, part_of
+from statten.config.reading import dump_yaml, file_keys, parse_yaml, read_yaml
+from statten.config.schema import AUTO_AUGMENT, AUTO_FIELDS, Config
+from statten.errors import ConfigError, broken_rule, nearest, shown, user_path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+SHORT_FORMS = {
+    "data": "data.root", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr",
+    "workers": "scale.workers", "trials": "search.trials", "hours": "search.max_hours", "total_epochs": "search.max_epochs",
+}  # fmt: skip
+"""Options of `train` and `tune` that are a field each."""
 P = TypeVar("P", bound="Part")
 
 
@@ -35,15 +40,29 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
         source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
         overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
 
+    Returns:
+        A frozen `Config`; its `replace` gives changed copies.
+
     Raises:
         ConfigError: with one sentence for each mistake.
+
+    Example:
+        >>> import statten
+        >>> config = statten.load_config("digits", {"model.depth": 4})
+        >>> config.model.depth
+        4
     """
-    path = RECIPES / f"{source}.yaml"
-    if str(source) not in recipe_names():
-        path = user_path(source)
-        if not path.exists() and path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
-    return build_config(read_yaml(path), overrides, source=str(source))
+    return build_config(read_yaml(recipe_file(source)), overrides, source=str(source))
+
+
+def recipe_file(source: str | Path) -> Path:
+    """The file that a recipe's name, or a path, means; raises ConfigError."""
+    if str(source) in recipe_names():
+        return RECIPES / f"{source}.yaml"
+    path = user_path(source)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"no recipe or file is called {str(source)!r}; {nearest(str(source), recipe_names())}")
+    return path
 
 
 def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = (), source: str = "") -> Config:
@@ -66,10 +85,33 @@ def build_config(tree: Mapping[str, Any], overrides: Iterable[str] | Mapping[str
                 node[key] = dict(child) if isinstance(child, Mapping) else {}
                 node = node[key]
             node[keys[-1]] = value
+    auto = _take_auto(tree)
     problems += [f"{source}: {p}" if source else p for p in _validate(tree)]
     if problems:
         raise ConfigError(problems)
-    return Config.model_validate(tree)
+    config = Config.model_validate(tree)
+    config._auto = auto
+    return config
+
+
+def _take_auto(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """Take the fields that say auto, and may, out of a tree of the parts."""
+    taken = []
+    for path in AUTO_FIELDS:
+        part, _, name = path.partition(".")
+        if isinstance(tree[part], dict) and tree[part].get(name) == "auto":
+            del tree[part][name]
+            taken.append(path)
+    return tuple(taken)
+
+
+def config_tree(config: Config, mode: str = "python") -> dict[str, Any]:
+    """A config as nested mappings, with `auto` where it says so; mode `json` has plain values alone."""
+    tree = config.model_dump(mode=mode)
+    for path in config.auto:
+        part, _, name = path.partition(".")
+        tree[part][name] = "auto"
+    return tree
 
 
 def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -84,72 +126,51 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, A
             continue
         path, value = path.strip(), parse_yaml(text, f"--set {path}")
         # 1111 is a number to YAML, but four digits to model.pooling.
-        parsed[path] = text.strip() if isinstance(value, int | float) and _is_text(path) else value
+        parsed[path] = text.strip() if isinstance(value, int | float) and is_text(path) else value
     if problems:
         raise ConfigError(problems)
     return parsed
 
 
-def field_at(path: str) -> Any:
-    """The pydantic field at a dotted path; raises ConfigError with the nearest path when there is none."""
-    model: Any = Config
-    field: Any = None
-    for key in path.split("."):
-        owner = _part_of(model)
-        fields = owner.model_fields if owner else {}
-        if key not in fields:
-            raise ConfigError(f"{path}: no such field; {nearest(path, field_paths())}")
-        field = fields[key]
-        model = field.annotation
-    if isinstance(model, type) and issubclass(model, Part):
-        raise ConfigError(f"{path}: is a part, not a field; its fields are {', '.join(model.model_fields)}")
-    return field
+def with_short_forms(overrides: Iterable[str] | Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides, and those that were given in a short form, as one mapping.
 
+    Args:
+        overrides: as in `load_config`.
+        given: value of each short form, by its key in SHORT_FORMS; None where it was left out. Text is read as --set reads it.
 
-def _part_of(annotation: Any) -> type[Part] | None:
-    """The part that an annotation such as `NeuronKind | NeuronMap` names, or None."""
-    parts = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, Part)]
-    return parts[0] if parts else None
-
-
-def _is_text(path: str) -> bool:
-    try:
-        annotation = field_at(path).annotation
-    except ConfigError:
-        return False  # said where the override is applied
-    return str in (annotation, *get_args(annotation))
-
-
-def field_paths() -> list[str]:
-    """Dotted paths of all fields, in order."""
-    return [f"{part}.{name}" for part, field in Config.model_fields.items() for name in field.annotation.model_fields]  # type: ignore[union-attr]
-
-
-def get_field(config: Config, path: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = config
-    for key in path.split("."):
-        value = getattr(value, key)
-    return value
+    Raises:
+        ConfigError: both name a field, with different values.
+    """
+    found, problems = parse_overrides(overrides), []
+    for name, value in given.items():
+        if value is None:
+            continue
+        path, option = SHORT_FORMS[name], f"--{name.replace('_', '-')}"
+        value = parse_overrides([f"{path}={value}"])[path] if isinstance(value, str) and not is_text(path) else value
+        if found.setdefault(path, value) != value:
+            problems.append(
+                f"{option}: is {path}, but got ({option} {value}, --set {path}={shown(found[path])}); leave one of them out"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
     """A copy with some fields replaced and every rule checked again."""
-    return build_config(config.model_dump(), overrides)
+    return build_config(config_tree(config), overrides)
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to an equal config."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(config.model_dump(mode="json"), Dumper=dumper, sort_keys=False, default_flow_style=False, width=120)
+    return dump_yaml(config_tree(config, "json"))
 
 
 def _validate(tree: Mapping[str, Any]) -> list[str]:
     """One sentence for every mistake: of single fields, between the fields of a part, between parts."""
     parts: dict[str, Part] = {}
-    problems = [
-        f"{key}: no such part; {nearest(str(key), Config.model_fields)}" for key in tree if key not in Config.model_fields
-    ]
+    problems = [f"{key}: no such part; {_nearest_part(str(key))}" for key in tree if key not in Config.model_fields]
     wrong: set[str] = set()  # dotted paths of fields with a mistake of their own
     for name, field in Config.model_fields.items():
         value = tree[name]
@@ -169,6 +190,12 @@ def _validate(tree: Mapping[str, Any]) -> list[str]:
             for detail in error.errors():
                 problems += [s for s in _sentences(detail, "", Config) if not any(path in s for path in wrong)]
     return list(dict.fromkeys(problems))
+
+
+def _nearest_part(key: str) -> str:
+    """The part that a key of a file may mean, or the field, which belongs into one."""
+    near = nearest(key, Config.model_fields)
+    return near if near.startswith("did you mean") or not fields_meant(key) else nearest_field(key)
 
 
 def validate_part(part: type[P], tree: Mapping[str, Any], name: str = "") -> tuple[P | None, list[str], list[str]]:
@@ -201,35 +228,12 @@ def _sentences(error: ErrorDetails, prefix: str, part: type[Part]) -> list[str]:
     if kind == "extra_forbidden":
         owner = part
         for key in loc[:-1]:
-            owner = _part_of(owner.model_fields[key].annotation) or owner
-        return [f"{path}: no such field; {nearest(loc[-1], file_keys(owner))}"]
+            owner = part_of(owner.model_fields[key].annotation) or owner
+        of_config = owner is not NeuronMap and prefix in Config.model_fields
+        return [f"{path}: no such field; {nearest_field(path) if of_config else nearest(loc[-1], file_keys(owner))}"]
     if path == "model.neuron":
         return [f"{path}: must be lif, plif or a mapping of {', '.join(NeuronMap.model_fields)} to them, but got {value}"]
-    rules = {
-        "greater_than": "must be above {gt:g}",
-        "greater_than_equal": "must be at least {ge:g}",
-        "less_than": "must be below {lt:g}",
-        "less_than_equal": "must be at most {le:g}",
-        "string_pattern_mismatch": "must match {pattern}",
-        "literal_error": "must be one of {expected}",
-        "int_from_float": "must be a whole number",
-        "int_parsing": "must be a whole number",
-        "int_type": "must be a whole number",
-        "float_parsing": "must be a number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "too_long": "must be {max_length} numbers",
-        "missing": "must be given",
-        "tuple_type": "must be a list of numbers",
-        "list_type": "must be a list",
-        "dict_type": "must be a mapping",
-        "model_type": "must be a mapping",
-        "bool_parsing": "must be true or false",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "value_error": "{error}",
-    }
-    rule = rules[kind].format(**ctx) if kind in rules else error["msg"]
+    rule = broken_rule(error)
     rule = rule.replace("must match ^[01]{4}$", 'must be four digits 0 or 1 such as "0011"')
     rule = rule.replace(
         f"must match {AUTO_AUGMENT}", "must be a policy of timm such as rand-m9-n1-mstd0.4-inc1, original or v0"

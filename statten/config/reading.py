@@ -1,4 +1,7 @@
-"""YAML to a tree: numbers are decimal without leading zeros, as in JSON (0011 is text); a key given twice is an error."""
+"""YAML to a tree and back.
+
+Numbers are decimal without leading zeros, as in JSON (0011 is text); a key given twice is an error.
+"""
 
 import re
 from pathlib import Path
@@ -58,6 +61,20 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes what the loader would not read as text, beside what other readers of YAML would not."""
+
+    yaml_implicit_resolvers: dict = {  # noqa: RUF012
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+
+def dump_yaml(tree: Any, flow: bool | None = False) -> str:
+    """YAML text that `parse_yaml` reads back to an equal tree; `flow`: all in one line (True), or its leaves (None)."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=120)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML text; `source` (a file or option) is named in the error."""
     try:
@@ -65,6 +82,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeEncodeError:
+        raise ConfigError(f"{source}: not valid YAML: it is no text in UTF-8") from None
 
 
 def _check_size(text: str) -> None:

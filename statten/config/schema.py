@@ -4,16 +4,16 @@ A part collects all of its mistakes and raises them as one `ConfigError`: rule, 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from statten.config.model import ModelConfig
 from statten.config.parts import Float, Int, Part, Place
 from statten.errors import ConfigError, holds_secret, nearest, shown
-from statten.registry import DATASETS
+from statten.registry import DATASETS, load
 
 if TYPE_CHECKING:
     Dataset = str
@@ -26,7 +26,11 @@ IMAGE_FIELDS = (
     "auto_augment", "color_jitter", "crop_scale", "crop_ratio", "random_erasing", "random_erasing_mode", "crop_pct", "mean",
     "std",
 )  # fmt: skip
-EVENT_FIELDS = ("event_augment", "cutout")
+EVENT_FIELDS = ("event_augment", "cutout", "regroup")
+AUTO_FIELDS = (
+    "data.mean", "data.std", "model.in_channels", "model.num_classes", "model.image_size", "model.pooling",
+)  # fmt: skip
+"""Fields that may say `auto`: what the folder of the dataset says, see data/auto.py."""
 AUTO_AUGMENT = (
     r"^(rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*"
     r"|(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?)$"
@@ -104,6 +108,9 @@ class DataConfig(Part):
     """Seed of the train/validation/test split; the same seed gives the same split on every machine."""
     frames: Int | None = Field(None, ge=1)
     """Frames of an event clip; empty means as many as `model.timesteps`."""
+    regroup: Literal["none", "sum", "subsample"] = "none"
+    """event_folder: how clips of more than T frames become T: `sum` adds neighbouring frames up, `subsample` takes the middle
+    one of each group, `none` refuses them. With it `model.timesteps` can be searched on one set of clips."""
     augment: bool = True
     """Whether training samples are augmented: the digits by random shifts (images also by small rotations and scalings),
     every other dataset as the fields below say. One draw for all frames of a clip."""
@@ -182,6 +189,8 @@ class DataConfig(Part):
         for field in fields:
             if getattr(self, field) != type(self).model_fields[field].default:
                 yield field, kind
+        if self.regroup != "none" and "regroup" not in fields and self.name != "event_folder":
+            yield "regroup", "has clips of every T that `statten data prepare` was asked for"
 
 
 class TrainConfig(Part):
@@ -489,7 +498,14 @@ def constraint(text: str) -> tuple[str, str, float]:
 
 
 class Config(Part):
-    """A whole run."""
+    """A whole run: its data, network, training, scale and search. Frozen; `load_config` makes one of a recipe or a file.
+
+    Example:
+        >>> from statten import load_config
+        >>> config = load_config("digits").replace({"model.depth": 1, "train.epochs": 2})
+        >>> config.model.depth, config.train.epochs
+        (1, 2)
+    """
 
     data: DataConfig = DataConfig()
     """What is read."""
@@ -501,6 +517,25 @@ class Config(Part):
     """Where it runs."""
     search: SearchConfig = SearchConfig()
     """How a sweep looks for the best."""
+
+    _auto: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def auto(self) -> tuple[str, ...]:
+        """Fields that say `auto`: they hold their default until `statten.data.auto.resolved` has asked the dataset's folder."""
+        return self._auto
+
+    def replace(self, changes: Iterable[str] | Mapping[str, Any]) -> "Config":
+        """A copy with some fields replaced, and every rule checked again.
+
+        Args:
+            changes: `{"model.depth": 4, ...}`, or `["model.depth=4", ...]` as after --set.
+
+        Raises:
+            ConfigError: with one sentence for each mistake.
+        """
+        # By its place, for loading.py builds on this module.
+        return load("statten.config.loading:with_overrides")(self, changes)
 
     @model_validator(mode="after")
     def _rules(self) -> "Config":

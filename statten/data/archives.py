@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from statten.data.dataset import Damaged
-from statten.errors import UserError
+from statten.errors import UserError, first_line
 
 BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, RuntimeError, ValueError,
@@ -88,9 +88,15 @@ def extract(path: Path, folder: Path) -> None:
                     shutil.copyfileobj(archive.extractfile(member), file, 2**20)  # type: ignore[arg-type]
         aside.replace(folder)
     except (Damaged, *BROKEN) as error:
-        raise UserError(f"{path}: cannot be extracted: {error}") from None
+        raise UserError(f"{path}: cannot be extracted: {reason(error)}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why an archive cannot be read; of a file that is none, tarfile tells what each of its readers says."""
+    none = isinstance(error, tarfile.ReadError) and "opened successfully" in str(error)
+    return "it is no tar archive" if none else first_line(error)
 
 
 def _limit(members: int, size: int, room: int) -> None:

@@ -1,20 +1,18 @@
 """`statten data check`: read every sample of a dataset once and say what is there."""
 
-import hashlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from statten.config import Config, build_config
-from statten.data.dataset import CorruptSample, Files, RawSample
+from statten.data.dataset import CorruptSample, Files
 from statten.data.events import frames_folder, prepared_frames, read_frames
 from statten.data.factory import DATASETS, open_source
 from statten.data.folders import CLIPS, existing_folder, list_parts
+from statten.data.pixels import Moments, look
 from statten.data.raw_events import FORMATS
 from statten.data.split import split
 from statten.data.work import Progress, default_workers, gathered, silent
@@ -60,11 +58,11 @@ def check(
     if source.test is not None:
         outside[source.test] = False
     sizes: Counter[tuple[int, int]] = Counter()
-    moments, corrupt = _Moments(), []
+    moments, corrupt = Moments(), []
     first: dict[bytes, int] = {}
     again: dict[int, list[int]] = defaultdict(list)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        for index, found in enumerate(gathered(pool, lambda i: _look(source, i), len(source.labels))):
+        for index, found in enumerate(gathered(pool, lambda i: look(source, i), len(source.labels))):
             progress("samples", index + 1, len(source.labels))
             if isinstance(found, CorruptSample):
                 file, _, reason = str(found).partition(": cannot be read: ")
@@ -102,7 +100,7 @@ def check(
     }
 
 
-def _flat(moments: "_Moments", events: bool) -> list[str]:
+def _flat(moments: Moments, events: bool) -> list[str]:
     for mean, std in zip(moments.mean, moments.std, strict=True):
         if std == 0 or (not events and (std < EDGE or not EDGE < mean < 1 - EDGE)):
             what = "clips" if events else "images (from 0 black to 1 white)"
@@ -165,65 +163,3 @@ def _frames_there(name: str, root: Path) -> int:
         )
     listing = list_parts(root, CLIPS, "clip")
     return len(read_frames(listing.folder / listing.names[0]))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A readable sample."""
-
-    size: tuple[int, int]
-    """Width and height."""
-    pixels: int
-    """Values in each channel."""
-    sums: np.ndarray
-    """Sum of the values of each channel."""
-    squares: np.ndarray
-    """Sum of their squares."""
-    digest: bytes
-    """Of the content."""
-
-
-def _look(source: Files, index: int) -> _Found | CorruptSample:
-    try:
-        return _measure(source.checked(index))
-    except CorruptSample as error:
-        return error
-
-
-def _measure(raw: RawSample) -> _Found:
-    if isinstance(raw, Image.Image):
-        levels = np.arange(256) / 255
-        histogram = np.array(raw.histogram(), dtype=np.float64).reshape(3, 256)
-        digest = _digest(raw.size, raw.tobytes())
-        return _Found(raw.size, raw.width * raw.height, histogram @ levels, histogram @ levels**2, digest)
-    counts = raw.double().transpose(0, 1).flatten(1)
-    sums, squares = counts.sum(1).numpy(), counts.square().sum(1).numpy()
-    digest = _digest(raw.shape, raw.double().numpy().tobytes())
-    return _Found((raw.shape[-1], raw.shape[-2]), counts.shape[1], sums, squares, digest)
-
-
-def _digest(shape: tuple[int, ...], content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=12, key=str(tuple(shape)).encode()).digest()
-
-
-class _Moments:
-    """Mean and standard deviation of each channel over all pixels."""
-
-    def __init__(self) -> None:
-        self._n, self._sums, self._squares = 0, np.zeros(1), np.zeros(1)
-
-    def add(self, found: _Found) -> None:
-        """Count a sample."""
-        self._n += found.pixels
-        self._sums, self._squares = self._sums + found.sums, self._squares + found.squares
-
-    @property
-    def mean(self) -> list[float]:
-        """Of each channel."""
-        return (self._sums / max(1, self._n)).tolist()
-
-    @property
-    def std(self) -> list[float]:
-        """Of each channel."""
-        mean = self._sums / max(1, self._n)
-        return np.sqrt(np.maximum(self._squares / max(1, self._n) - mean**2, 0)).tolist()

@@ -5,11 +5,16 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from statten.config import Config
 from statten.data.augment import augment_images
 from statten.data.dataset import InMemory, Samples
+
+MEAN, STD = 0.305, 0.376
+"""Of ink over all pixels, the same to two digits in the training part of every split: constants, so that a checkpoint reads the
+same input whatever part it was trained on."""
 
 
 @lru_cache(maxsize=1)
@@ -32,10 +37,14 @@ def digit_labels() -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _build(size: int) -> Samples:
-    x = digit_images()[:, None].to(torch.float32)
-    if size != x.shape[-1]:
-        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    x = _resized(digit_images()[:, None].to(torch.float32), size)
     return Samples(x.contiguous(), torch.from_numpy(digit_labels()))
+
+
+def _resized(x_NCHW: Tensor, size: int) -> Tensor:
+    if x_NCHW.shape[-2:] == (size, size):
+        return x_NCHW
+    return F.interpolate(x_NCHW, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def load(config: Config) -> Samples:
@@ -44,7 +53,19 @@ def load(config: Config) -> Samples:
 
 
 def open_digits(config: Config) -> InMemory:
-    # Constants, so that a checkpoint reads the same input whatever part it was trained on: mean and standard deviation
-    # of ink over all pixels, the same to two digits in the training part of every split.
     augment = augment_images if config.data.augment else None
-    return InMemory(digit_labels(), partial(load, config), augment, mean=0.305, std=0.376)
+    return InMemory(digit_labels(), partial(load, config), augment, mean=MEAN, std=STD)
+
+
+class DigitTransform:
+    """An image of a digit, bright ink on a dark ground, to what the model reads: float32 [1, S, S]."""
+
+    mean, std = (MEAN,), (STD,)
+
+    def __init__(self, config: Config):
+        self.size = config.model.image_size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """As `load` and the normalisation of `InMemory`, from ink of 8 bits."""
+        ink = torch.from_numpy(np.asarray(image.convert("L")) / 255.0).to(torch.float32)
+        return (_resized(ink[None, None], self.size)[0] - MEAN) / STD

@@ -51,6 +51,14 @@ def read_frames(path: Path | str) -> np.ndarray:
     return content
 
 
+def clip(counts: np.ndarray) -> Tensor:
+    """Event counts of any number type as a clip, of whole numbers where they are whole."""
+    if counts.dtype == np.uint8:
+        return torch.from_numpy(counts)
+    whole = counts.astype(np.int32)
+    return torch.from_numpy(whole if (whole == counts).all() else counts.astype(np.float32))
+
+
 class FrameFolders(Files):
     """Clips in class folders."""
 
@@ -61,19 +69,32 @@ class FrameFolders(Files):
     ):
         super().__init__(config, listing.classes, listing.labels, test, validation)
         self._names, self._folder, self._frames = listing.names, str(listing.folder), frames
-        self.left_out = listing.left_out
+        self.left_out, self._regroup = listing.left_out, config.data.regroup
 
     def read(self, index: int) -> Tensor:
         counts = read_frames(self.locate(index))
+        if len(counts) > self._frames and self._regroup != "none":
+            counts = regrouped(counts, self._frames, self._regroup)
         if len(counts) != self._frames:
             raise Damaged(f"has {len(counts)} frames, but model.timesteps is {self._frames}")
-        if counts.dtype == np.uint8:
-            return torch.from_numpy(counts)
-        whole = counts.astype(np.int32)
-        return torch.from_numpy(whole if (whole == counts).all() else counts.astype(np.float32))
+        return clip(counts)
 
     def locate(self, index: int) -> str:
         return f"{self._folder}/{self._names[index]}"
+
+
+def regrouped(counts: np.ndarray, frames: int, how: str) -> np.ndarray:
+    """A clip [N, 2, H, W] of more frames as one of `frames`: its N frames in groups of N / frames, as equal as can be.
+
+    Args:
+        counts: event counts.
+        frames: of the result, at most N.
+        how: `sum` adds the frames of a group up, `subsample` takes its middle one.
+    """
+    n = len(counts)
+    if how == "subsample":
+        return counts[(2 * np.arange(frames) + 1) * n // (2 * frames)]
+    return np.add.reduceat(counts, np.arange(frames) * n // frames, dtype=np.float32 if counts.dtype.kind == "f" else np.int32)
 
 
 def clip_length(config: Config) -> int:
@@ -113,7 +134,10 @@ def last_tenth(labels: np.ndarray) -> np.ndarray:
 def open_event_folder(config: Config) -> FrameFolders:
     """Ready clips of the user's own classes."""
     root, frames = dataset_root(config), clip_length(config)
-    folder, others = frames_folder(root, frames), prepared_frames(root)
+    folder, others, regroups = frames_folder(root, frames), prepared_frames(root), config.data.regroup != "none"
+    longer = [there for there in others if there > frames]
+    if not folder.is_dir() and regroups and longer:
+        folder = frames_folder(root, longer[0])
     if others and not folder.is_dir():
         raise UserError(f"{folder}: no such folder; there are clips of T = {', '.join(map(str, others))} (model.timesteps)")
     listing = list_parts(folder if folder.is_dir() else root, CLIPS, "clip")
@@ -123,9 +147,10 @@ def open_event_folder(config: Config) -> FrameFolders:
         found = len(read_frames(source.locate(0)))
     except (Damaged, OSError):
         found = frames  # said when it is read, as of any other file
-    if found != frames:
+    if found < frames or (found > frames and not regroups):
+        most, way = ("at most ", "") if regroups else ("", ", or data.regroup=sum" if found > frames else "")
         raise UserError(
-            f"model.timesteps: must be {found}, the frames of the clips in {listing.folder}, but got {frames}; "
-            f"use model.timesteps={found}"
+            f"model.timesteps: must be {most}{found}, the frames of the clips in {listing.folder}, but got {frames}; "
+            f"use model.timesteps={found}{way}"
         )
     return source

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from statten.config import Config, with_overrides
+from statten.config import Config
 from statten.data.dataset import Source
 from statten.data.loaders import EvalLoader, Loaders, TrainLoader
 from statten.data.split import encode, identity, split
 from statten.errors import UserError
-from statten.files import read_json
+from statten.records.data import Splits
+from statten.records.reading import read
 from statten.registry import DATASETS
 
 log = logging.getLogger("statten")
@@ -27,35 +28,36 @@ def open_source(config: Config) -> Source:
     return DATASETS[config.data.name].open(config)
 
 
-def absolute_root(config: Config) -> Config:
-    """The config with `data.root` as an absolute path, for workers run in folders of their own."""
-    root = config.data.root
-    return config if root is None else with_overrides(config, {"data.root": str(Path(root).absolute())})
-
-
 def split_indices(config: Config) -> dict[str, np.ndarray]:
     """Ascending sample indices of the parts `train`, `validation` and `test`, as the config divides its dataset."""
     return _split(config, open_source(config))
 
 
 def split_document(config: Config) -> dict[str, Any]:
-    """What splits.json holds."""
+    """What splits.json holds: the parts, of which samples they are, and the name of each label."""
     source = open_source(config)
-    return encode(_split(config, source), source.labels)
+    return {**encode(_split(config, source), source.labels), "classes": list(source.classes)}
 
 
 def check_split(config: Config, path: Path) -> None:
     """Raise UserError where the dataset is no longer the one that the splits.json at `path` divides."""
-    saved = read_json(path)
+    saved = read(path, Splits)
     if saved is not None and "labels" in saved:
         source = open_source(config)
         found = identity(source.labels)
-        if (found["samples"], found["labels"]) != (saved["samples"], saved["labels"]):
+        if (found["samples"], found["labels"]) != (saved.get("samples"), saved["labels"]):
             since = "" if source.validation is None else " (val/ validates and test/ tests, which older versions left unread)"
             raise UserError(
                 f"data.root: {config.data.name} has other samples than when the run began ({found['samples']} now, "
-                f"{saved['samples']} then), so its parts would be mixed{since}; "
+                f"{saved.get('samples')} then), so its parts would be mixed{since}; "
                 f"restore them, or start a new run"
+            )
+        # As many samples of each class, but one has another name and so perhaps another number.
+        pairs = zip(saved.get("classes", []), source.classes, strict=False)
+        if renamed := next(((old, new) for old, new in pairs if old != new), None):
+            raise UserError(
+                f"data.root: {config.data.name} has class {renamed[1]!r} where {renamed[0]!r} was when the run began, so its "
+                f"labels would be mixed; restore the name, or start a new run"
             )
 
 
@@ -67,7 +69,7 @@ def _split(config: Config, source: Source) -> dict[str, np.ndarray]:
 def check_data(config: Config) -> None:
     """Raise UserError, with a sentence for each, where model or training do not fit the dataset."""
     name, model, dataset = config.data.name, config.model, DATASETS[config.data.name]
-    problems = []
+    problems = [f"{path}: says auto; `statten.data.resolved(config)` reads it from data.root" for path in config.auto]
     if config.data.download:
         from statten.data.prepare import fetch
 
@@ -157,7 +159,8 @@ def make_loaders(config: Config, rank: int = 0, world_size: int = 1, shares: int
         )
         for share in range(rank, shares, world_size)
     )  # fmt: skip
-    return Loaders(first, _eval_loader(config, source, parts["validation"], rank, world_size), tuple(others))
+    validation = _eval_loader(config, source, parts["validation"], rank, world_size)
+    return Loaders(first, validation, tuple(others), tuple(source.classes))
 
 
 def make_test_loader(config: Config, rank: int = 0, world_size: int = 1) -> EvalLoader:

@@ -30,7 +30,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data))
         image.load()
-        return _as_rgb(image)
+        return as_rgb(image)
     except Damaged:
         raise
     # Pillow's readers raise whatever the broken bytes lead them to.
@@ -39,7 +39,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise Damaged(f"{reason} ({len(data):,} bytes)") from None
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of 8 bits, as `decode_image` gives it; raises Damaged."""
     # Pillow clips what has more than 8 bits at 255.
     if image.mode[0] in "IF":
         image = _scaled(image)

@@ -178,6 +178,8 @@ class Loaders:
     validation: EvalLoader
     others: tuple[TrainLoader, ...] = ()
     """Further shares of the training batches, where there are fewer workers than shares."""
+    classes: tuple[str, ...] = ()
+    """Name of each label."""
 
     @property
     def shares(self) -> tuple[TrainLoader, ...]:

@@ -27,17 +27,21 @@ from typing import Any
 
 import numpy as np
 
-from statten.data.archives import BROKEN
+from statten.data.archives import BROKEN, reason
 from statten.data.counter import permutation
 from statten.data.dataset import Damaged
 from statten.data.folders import IMAGES, Listing, existing_folder, list_parts, named_parts, subfolders
 from statten.data.work import Progress, default_workers, gathered, silent, sole_writer
-from statten.errors import Failed, UserError, in_shell
-from statten.files import read_json, write_json
+from statten.errors import Failed, UserError, in_shell, shown
+from statten.files import write_json
+from statten.records.data import Index, Shard
+from statten.records.reading import read
 
 INDEX, PLAN, VERSION = "index.json", ".plan.json", 1
 CLASSES = 1_000_000
 """Labels of shards that others wrote are below this."""
+INDEX_BYTES = 1 << 30
+"""Bytes of an index at most: a hundred for each of ten million samples."""
 OPEN_FILES = 64
 """Shards that a process keeps open."""
 
@@ -175,29 +179,28 @@ def _and_more(count: int) -> str:
     return f" and {count - 1} more" if count > 1 else ""
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    document = read_json(folder / INDEX)
-    try:
-        whole = document["version"] == VERSION and bool(document["shards"])
-        whole = whole and all(_fits(entry, len(document["classes"])) for entry in document["shards"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"{folder / INDEX}: is no index of version {VERSION}; delete it and write it again with: statten data shard"
-        )
+def _read_index(folder: Path) -> Index:
+    what, advice = f"is no index of version {VERSION}", "delete it and write it again with: statten data shard"
+    document = read(folder / INDEX, Index, what, advice, INDEX_BYTES)
+    if document is None:
+        raise UserError(f"{folder / INDEX}: no such file; write it with: statten data shard")
+    for entry in document["shards"]:
+        if not _fits(entry, len(document["classes"])):
+            name = shown(entry["name"])
+            raise UserError(f"{folder / INDEX}: {what}: {name} has samples without a class, or outside its bytes; {advice}")
     return document
 
 
-def _fits(entry: dict[str, Any], classes: int) -> bool:
-    """Whether an entry's samples have classes and lie inside its shard; raises what odd values lead to."""
-    labels, offsets, sizes = (np.array(entry[name], dtype=np.int64) for name in ("labels", "offsets", "sizes"))
-    inside = (labels >= 0) & (labels < classes) & (offsets >= 0) & (sizes >= 0) & (sizes <= entry["bytes"] - offsets)
-    one_each = labels.ndim == 1 and labels.shape == offsets.shape == sizes.shape
-    return one_each and bool(inside.all()) and os.path.basename(entry["name"]) == entry["name"]
+def _fits(entry: Shard, classes: int) -> bool:
+    """Whether an entry's samples have classes and lie inside its shard, a file beside the index."""
+    labels, offsets, sizes = entry["labels"], entry["offsets"], entry["sizes"]
+    if not len(labels) == len(offsets) == len(sizes) or os.path.basename(entry["name"]) != entry["name"]:
+        return False
+    inside = np.array(sizes, dtype=np.int64) <= entry["bytes"] - np.array(offsets, dtype=np.int64)
+    return max(labels, default=0) < classes and bool(inside.all())
 
 
-def _mismatch(folder: Path, entry: dict[str, Any]) -> str | None:
+def _mismatch(folder: Path, entry: Shard) -> str | None:
     path = folder / entry["name"]
     try:
         found = path.stat().st_size
@@ -300,7 +303,7 @@ def _digest(listing: Listing) -> str:
 
 def _agree(output: Path, plan: dict[str, Any]) -> None:
     """Make sure that what lies in `output` was begun with the same plan, or is nothing."""
-    begun = read_json(output / PLAN)
+    begun = read(output / PLAN, dict[str, Any])
     if begun is None:
         if has_shards(output) or any(not path.name.startswith(".") for path in output.iterdir()):
             raise UserError(f"--output: {output} holds something already; name a new folder")
@@ -319,7 +322,7 @@ def _write_part(listing: Listing, folder: Path, indices: np.ndarray, per_shard: 
     folder.mkdir(exist_ok=True)
     shares = _shares(indices, per_shard)
 
-    def write(number: int) -> dict[str, Any]:
+    def write(number: int) -> Shard:
         path = folder / f"{number:06d}.tar"
         entry = _layout(listing, path.name, number * per_shard, shares[number])
         # A shard gets its name when it is whole.
@@ -351,7 +354,7 @@ def _blocks(size: int) -> int:
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _layout(listing: Listing, name: str, first: int, indices: np.ndarray) -> dict[str, Any]:
+def _layout(listing: Listing, name: str, first: int, indices: np.ndarray) -> Shard:
     """The index entry of a shard, from the sizes of its files."""
     offsets, sizes, at = [], [], 0
     for path, _, label in _members(listing, first, indices):
@@ -393,9 +396,7 @@ def index_shards(root: Path, workers: int, progress: Progress) -> dict[str, Any]
         return _index(root, parts, known, workers, progress)
 
 
-def _index(
-    root: Path, parts: list[Path], known: list[dict[str, Any] | None], workers: int, progress: Progress
-) -> dict[str, Any]:
+def _index(root: Path, parts: list[Path], known: list[Index | None], workers: int, progress: Progress) -> dict[str, Any]:
     shards = [
         document["shards"] if document else _scan_all(folder, workers, progress)
         for folder, document in zip(parts, known, strict=True)
@@ -411,7 +412,7 @@ def _index(
     return {"output": str(root), "parts": report}
 
 
-def _scan_all(folder: Path, workers: int, progress: Progress) -> list[dict[str, Any]]:
+def _scan_all(folder: Path, workers: int, progress: Progress) -> list[Shard]:
     names, entries = _tars(folder), []
     with ThreadPoolExecutor(workers) as pool:
         for entry in gathered(pool, lambda i: _scan(folder / names[i]), len(names)):
@@ -420,7 +421,7 @@ def _scan_all(folder: Path, workers: int, progress: Progress) -> list[dict[str, 
     return entries
 
 
-def _scan(path: Path) -> dict[str, Any]:
+def _scan(path: Path) -> Shard:
     """The index entry of a shard, from its own headers."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
@@ -437,7 +438,7 @@ def _scan(path: Path) -> dict[str, Any]:
                 elif suffix in ("cls", "json"):
                     labels.setdefault(key, _label(suffix, archive.extractfile(member).read()))  # type: ignore[union-attr]
     except (*BROKEN, TypeError, KeyError) as error:
-        raise UserError(f"{path}: cannot be indexed: {error}") from None
+        raise UserError(f"{path}: cannot be indexed: {reason(error)}") from None
     missing = [key for key in images if key not in labels]
     if missing or not images:
         what = f"sample {missing[0].lstrip('/')} has no .cls and no .json with a label" if missing else "holds no image"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from statten.config import Config
 from statten.data.event_augment import EventTransform
+from statten.registry import DATASETS, load
 
 Transform = Callable[[Any], Tensor]
 """Raw sample to float32 tensor."""
@@ -31,6 +32,24 @@ def sample_transform(config: Config, train: bool) -> Transform:
     """
     augmented = train and config.data.augment
     return EventTransform(config, augmented) if config.model.events else image_transform(config, augmented)
+
+
+def file_transform(config: Config) -> Transform:
+    """`sample_transform` in validation, of datasets that are read from files."""
+    return sample_transform(config, train=False)
+
+
+def evaluation_transform(config: Config) -> Transform:
+    """What makes a raw sample - an RGB image, or a clip of event counts - what the model reads in validation, float32."""
+    return load(DATASETS[config.data.name].transform)(config)
+
+
+def normalisation(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in `evaluation_transform`; event counts stay as they are."""
+    if config.model.events:
+        return (0.0,) * config.model.in_channels, (1.0,) * config.model.in_channels
+    transform = evaluation_transform(config)
+    return getattr(transform, "mean", config.data.mean), getattr(transform, "std", config.data.std)
 
 
 def image_transform(config: Config, augmented: bool) -> Transform:

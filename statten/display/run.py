@@ -1,8 +1,10 @@
 """A run while it trains, read from its folder, and its summary."""
 
 import contextlib
+import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from rich.progress import Progress, TaskID
 
 from statten.display.terminal import console, duration, progress_bar
 from statten.errors import UserError, in_shell
-from statten.files import read_json
-from statten.storage.run import Run, best_row
+from statten.records.reading import read
+from statten.records.runs import Progress as Record
+from statten.storage.run import Run
 
 REFRESH = 5.0
 """Seconds between looks into a store, where the workers may be on other machines."""
@@ -46,7 +49,7 @@ def _follow(run: Run, done: threading.Event) -> None:
                 refreshed = time.monotonic()
             rows = run.metrics()
             for row in rows[shown:]:
-                console.print(epoch_line(row, epochs))
+                console.print(epoch_line(row, epochs, console.width if console.is_terminal else None))
             if len(rows) > shown:
                 shown = len(rows)
             log_at = _print_log(run.path / "train.log", log_at)
@@ -57,9 +60,9 @@ def _follow(run: Run, done: threading.Event) -> None:
 
 def _advance(bar: Progress, task: TaskID, run: Run, finished: int, epochs: int) -> None:
     with contextlib.suppress(Exception):  # a file that is being replaced must not end the display
-        progress = read_json(run.path / "progress.json")
+        progress = read(run.path / "progress.json", Record)
         if progress:
-            part = progress["step"] / progress["steps"] if progress["epoch"] >= finished else 0.0
+            part = progress["step"] / max(progress["steps"], 1) if progress["epoch"] >= finished else 0.0
             text = f"epoch {progress['epoch'] + 1} step {progress['step']}/{progress['steps']}"
             bar.update(task, description=text, completed=min(finished + part, epochs))
 
@@ -78,20 +81,23 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """One finished epoch in a line."""
-    left = (epochs - row["epoch"]) * row["seconds"]
-    return (
-        f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  loss {row['train/loss']:.3f}  "
-        f"val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  "
-        f"{row['samples_per_second']:,.0f} samples/s" + (f"  {duration(left)} left" if left else "")
+def epoch_line(row: dict[str, float], epochs: int, width: int | None = None) -> str:
+    """One finished epoch in a line; where it would be longer than `width`, in a shorter form without the learning rate."""
+    row = defaultdict(lambda: math.nan, row)  # an older version had fewer metrics
+    left = (epochs - row["epoch"]) * row["seconds"] if row["seconds"] > 0 else 0.0
+    begin = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  loss {row['train/loss']:.3f}  "
+    rate, end = f"{row['samples_per_second']:,.0f}", f"  {duration(left)} left" if left else ""
+    line = (
+        f"{begin}val loss {row['val/loss']:.3f}  val top-1 {row['val/top1']:6.2f} %  lr {row['lr']:.1e}  {rate} samples/s{end}"
     )
+    if width is None or len(line) <= width:
+        return line
+    return f"{begin}val {row['val/loss']:.3f}  top-1 {row['val/top1']:6.2f} %  {rate}/s{end}"
 
 
 def run_summary(run: Run, began: float) -> None:
     """The end of a training run: what was found, where it lies, what to type next."""
-    rows = run.metrics()
-    best = best_row(rows)
+    rows, best = run.metrics(), run.judged()
     console.print(
         f"\n[bold]{run.name}[/]: best validation top-1 {best['val/top1']:.2f} % at epoch {int(best['epoch'])} of {len(rows)}, "
         f"in {duration(time.monotonic() - began)}"

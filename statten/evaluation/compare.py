@@ -1,12 +1,14 @@
 """Models side by side on the same test samples: how sure their accuracies and differences are.
 
-A bootstrap over samples draws n of the n samples with replacement. For top-1 that is a multinomial draw of how many samples
-both models get right, one alone, the other alone, and neither: exact, and as quick for 50,000 samples as for 50.
+An accuracy has Wilson's interval, which stays between 0 and 100 % and holds for few samples too.
 
-McNemar's exact test asks only the samples on which two models differ: if neither is better, each is right on half of them.
+For two runs McNemar's exact test decides. It asks only the samples on which one of them alone is right: if neither is better,
+each is right on half of these. The interval of the difference is that test turned round (Clopper and Pearson's, of the share of
+these samples that one gets right), so it leaves out 0 exactly where the test calls the difference real.
 
-Runs of one model under several seeds form a group. Welch's t-test asks whether two groups' accuracies differ by more than their
-seeds scatter; the bootstrap over samples then draws each sample with the share of a group's seeds that are right on it.
+Runs of one model under several seeds form a group. A difference of groups is real where two intervals leave out 0: that of
+Welch's t-test, for the seeds scatter, and that of a bootstrap over samples, for these may be lucky ones. The bootstrap draws
+each sample with the share of a group's seeds that are right on it; every pair draws anew, so its numbers are those of any list.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +46,8 @@ def compare(
 
     Returns:
         `models`: top1 with its 95 % interval, loss, of every run; `groups`: mean and spread (standard deviation) of top1 over
-        seeds; `pairs` of groups: difference in points with its interval, McNemar's p or Welch's, `significant`, verdict.
+        seeds; `pairs` of groups: difference in points with its interval, McNemar's p or Welch's with the interval over seeds,
+        what `decides`, `significant`, verdict.
     """
     if len(paths) < 2:
         raise UserError(f"compare: takes two or more targets, but got {len(paths)}")
@@ -64,17 +67,16 @@ def compare(
     for path, other in zip(chain(*groups), chain(*found), strict=True):
         if not (torch.equal(first.index, other.index) and torch.equal(first.column("label"), other.column("label"))):
             raise UserError(f"{path}: was evaluated on other samples than {groups[0][0]}; give both the same data and split")
-    generator, models, summaries, rights = np.random.default_rng(seed), [], [], []
+    models, summaries, rights = [], [], []
     for group, members, parts in zip(groups, targets, found, strict=True):
         right = np.stack([(part.column("rank") < 1).numpy() for part in parts])  # [seeds, n]
         for path, target, part, r in zip(group, members, parts, right, strict=True):
-            top1 = interval(r, resamples, generator)
-            models.append({"name": _name(target), "target": str(path), **accuracy(part), "top1_interval": top1})
+            models.append({"name": _name(target), "target": str(path), **accuracy(part), "top1_interval": wilson(r)})
         name = ", ".join(target.name for target in members) if len(members) > 1 else _name(members[0])
         summaries.append({"name": name, **spread(100 * right.mean(1))})
         rights.append(right)
     pairs = [
-        {"a": summaries[i]["name"], "b": summaries[j]["name"], **group_pair(rights[i], rights[j], resamples, generator)}
+        {"a": summaries[i]["name"], "b": summaries[j]["name"], **group_pair(rights[i], rights[j], resamples, seed)}
         for i, j in combinations(range(len(groups)), 2)
     ]
     about = {"samples": first.samples, "level": LEVEL, "resamples": resamples}
@@ -125,31 +127,36 @@ def spread(top1: np.ndarray) -> dict[str, Any]:
     return {"seeds": len(top1), "top1_mean": float(top1.mean()), "top1_std": deviation, "top1": top1.tolist()}
 
 
-def group_pair(a: np.ndarray, b: np.ndarray, resamples: int, generator: np.random.Generator) -> dict[str, Any]:
+def group_pair(a: np.ndarray, b: np.ndarray, resamples: int, seed: int = 0) -> dict[str, Any]:
     """Two models, each under one or more seeds, on the same n samples: b's gain over a in points, and whether it is noise.
 
     Args:
         a, b: whether each sample is right under each seed, bool [seeds, n].
+        resamples: of the bootstrap over samples, which groups of several seeds need.
+        seed: of its draws.
     """
     if len(a) == len(b) == 1:
-        alone = pair(a[0], b[0], resamples, generator)
+        alone = pair(a[0], b[0])
         return {**alone, "verdict": _REAL if alone["significant"] else "noise: these samples do not tell them apart"}
-    values, counts = np.unique(np.round(b.mean(0) - a.mean(0), 12), return_counts=True)
-    draws = generator.multinomial(counts.sum(), counts / counts.sum(), resamples) @ values
-    low, high = _interval(draws * (100 / counts.sum()))
-    by_samples, p = low > 0 or high < 0, welch(a.mean(1), b.mean(1))
+    low, high = bootstrap(b.mean(0) - a.mean(0), resamples, seed)
+    by_samples, p, decides = low > 0 or high < 0, welch(a.mean(1), b.mean(1)), "samples and seeds"
     if p is None:
+        decides = "samples"
         verdict = "noise: these samples do not tell them apart"
         if by_samples:
             verdict = "beyond the noise of the samples, but one of them has a single seed, so that of the seeds is not known"
     elif p >= 1 - LEVEL:
-        verdict = "noise: the seeds scatter as much as the two differ"
+        verdict, decides = "noise: the seeds scatter as much as the two differ", "seeds"
     else:
-        verdict = _REAL if by_samples else "noise: these samples do not tell them apart, though the seeds do"
+        verdict = _REAL
+        if not by_samples:
+            verdict, decides = "noise: these samples do not tell them apart, though the seeds do", "samples"
     return {
         "difference": float(100 * (b.mean() - a.mean())),
         "interval": [low, high],
+        "seeds_interval": welch_interval(a.mean(1), b.mean(1)),
         "welch_p": p,
+        "decides": decides,
         "significant": by_samples and p is not None and p < 1 - LEVEL,
         "verdict": verdict,
     }
@@ -164,33 +171,58 @@ def welch(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(ttest_ind(a, b, equal_var=False).pvalue)
 
 
-def interval(right: np.ndarray, resamples: int, generator: np.random.Generator) -> list[float]:
-    """Bootstrap interval of top-1 in percent, from whether each sample is right [n]."""
-    return _interval(generator.binomial(len(right), right.mean(), resamples) * (100 / len(right)))
+def welch_interval(a: np.ndarray, b: np.ndarray) -> list[float] | None:
+    """Welch's interval of b's gain over a in points; None where `welch` is."""
+    if min(len(a), len(b)) < 2:
+        return None
+    if a.std() == b.std() == 0:
+        return [float(100 * (b[0] - a[0]))] * 2
+    found = ttest_ind(b, a, equal_var=False).confidence_interval(LEVEL)
+    return [float(100 * found.low), float(100 * found.high)]
 
 
-def pair(a: np.ndarray, b: np.ndarray, resamples: int, generator: np.random.Generator) -> dict[str, Any]:
-    """Two models on the same n samples: b's gain over a in points, its bootstrap interval, McNemar's exact p.
+def wilson(right: np.ndarray) -> list[float]:
+    """Wilson's interval of top-1 in percent, from whether each sample is right [n]."""
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
+    return [float(100 * found.low), float(100 * found.high)]
+
+
+def bootstrap(gains: np.ndarray, resamples: int, seed: int) -> list[float]:
+    """Bootstrap interval of the mean of every sample's gain [n], in points.
+
+    A draw of n of the n samples is a multinomial one of how often each value comes: as quick for 50,000 samples as for 50. What
+    is turned round gives the same, turned round.
+    """
+    if gains.sum() < 0:
+        low, high = bootstrap(-gains, resamples, seed)
+        return [-high, -low]
+    values, counts = np.unique(np.round(gains, 12), return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples) @ values
+    tail = (1 - LEVEL) / 2
+    return [float(v) for v in np.quantile(draws * (100 / counts.sum()), [tail, 1 - tail])]
+
+
+def pair(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Two models on the same n samples: b's gain over a in points, McNemar's exact p, and the interval that belongs to it.
 
     Args:
         a, b: whether each sample is right, bool [n].
     """
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
-    draws = generator.multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], resamples)
-    p = float(binomtest(only_b, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    p, low, high = 1.0, 0.0, 0.0
+    if apart := only_a + only_b:
+        test = binomtest(only_b, apart, 0.5)
+        share = test.proportion_ci(LEVEL, method="exact")
+        p, low, high = (float(v) for v in (test.pvalue, *(100 * apart * (2 * s - 1) / n for s in (share.low, share.high))))
     return {
         "difference": 100 * (only_b - only_a) / n,
-        "interval": _interval((draws[:, 1] - draws[:, 0]) * (100 / n)),
+        "interval": [low, high],
         "only_a": only_a,
         "only_b": only_b,
         "mcnemar_p": p,
+        "decides": "mcnemar",
         "significant": p < 1 - LEVEL,
     }
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    tail = (1 - LEVEL) / 2
-    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
 
 
 def compare_summary(report: dict[str, Any]) -> None:
@@ -201,18 +233,29 @@ def compare_summary(report: dict[str, Any]) -> None:
         for m in report["models"]
     ]
     console.print(table("", ["model", "top-1 %", f"{percent} interval", "top-5 %", "loss"], rows, right=range(1, 5)))
-    console.print(f"{report['samples']} samples, bootstrap of {report['resamples']} resamples\n")
+    console.print(f"{report['samples']} samples; intervals of an accuracy are Wilson's\n")
     several = [g for g in report["groups"] if g["seeds"] > 1]
     for g in several:
         console.print(f"{g['name']}: top-1 {g['top1_mean']:.2f} % ± {g['top1_std']:.2f} over {g['seeds']} seeds")
     console.print("", end="\n" if several else "")
     for p in report["pairs"]:
-        low, high = p["interval"]
+        interval = _range(p["interval"])
         if "mcnemar_p" in p:
             how = f"alone right on {p['only_b']} and {p['only_a']}, McNemar p = {p['mcnemar_p']:.3g}"
+        elif p["welch_p"] is None:
+            interval, how = f"over samples {interval}", "no test over seeds"
         else:
-            how = "no test over seeds" if p["welch_p"] is None else f"Welch over seeds p = {p['welch_p']:.3g}"
+            interval = f"over samples {interval}, over seeds {_range(p['seeds_interval'])}"
+            how = f"Welch over seeds p = {p['welch_p']:.3g}"
         console.print(
-            f"{p['b']} against {p['a']}: {p['difference']:+.2f} points ({percent} over samples {low:+.2f} to {high:+.2f}); "
-            f"{how}: [bold]{p['verdict']}[/]"
+            f"{p['b']} against {p['a']}: {p['difference']:+.2f} points ({percent} {interval}); {how}: [bold]{p['verdict']}[/]"
         )
+    if any("mcnemar_p" in p for p in report["pairs"]):
+        console.print("McNemar's exact test decides; its interval leaves out 0 where it calls a difference real")
+    if any("welch_p" in p for p in report["pairs"]):
+        console.print("a difference of seeds is real where both intervals leave out 0, over samples and over seeds")
+
+
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{low:+.2f} to {high:+.2f}"

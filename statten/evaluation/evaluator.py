@@ -15,7 +15,7 @@ from statten.config import build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.errors import UserError
-from statten.evaluation.html import html
+from statten.evaluation.html import classes_html, html, summary_html
 from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
 from statten.evaluation.report import build
 from statten.evaluation.show import write
@@ -24,6 +24,16 @@ from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions
 from statten.storage.mirror import check_place, publish
 from statten.storage.run import default_storage
+
+
+class Evaluation(dict[str, Any]):
+    """What an evaluation found, in plain values; a notebook shows its summary and its classes."""
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self['target']} on {self['data']}: top-1 {self['top1']:.2f} %, {self['samples']} samples)"
+
+    def _repr_html_(self) -> str:
+        return f"{summary_html(self)}{classes_html(self)}"
 
 
 def evaluate(
@@ -40,7 +50,7 @@ def evaluate(
     conventions: Conventions | None = None,
     storage: Path | None = None,
     output: Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a sweep's best trial, a run's best epoch, a checkpoint or a published checkpoint on the test part of a dataset.
 
     Args:
@@ -71,7 +81,7 @@ def evaluate(
     folder = place(target, storage, output)
     began = time.monotonic()
     found = measure_target(target, folder, workers, rates)
-    report = build(target, found, time.monotonic() - began, workers, conventions or Conventions())
+    report = Evaluation(build(target, found, time.monotonic() - began, workers, conventions or Conventions()))
     report["folder"] = str(folder)
     save(compact(found), folder / "samples.safetensors")
     write(report, folder)

@@ -1,7 +1,10 @@
 """Weights and networks for other programs.
 
-    model.safetensors     our weights: timm.create_model(NAME, checkpoint_path=..., **ARGUMENTS) opens them
-    config.yaml           the whole config; config.json holds that NAME and ARGUMENTS
+    model.safetensors     our weights: timm.create_model("local-dir:DIR", pretrained=True) opens them after `import statten`,
+                          statten.load_model("DIR") with their transform and classes too
+    config.json           what timm, and the Hugging Face Hub, know of a model: architecture, arguments, input, names of classes
+    config.yaml           the whole config
+    README.md             the model card: what it is, what was measured, how it is opened
     published.pth.tar     the same weights under the published names, with arguments as the published trainer writes them
     model.pt2             torch.export: the network in plain operators, which runs without this package; any batch size
     model.onnx            the same operators in ONNX, from `input` to `logits`; needs the extra statten[onnx]
@@ -24,15 +27,18 @@ import torch
 from torch import Tensor, nn
 
 from statten.config import Config, ModelConfig, dump_config
+from statten.data.transforms import normalisation
 from statten.errors import Failed, UserError, nearest
-from statten.evaluation.targets import Target, open_target
+from statten.evaluation.card import card
+from statten.evaluation.targets import EXPORTED_CONFIG, TIMM_CONFIG, Target, open_target
 from statten.files import check_writable, new_folder, write_json, write_text
 from statten.models import Backbone
 from statten.models.memory import MaxPool
 from statten.models.published import load_published, published_arguments, to_published
+from statten.models.timm_models import TIMM_NAMES
 from statten.neurons import LIF
 from statten.registry import BACKBONES
-from statten.storage.checkpoint import save_tensors
+from statten.storage.checkpoint import MODEL, save_tensors
 
 DEFAULT = ("safetensors", "published", "torch_export")
 FORMATS = (*DEFAULT, "onnx")
@@ -99,7 +105,7 @@ def export(
         formats: some of FORMATS.
 
     Returns:
-        `folder`, and for each file `largest_difference` of its logits from ours.
+        `folder`, for each file `largest_difference` of its logits from ours, and the lines of Python in `open` that open it.
 
     Raises:
         UserError: an unknown format, or one that cannot express this network or needs a package that is not there.
@@ -128,7 +134,8 @@ def export(
                 files |= _WRITERS[name](target, model, folder, x, wanted)
     except FileExistsError:
         raise _exists(output) from None
-    return {"target": target.name, "checkpoint": str(target.source), "folder": str(output), "files": files}
+    lines = opening(output) if MODEL in files else []
+    return {"target": target.name, "checkpoint": str(target.source), "folder": str(output), "files": files, "open": lines}
 
 
 def _exists(output: Path) -> UserError:
@@ -150,23 +157,45 @@ def example(config: ModelConfig, timesteps: int) -> Tensor:
     return torch.randn(3, *size, generator=generator)
 
 
-def timm_name(config: Config) -> tuple[str, dict[str, Any]]:
-    """The registered model of the same pooling, and the arguments that make it this one."""
-    m = config.model
-    name = "statten_8_512" if m.pooling == "1111" else "statten_2_256"
-    fields = {k: v for k, v in m.model_dump(mode="json").items() if v is not None}
-    return name, fields
+def timm_config(config: Config, classes: list[str]) -> dict[str, Any]:
+    """What timm knows of a model: the registered one of the same pooling, the arguments that make it this one, how its input is
+    made, and its classes."""
+    m, data = config.model, config.data
+    names = {ours: theirs for theirs, ours in TIMM_NAMES.items()}
+    mean, std = normalisation(config)
+    return {
+        "architecture": "statten_8_512" if m.pooling == "1111" else "statten_2_256",
+        "num_classes": m.num_classes,
+        "label_names": classes,
+        "model_args": {names.get(k, k): v for k, v in m.model_dump(mode="json").items() if v is not None},
+        "pretrained_cfg": {
+            "input_size": [m.in_channels, m.image_size, m.image_size],
+            "fixed_input_size": True,
+            "interpolation": data.interpolation,
+            "crop_pct": data.crop_pct,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": m.num_classes,
+            "classifier": "head",
+        },
+    }
+
+
+def opening(folder: Path) -> list[str]:
+    """The two lines of Python that open an export."""
+    return ["import statten, timm", f"model = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)"]
 
 
 def _safetensors(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:
-    path = folder / "model.safetensors"
+    path = folder / MODEL
     save_tensors(model.state_dict(), path)
-    write_text(folder / "config.yaml", dump_config(target.config))
-    name, arguments = timm_name(target.config)
-    write_json(folder / "config.json", {"architecture": name, "model_args": arguments})
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    opened = timm.create_model(saved["architecture"], checkpoint_path=str(path), **saved["model_args"]).eval()
-    return {"model.safetensors": _checked("model.safetensors", opened, x, wanted)}
+    write_text(folder / EXPORTED_CONFIG, dump_config(target.config))
+    classes = target.classes()
+    write_json(folder / TIMM_CONFIG, timm_config(target.config, classes))
+    write_text(folder / "README.md", card(target, classes, sum(p.numel() for p in model.parameters())))
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return {path.name: _checked(path.name, opened, x, wanted)}
 
 
 def _published(target: Target, model: Backbone, folder: Path, x: Tensor, wanted: Tensor) -> dict[str, Any]:

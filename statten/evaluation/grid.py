@@ -187,7 +187,9 @@ def grid_summary(report: dict[str, Any]) -> None:
         f"trained at T={trained['timesteps']} b={trained['block_size']}; best T={best['timesteps']} b={best['block_size']}: "
         f"top-1 {best['top1']:.2f} %, {best['energy_pj'] / 1e6:.4f} uJ a sample"
     )
-    if report["run"]:
+    if all(best[name] == value for name, value in trained.items()):
+        console.print("  the pair that it was trained at is the best one: nothing to change")
+    elif report["run"]:
         to = f"--set model.timesteps={best['timesteps']} --set model.block_size={best['block_size']}"
         console.print(f"  train on  statten promote {in_shell(report['run'])} {to}")
     console.print(f"  report    {report['folder']}/{report['files']}.md, .json, .png")

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from statten.display.html import figure_html, page, table_html
-from statten.evaluation.report import LAYER_COLUMNS, layer_rows, warnings
+from statten.evaluation.report import CLASS_COLUMNS, LAYER_COLUMNS, class_rows, layer_rows, shows_top5, warnings
 from statten.evaluation.show import ENERGY_COLUMNS, conventions, energy_rows
 
 _MARGIN = {"l": 10, "r": 10, "t": 30, "b": 10}
@@ -13,7 +13,7 @@ _RED, _BLUE = "#c0392b", "#2471a3"
 
 def html(report: dict[str, Any]) -> str:
     """The page of an evaluation's report."""
-    sections = [("", _summary(report))]
+    sections = [("", summary_html(report))]
     if "layers" in report:
         layers = table_html(LAYER_COLUMNS, layer_rows(report), right=(1, 3, 4))
         sections.append(("Firing rate by layer and timestep", figure_html(_rates(report["layers"])) + layers))
@@ -22,21 +22,22 @@ def html(report: dict[str, Any]) -> str:
         table = table_html(ENERGY_COLUMNS, energy_rows(ledger), right=(2, 3, 4, 5, 7))
         sections.append(("Energy of a sample", figure_html(_energy(ledger)) + table + about))
     if "confusion" in report:
-        sections.append(("Confusion", figure_html(_confusion(report["confusion"]))))
+        sections.append(("Confusion", figure_html(_confusion(report["confusion"], report["class_names"]))))
     ece = report["calibration"]["ece"]
     sections.append((f"Reliability, expected calibration error {ece:.4f}", figure_html(_reliability(report["calibration"]))))
-    sections.append(("Top-1 by class", figure_html(_classes(report["classes"]))))
+    sections.append(("Classes", figure_html(_classes(report["classes"])) + classes_html(report)))
     if report["imported"]:
         rows = [[r["argument"], r["value"], r["field"] or f"dropped: {r['reason']}"] for r in report["imported"]]
         sections.append(("Imported arguments", table_html(["argument", "value", "becomes"], rows)))
     return page(f"{report['target']} on {report['data']} ({report['part']} part)", sections)
 
 
-def _summary(report: dict[str, Any]) -> str:
+def summary_html(report: dict[str, Any]) -> str:
+    """The numbers that are asked for first, as a table."""
     left_out = f", {report['left_out']} more could not be read" if report["left_out"] else ""
     rows = [
         ["top-1", f"{report['top1']:.2f} %"],
-        ["top-5", f"{report['top5']:.2f} %"],
+        *([["top-5", f"{report['top5']:.2f} %"]] if shows_top5(report) else []),
         ["loss", f"{report['loss']:.4f}"],
         ["samples", f"{report['samples']:,}{left_out}"],
         ["timesteps, block size", f"T={report['timesteps']}, b={report['block_size']}"],
@@ -56,6 +57,11 @@ def _summary(report: dict[str, Any]) -> str:
     ]
     found = "".join(f"<li>{escape(line)}</li>" for line in warnings(report))
     return table_html(["", ""], rows) + (f"<ul>{found}</ul>" if found else "")
+
+
+def classes_html(report: dict[str, Any]) -> str:
+    """Scores of every class, as a table."""
+    return table_html(CLASS_COLUMNS, class_rows(report), right=range(1, len(CLASS_COLUMNS)))
 
 
 def _rates(layers: list[dict[str, Any]]) -> Any:
@@ -84,11 +90,10 @@ def _energy(ledger: dict[str, Any]) -> Any:
     return made.update_xaxes(title="nJ per sample")
 
 
-def _confusion(counts: list[list[int]]) -> Any:
+def _confusion(counts: list[list[int]], names: list[str]) -> Any:
     import plotly.graph_objects as go
 
     n = len(counts)
-    names = [str(i) for i in range(n)]
     shown = "label %{y}, predicted %{x}: %{z} samples<extra></extra>"
     text = "%{z}" if n <= 20 else None
     heat = go.Heatmap(z=counts, x=names, y=names, colorscale="Viridis", texttemplate=text, hovertemplate=shown)
@@ -118,8 +123,8 @@ def _classes(classes: list[dict[str, Any]]) -> Any:
     import plotly.graph_objects as go
 
     shown = "class %{x}: %{y:.2f} % of %{customdata} samples<extra></extra>"
-    names, values = [row["class"] for row in classes], [row["top1"] for row in classes]
+    names, values = [row["name"] for row in classes], [row["top1"] for row in classes]
     bars = go.Bar(x=names, y=values, customdata=[row["samples"] for row in classes], hovertemplate=shown, marker_color=_BLUE)
     made = go.Figure(bars, {"height": 320, "margin": _MARGIN})
-    made.update_xaxes(title="class", dtick=1 if len(names) <= 30 else None)
+    made.update_xaxes(title="class", type="category", dtick=1 if len(names) <= 30 else None)
     return made.update_yaxes(title="top-1 (%)", range=[0, 100])

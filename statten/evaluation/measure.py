@@ -169,6 +169,9 @@ def load(path: Path) -> Measured:
             about = file.metadata()
         sums = {name.removeprefix("sums."): value for name, value in tensors.items() if name.startswith("sums.")}
         numbers = float(about["seconds"]), int(about["peak_bytes"]), int(about["left_out"])
-        return Measured(tensors["index"], tensors["records"], sums, *numbers)
+        index, records = tensors["index"], tensors["records"]
+        if (index.dtype, records.dtype, records.shape) != (torch.int64, torch.float64, (index.numel(), len(RECORD))):
+            raise ValueError(f"it has no {', '.join(RECORD)} of each sample")
+        return Measured(index, records, sums, *numbers)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete it and evaluate again") from None

@@ -1,11 +1,13 @@
 """What was measured, as one document, and as a person reads it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from statten.config import ModelConfig
+from statten.data import open_source
 from statten.display import console, table
 from statten.evaluation.measure import Measured
 from statten.evaluation.targets import Target
@@ -24,7 +26,7 @@ _LINES = 30
 
 def build(target: Target, found: Measured, seconds: float, workers: int, conventions: Conventions) -> dict[str, Any]:
     """The report of an evaluation: plain values only."""
-    m = target.config.model
+    m, names = target.config.model, target.classes()
     report: dict[str, Any] = {
         "target": target.name,
         "run": str(target.run.path) if target.run else None,
@@ -38,14 +40,15 @@ def build(target: Target, found: Measured, seconds: float, workers: int, convent
         "timesteps": m.timesteps,
         "block_size": m.block_size,
         "calibration": calibration(found),
-        "classes": classes(found, m.num_classes),
+        "class_names": names,
+        "classes": (rows := classes(found, m.num_classes, names)),
+        "macro": macro(rows),
     }
     if m.num_classes <= SMALL:
         report["confusion"] = confusion(found, m.num_classes).tolist()
     if found.sums:
-        rows = layers(found, m)
-        report["firing_rates"] = {row["layer"]: row["rate"] for row in rows}
-        report["layers"] = rows
+        report["layers"] = layers(found, m)
+        report["firing_rates"] = {row["layer"]: row["rate"] for row in report["layers"]}
         report["points"] = points(found)
         report["energy"] = ledger(m, m.timesteps, found.sums, found.samples, conventions)
     return report | {
@@ -55,7 +58,7 @@ def build(target: Target, found: Measured, seconds: float, workers: int, convent
         "samples_per_second": found.samples / found.seconds * workers,
         "peak_memory_bytes": found.peak_bytes,
         "imported": target.imported,
-        "notes": target.notes,
+        "notes": [*target.notes, *_renamed(target, names)],
         "changed": target.changed,
         "evaluated": now(),
         "environment": environment(),
@@ -87,12 +90,47 @@ def calibration(found: Measured) -> dict[str, Any]:
     return {"ece": ((right - sure).abs().sum() / number.sum()).item(), "bins": rows}
 
 
-def classes(found: Measured, number: int) -> list[dict[str, Any]]:
-    """Samples and top-1 of every class that the part has."""
-    label, right = found.column("label").long(), (found.column("rank") < 1).long()
+def _renamed(target: Target, names: list[str]) -> list[str]:
+    """A line where the data call a class by another name than the model, which knows it by its number."""
+    for ours, theirs in zip(names, open_source(target.config).classes, strict=False):
+        if ours != theirs:
+            data = target.config.data.name
+            return [f"{data} has class {theirs} where the model was trained on {ours}; labels are compared by their numbers"]
+    return []
+
+
+def classes(found: Measured, number: int, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Samples, top-1, precision, recall and F1 in percent of every class that the part has.
+
+    Precision is the share of the samples predicted as a class that are of it (0 where none is), recall the share of its samples
+    that are predicted as it, F1 their harmonic mean. A tie is no hit to top-1, while a prediction takes the first of a tie.
+    """
+    label, predicted = found.column("label").long(), found.column("prediction").long()
     samples = torch.bincount(label, minlength=number).tolist()
-    hits = torch.bincount(label, right.double(), minlength=number).tolist()
-    return [{"class": i, "samples": n, "top1": 100 * hits[i] / n} for i, n in enumerate(samples) if n]
+    first = torch.bincount(label[found.column("rank") < 1], minlength=number).tolist()
+    hits = torch.bincount(label[label == predicted], minlength=number).tolist()
+    taken = torch.bincount(predicted, minlength=number).tolist()
+    return [
+        {
+            "class": i,
+            "name": names[i] if names else str(i),
+            "samples": n,
+            "top1": 100 * first[i] / n,
+            "precision": 100 * hits[i] / max(taken[i], 1),
+            "recall": 100 * hits[i] / n,
+            "f1": 200 * hits[i] / (n + taken[i]),
+        }
+        for i, n in enumerate(samples)
+        if n
+    ]
+
+
+SCORES = ("precision", "recall", "f1")
+
+
+def macro(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each score over classes, whatever their sizes."""
+    return {score: sum(row[score] for row in rows) / max(len(rows), 1) for score in SCORES}
 
 
 def confusion(found: Measured, number: int) -> Tensor:
@@ -153,8 +191,9 @@ def points(found: Measured) -> list[dict[str, Any]]:
 def headline(report: dict[str, Any]) -> list[str]:
     """The numbers that are asked for first."""
     left_out = f", {report['left_out']} more could not be read" if report["left_out"] else ""
+    top5 = f"  top-5 {report['top5']:.2f} %" if shows_top5(report) else ""
     lines = [
-        f"top-1 {report['top1']:.2f} %  top-5 {report['top5']:.2f} %  loss {report['loss']:.4f}  "
+        f"top-1 {report['top1']:.2f} %{top5}  loss {report['loss']:.4f}  "
         f"ECE {report['calibration']['ece']:.3f}  ({report['samples']} samples of {report['data']}{left_out}, "
         f"T={report['timesteps']}, b={report['block_size']}, {report['weights']} weights)"
     ]
@@ -170,6 +209,20 @@ def headline(report: dict[str, Any]) -> list[str]:
         f"peak memory {report['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
     return lines
+
+
+def shows_top5(report: dict[str, Any]) -> bool:
+    """Whether top-5 says anything: of five classes it is always 100 %."""
+    return len(report["class_names"]) > 5
+
+
+CLASS_COLUMNS = ["class", "samples", "top-1 %", "precision %", "recall %", "F1 %"]
+
+
+def class_rows(report: dict[str, Any]) -> list[list[Any]]:
+    """Cells of the table of classes, the mean over them last."""
+    rows = [[row["name"], row["samples"], *[f"{row[score]:.2f}" for score in ("top1", *SCORES)]] for row in report["classes"]]
+    return [*rows, ["mean over classes", "", "", *[f"{report['macro'][score]:.2f}" for score in SCORES]]]
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
@@ -242,8 +295,12 @@ def summary(report: dict[str, Any]) -> None:
     for line in rest:
         console.print(line)
     if len(report["classes"]) <= 20:
-        shown = "  ".join(f"{row['class']}: {row['top1']:.1f}" for row in report["classes"])
-        console.print(f"top-1 by class  {shown}")
+        shown = "  ".join(f"{row['name']}: {row['top1']:.1f}" for row in report["classes"])
+        console.print(f"top-1 by class  {shown}", markup=False)
+    mean = report["macro"]
+    console.print(
+        f"mean over classes  precision {mean['precision']:.2f} %  recall {mean['recall']:.2f} %  F1 {mean['f1']:.2f} %"
+    )
     if "layers" in report:
         console.print("\nfiring rate (spikes per neuron and timestep)")
         console.print(table("", LAYER_COLUMNS, layer_rows(report), right=(1, 3, 4)))

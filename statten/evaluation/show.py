@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.display.plots import figure, heat_map, md_table, save_figure
-from statten.evaluation.report import LAYER_COLUMNS, headline, layer_rows, warnings
+from statten.evaluation.report import CLASS_COLUMNS, LAYER_COLUMNS, class_rows, headline, layer_rows, shows_top5, warnings
 from statten.files import write_json, write_text
 
 
@@ -35,8 +35,7 @@ def markdown(report: dict[str, Any]) -> str:
             md_table(ENERGY_COLUMNS, energy_rows(report["energy"])),
             conventions(report["energy"]),
         ]
-    rows = [[row["class"], row["samples"], f"{row['top1']:.2f}"] for row in report["classes"]]
-    parts += ["## Classes", md_table(["class", "samples", "top-1 %"], rows)]
+    parts += ["## Classes", md_table(CLASS_COLUMNS, class_rows(report))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,15 +93,16 @@ def _energy(ledger: dict[str, Any]) -> Any:
 
 
 def _confusion(report: dict[str, Any]) -> Any:
-    n = len(report["confusion"])
-    names = [str(i) for i in range(n)]
-    if n <= 20:
+    names = [name.replace("$", r"\$") for name in report["class_names"]]  # to matplotlib it would begin a formula
+    if len(names) <= 20:
         made = heat_map(report["confusion"], names, names, f"Confusion, top-1 {report['top1']:.2f} %", "{:.0f}")
     else:
         made = figure(7, 6)
         image = made.add_subplot().imshow(report["confusion"], cmap="viridis")
         made.colorbar(image)
     axes = made.axes[0]
+    if any(len(name) > 4 for name in names):
+        axes.tick_params(axis="x", labelrotation=90)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("label")
     return made
@@ -125,7 +125,9 @@ def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) 
 
     shutil.rmtree(folder, ignore_errors=True)  # events of the same evaluation, which would be shown beside these
     with SummaryWriter(str(folder)) as events:
-        scalars = {f"test/{name}": report[name] for name in ("top1", "top5", "loss")}
+        top5 = ["top5"] if shows_top5(report) else []
+        scalars = {f"test/{name}": report[name] for name in ("top1", *top5, "loss")}
+        scalars["test/f1"] = report["macro"]["f1"]
         scalars["test/ece"] = report["calibration"]["ece"]
         if "energy" in report:
             scalars["test/energy_uj"] = report["energy"]["total"]["pj"] / 1e6

@@ -1,23 +1,26 @@
-"""What `evaluate` can be pointed at: a checkpoint, a run, a sweep, or a published checkpoint."""
+"""What `evaluate` can be pointed at: a checkpoint, a run, a sweep, an export, or a published checkpoint."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from statten.config import Config, parse_overrides, with_overrides
-from statten.data import absolute_root, check_split
+from statten.config import Config, load_config, parse_overrides, with_overrides
+from statten.data import check_split, open_source, resolved
 from statten.errors import UserError
 from statten.files import sha256
 from statten.models import Backbone, build_model
 from statten.models.published import fit_weights, read_published
+from statten.records.measurements import Exported
+from statten.records.reading import read
 from statten.registry import BACKBONES
 from statten.search.sweep import Sweep, open_folder
-from statten.storage.checkpoint import EMA, MODEL, load_weights
+from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
 from statten.training.loop import to_device
 from statten.training.preflight import Preflight, preflight, this_device
@@ -31,7 +34,7 @@ class Target:
     """Weights with the config that they are evaluated with."""
 
     source: Path
-    """The checkpoint folder, or the published file."""
+    """The checkpoint folder, the published file, or the weights of an export."""
     config: Config
     """Its config with the overrides."""
     averaged: bool
@@ -52,10 +55,17 @@ class Target:
     @property
     def name(self) -> str:
         """What a person calls it."""
+        if self.exported:
+            return self.source.absolute().parent.name
         if self.run is None:
             return self.source.name.removesuffix(".pth.tar")
         folder = self.run.path
         return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "trials" else folder.name
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is what `statten export` wrote."""
+        return _is_export(self.source)
 
     def evaluated_on(self, workers: int) -> Config:
         """The config of an evaluation on so many workers; training's batch size, which data must fill, says nothing here."""
@@ -66,9 +76,12 @@ class Target:
     def preflight(self, config: Config, capacity: dict[str, float] | None = None) -> Preflight:
         """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
         plan = preflight(config, capacity)
+        self._check_split(config)
+        return plan
+
+    def _check_split(self, config: Config) -> None:
         if self.run and not {"data.name", "data.root"} & self.changed.keys():
             check_split(config, _split_file(self.run))
-        return plan
 
     @property
     def precision(self) -> str:
@@ -77,7 +90,7 @@ class Target:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights under our names, verified."""
-        if self.run is None:
+        if self.run is None and not self.exported:
             return read_published(self.source, self.averaged).weights
         return load_weights(self.source, averaged=self.averaged)
 
@@ -88,6 +101,22 @@ class Target:
         if self.as_published:
             model.mix_samples()
         return to_device(model.eval().double() if self.exact else model.eval(), this_device(self.config.scale))
+
+    def classes(self) -> list[str]:
+        """Name of each class that the model tells apart.
+
+        They are kept with the checkpoint or the export. Of a published file, and of runs of earlier versions, they are those of
+        its data where these are there as they were; else a class is called by its number.
+        """
+        names: Sequence[str] = class_names(self.source) if self.source.is_dir() else []
+        if self.exported:
+            names = label_names(self.source.parent)
+        if not names:
+            with suppress(UserError):
+                self._check_split(self.config)
+                names = open_source(self.config).classes
+        count = self.config.model.num_classes
+        return [*names[:count], *map(str, range(len(names), count))]
 
     def key(self, **further: Any) -> str:
         """A digest of everything that decides the numbers."""
@@ -122,7 +151,8 @@ def open_target(
     """Find the weights and the config that a path means.
 
     Args:
-        path: a sweep (its best trial), a run (its best epoch), a checkpoint folder or a published `.pth.tar`.
+        path: a sweep (its best trial), a run (its best epoch), a checkpoint folder, a folder that `statten export` wrote or a
+            published `.pth.tar`.
         overrides: fields to change, such as model.timesteps, which owns no weights.
         data: name of the dataset, the same as data.name.
         ema: take the moving average of the weights where there is one.
@@ -144,6 +174,9 @@ def open_target(
         changed["train.eval_batch_size"] = 32
     mixed = [_MIXED] if as_published else []
     run, source = resolve(path)
+    if _is_export(source):
+        config = load_config(source.parent / EXPORTED_CONFIG)
+        return Target(source, _changed(config, changed, large), False, None, changed, exact=exact)
     if run is None:
         found = read_published(source, ema)
         config, rows = found.translate(changed)
@@ -177,7 +210,7 @@ def _changed(config: Config, changed: dict[str, Any], large: bool) -> Config:
     name = changed.get("data.name", config.data.name)
     if large and name not in ("imagenet", "image_folder"):
         raise UserError(f"--large: is for imagenet and image_folder, but the data are {name}; leave it out")
-    return absolute_root(with_overrides(config, changed))
+    return resolved(with_overrides(config, changed))
 
 
 def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
@@ -191,6 +224,20 @@ def _defaults(config: Config, changed: Mapping[str, Any], rows: list[dict[str, A
         f"another goes with --set data.{name}="
         for name in open_fields
     ]
+
+
+EXPORTED_CONFIG, TIMM_CONFIG = "config.yaml", "config.json"
+"""What lies beside the weights in a folder that `statten export` wrote."""
+
+
+def _is_export(weights: Path) -> bool:
+    return weights.name == MODEL and weights.is_file() and (weights.parent / EXPORTED_CONFIG).is_file()
+
+
+def label_names(folder: Path) -> list[str]:
+    """Name of each class as the folder of an export keeps them for timm; none in those of earlier versions."""
+    about = read(folder / TIMM_CONFIG, Exported)
+    return about.get("label_names", []) if about else []
 
 
 def _split_file(run: Run) -> Path:
@@ -211,9 +258,12 @@ def resolve(path: Path) -> tuple[Run | None, Path]:
         return folder, folder.best_checkpoint()
     if (path / "state.json").is_file():
         return Run.open(path.resolve().parent.parent), path
+    for weights in (path, path / MODEL):
+        if _is_export(weights):
+            return None, weights
     if path.is_file() and path.name.endswith((".tar", ".pth", ".pt")):
         return None, path
     raise UserError(
-        f"{path}: is neither a run, a sweep nor a checkpoint folder, nor a published checkpoint (.pth.tar); "
+        f"{path}: is neither a run, a sweep nor a checkpoint folder, nor an export or a published checkpoint (.pth.tar); "
         f"list what is there with: statten runs"
     )

@@ -143,7 +143,7 @@ class JobFile(Part):
         subject = self.recipe if self.command in ("train", "tune") else self.target
         line = [self.command, str(subject)]
         for path, value in self.all_overrides.items():
-            line += ["--set", f"{path}={json.dumps(value)}"]
+            line += ["--set", f"{path}={json.dumps(value, ensure_ascii=False)}"]
         for field in (*FIELDS[self.command][1], "space", "storage"):
             value, option = getattr(self, field), f"--{JobFile.model_fields[field].alias or field}"
             if value is True:

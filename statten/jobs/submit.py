@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from statten.config import Config, load_config, parse_overrides, recipe_names
+from statten.config import SHORT_FORMS, Config, load_config, parse_overrides, recipe_names, with_short_forms
 from statten.errors import user_path
 from statten.jobs.client import Submission
 from statten.jobs.file import RESUMABLE, Runtime, load_job
@@ -61,8 +61,9 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
         parameters: what the command line's own parser made of it.
     """
     line, recipe = list(words), parameters.get("recipe")
-    overrides = parameters.get("overrides") or []
-    files, root = [], parse_overrides(overrides).get("data.root")
+    short = {name: parameters.get(name) for name in SHORT_FORMS} if command in ("train", "tune") else {}
+    overrides = with_short_forms(parameters.get("overrides") or [], short)
+    files, root = [], overrides.get("data.root")
     stem = str(parameters.get("target") or "job")
     if recipe is not None:
         config = load_config(recipe, overrides)
@@ -79,7 +80,8 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
     if "storage" in parameters and where and not (given and _is_absolute(where)):
         where = _absolute(where)
         line += ["--storage", str(where)]
-    line += _absolute_root(root) if "overrides" in parameters else []
+    if "overrides" in parameters:
+        line += _absolute_root(root, short.get("data") is not None)
     return Submission(name, _entrypoint(line), Runtime(), tuple(files), _stays(where, root))
 
 
@@ -111,11 +113,15 @@ def _absolute(storage: str | None) -> str | None:
     return storage if storage is None or _is_absolute(storage) else str(user_path(storage).absolute())
 
 
-def _absolute_root(root: str | None) -> list[str]:
-    """The override that makes a data folder, relative or in the home folder, one that does not depend on where the job runs."""
+def _absolute_root(root: str | None, short: bool = False) -> list[str]:
+    """What makes a data folder, relative or in the home folder, one that does not depend on where the job runs.
+
+    An override, or where --data was typed a second one, for the last counts.
+    """
     if root is None or (_is_absolute(root) and not Path(root).is_relative_to(user_path("~"))):
         return []
-    return ["--set", f"data.root={user_path(root).absolute()}"]
+    path = user_path(root).absolute()
+    return ["--data", str(path)] if short else ["--set", f"data.root={path}"]
 
 
 def _entrypoint(line: list[str]) -> str:

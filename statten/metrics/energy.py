@@ -12,7 +12,7 @@ A ledger is a plain document: `check` recomputes it from itself. T timesteps, N 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from statten.config import ModelConfig
-from statten.errors import UserError
-from statten.files import read_json
+from statten.errors import UserError, shown
 from statten.models.operations import Operation
+from statten.records import reading
+from statten.records.measurements import Ledger
 from statten.registry import BACKBONES
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -78,6 +79,29 @@ def ledger(
     }
 
 
+def ledger_at(config: ModelConfig, rate: float, conventions: Conventions | None = None) -> dict[str, Any]:
+    """The ledger of a network whose neurons all fire at a rate and independently of each other; needs no data.
+
+    Args:
+        config: the network.
+        rate: spikes per neuron and timestep; k and v then spike together at its square.
+        conventions: what is counted how.
+    """
+    T, counts = config.timesteps, {}
+    for op in operations(config):
+        if op.point is not None:
+            together = rate**2 if op.point.endswith(".pairs") else rate
+            counts[op.point] = torch.tensor(together * _values(op) * T, dtype=torch.float64)
+    return ledger(config, T, counts, 1, conventions)
+
+
+def _values(op: Operation) -> int:
+    """The values of one timestep over which a row's rate is the mean."""
+    if op.point is not None and op.point.endswith(".pairs"):
+        return op.flops
+    return op.inputs if op.kind != "product" else op.outputs
+
+
 def _row(
     op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions,
     first: bool,
@@ -93,8 +117,7 @@ def _row(
         pass  # it reads numbers
     else:
         found = counts[op.point].double()
-        values = op.flops if op.point.endswith(".pairs") else op.inputs if op.kind != "product" else op.outputs
-        row |= {"unit": "SOPs", "rate": found.sum().item() / (values * timesteps * samples)}
+        row |= {"unit": "SOPs", "rate": found.sum().item() / (_values(op) * timesteps * samples)}
         bits = math.ceil(math.log2(op.levels + 1))
         if (op.kernel, op.stride) != (1, 1) and found.ndim:
             row["inside"] = _inside(found, op)
@@ -130,7 +153,7 @@ def _costs(row: Mapping[str, Any], conventions: Conventions) -> dict[str, Any]:
     }
 
 
-def _total(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     total = {unit.lower(): math.fsum(r["operations"] for r in rows if r["unit"] == unit) for unit in ("MACs", "SOPs")}
     return total | {name: math.fsum(r[name] for r in rows) for name in ("memory_pj", "pj")}
 
@@ -151,25 +174,38 @@ def non_spiking(config: ModelConfig, timesteps: int, conventions: Conventions) -
     return {"rows": rows, "total": _total(rows)}
 
 
-def check(document: Any, source: str = "ledger") -> None:
-    """Recompute a ledger from itself; raises UserError with a sentence for every row or total that does not add up."""
-    try:
-        conventions = Conventions(**document["conventions"])
-        parts = {"": document, "non_spiking: ": document["non_spiking"]}
-        problems = []
-        for prefix, part in parts.items():
-            for row in part["rows"]:
-                problems += _differences(f"{source}: {prefix}{row['layer']}", row, _costs(row, conventions))
-                most = row.get("levels", 2)
-                if not 0 <= row["rate"] <= most:
-                    problems.append(
-                        f"{source}: {prefix}{row['layer']}: rate must be between 0 and {most}, but is {row['rate']:g}"
-                    )
-            problems += _differences(f"{source}: {prefix}total", part["total"], _total(part["rows"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source}: is not an energy ledger: {type(error).__name__} {error}") from None
+def check(document: Any, source: str = "ledger") -> Ledger:
+    """Recompute a ledger from itself, and return it.
+
+    Raises:
+        UserError: it is none, or with a sentence for every row or total that does not add up.
+    """
+    found = reading.check(document, Ledger, source, "is not an energy ledger")
+    conventions, timesteps = Conventions(**found["conventions"]), found["timesteps"]
+    problems: list[str] = []
+    for prefix, part in (("", found), ("non_spiking: ", found["non_spiking"])):
+        seen = set[str]()
+        for row in part["rows"]:
+            where = f"{source}: {prefix}{row['layer']}"
+            problems += _differences(where, row, _costs(row, conventions))
+            if row["rate"] > (most := row.get("levels", 2)):
+                problems.append(f"{where}: rate must be between 0 and {most}, but is {row['rate']:g}")
+            # What reads numbers, and the classifier, may be computed once for all timesteps.
+            once = row["timesteps"] == 1 and (row["unit"] == "MACs" or row.get("kind") == "linear")
+            if row["timesteps"] != timesteps and not once:
+                problems.append(f"{where}: timesteps must be the ledger's {timesteps}, but are {row['timesteps']}")
+            if row["layer"] in seen:
+                problems.append(f"{where}: is there twice")
+            seen.add(row["layer"])
+        problems += _differences(f"{source}: {prefix}total", part["total"], _total(part["rows"]))
+    dense = {row["layer"]: row["flops"] for row in found["non_spiking"]["rows"]}
+    for row in found["rows"]:
+        if row.get("kind") not in ("product", "gate") and dense.get(row["layer"]) != row["flops"]:
+            there = dense.get(row["layer"], "no such row")
+            problems.append(f"{source}: {row['layer']}: flops are {row['flops']}, but the non-spiking network has {there}")
     if problems:
         raise UserError(problems)
+    return found
 
 
 def _differences(where: str, written: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -185,11 +221,15 @@ def _differences(where: str, written: Mapping[str, Any], found: Mapping[str, Any
     return problems
 
 
-def check_file(path: Path) -> dict[str, Any]:
+def check_file(path: Path) -> Ledger:
     """Read a ledger, or a report that holds one, and recompute it; returns the ledger."""
-    document = read_json(path)
+    document = reading.read(path, dict[str, Any], "is not an energy ledger")
     if document is None:
         raise UserError(f"{path}: no such file")
-    found = document.get("energy", document) if isinstance(document, dict) else document
-    check(found, str(path))
+    if "energy" not in document:
+        return check(document, str(path))
+    found = check(document["energy"], str(path))
+    for name in ("timesteps", "block_size", "samples"):
+        if document.get(name) != (there := found[name]):
+            raise UserError(f"{path}: {name} is {shown(document.get(name))}, but that of its energy ledger is {there}")
     return found

@@ -48,8 +48,8 @@ def latency_ms(model: nn.Module, config: Config, sample: Tensor | None = None, t
 
 
 def autocast(config: Config, device: torch.device) -> Any:
-    """The context that gives `train.precision`."""
-    if config.train.precision == "fp32" or (config.train.precision == "amp" and device.type == "cpu"):
+    """The context that gives `train.precision`; where there is no GPU, float32 in place of float16."""
+    if config.train.precision == "fp32" or (config.train.precision in ("amp", "fp16") and device.type == "cpu"):
         return nullcontext()
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype)

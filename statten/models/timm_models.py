@@ -1,5 +1,7 @@
 """The published sizes in timm's registry: `timm.create_model("statten_8_768")` after `import statten`.
 
+`timm.create_model("local-dir:DIR", pretrained=True)` opens what `statten export` wrote, and `hf-hub:` the same on a hub.
+
 This module is imported when timm has been, perhaps while a backbone's own module is still importing timm; so that one is
 imported when a model is made.
 """
@@ -7,11 +9,14 @@ imported when a model is made.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from timm.models import register_model
+from timm.models import load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
 from statten.config import ModelConfig
 from statten.errors import UserError
+
+TIMM_NAMES = {"in_chans": "in_channels", "img_size": "image_size", "drop_path_rate": "drop_path"}
+"""What timm calls fields of the model."""
 
 _SMALL: dict[str, Any] = {"image_size": 32, "num_classes": 10}
 _LARGE: dict[str, Any] = {"image_size": 224, "num_classes": 1000}
@@ -20,15 +25,25 @@ _LARGE: dict[str, Any] = {"image_size": 224, "num_classes": 1000}
 def _create(defaults: dict[str, Any], pretrained: bool, options: dict[str, Any]) -> nn.Module:
     from statten.models.factory import build_model
 
-    if pretrained:
+    # What timm hands to every model; `about` says where weights lie, and how their input is made.
+    about, _, overlay, cache = (
+        options.pop(name, None) for name in ("pretrained_cfg", "pretrained_model_args", "pretrained_cfg_overlay", "cache_dir")
+    )
+    if pretrained and not about:
         raise UserError(
             "no pretrained weights are bundled; load a published file with statten.models.published.load_published(path)"
         )
-    names = {"in_chans": "in_channels", "img_size": "image_size", "drop_path_rate": "drop_path"}
-    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        options.pop(unused, None)  # what timm hands to every model
-    fields = {names.get(name, name): value for name, value in options.items() if value is not None}
-    return build_model(ModelConfig.model_validate({**defaults, **fields}))
+    fields = {TIMM_NAMES.get(name, name): value for name, value in options.items() if value is not None}
+    config = ModelConfig.model_validate({**defaults, **fields})
+    model: Any = build_model(config)
+    if not about:
+        about = {"input_size": (config.in_channels, *[config.image_size] * 2), "num_classes": config.num_classes}
+    model.pretrained_cfg = resolve_pretrained_cfg("statten", about, overlay).to_dict()
+    if pretrained:
+        load_pretrained(
+            model, model.pretrained_cfg, num_classes=config.num_classes, in_chans=config.in_channels, cache_dir=cache
+        )
+    return model
 
 
 def _sizes() -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from statten.display import console, duration, numeral, table
+from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError, in_shell
 from statten.report.trials import STATES, SweepTrials, common_reason
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
 from statten.storage.run import Run, best_row, written
+
+EPOCH = (
+    ("train/loss", "{:.4f}"), ("val/loss", "{:.4f}"), ("val/top1", "{:.2f}"), ("val/top5", "{:.2f}"), ("lr", "{:.2e}"),
+    ("samples_per_second", "{:,.0f}"),
+)  # fmt: skip
+"""Metrics of an epoch in a table, and how they are written; an older version may have had fewer."""
 
 
 def overview(storage: Path) -> list[dict[str, Any]]:
@@ -74,7 +81,7 @@ def details(path: Path) -> dict[str, Any]:
         "kind": "run",
         "name": run.name,
         "state": run.state,
-        "reason": (run.result or {}).get("reason") if run.ended else None,
+        "reason": run.reason if run.ended else None,
         "config": run.config.model_dump(mode="json"),
         "epochs": run.metrics(),
         "evaluation": (run.path / "evaluation.json").is_file(),
@@ -113,13 +120,13 @@ def details_table(document: dict[str, Any], most: int | None = None) -> Table:
     if document["kind"] == "sweep":
         return _sweep_table(document, most)
     cells = [
-        [int(r["epoch"]), f"{r['train/loss']:.4f}", f"{r['val/loss']:.4f}", f"{r['val/top1']:.2f}", f"{r['val/top5']:.2f}",
-         f"{r['lr']:.2e}", f"{r['samples_per_second']:,.0f}", duration(r["seconds"])]
+        [int(r["epoch"]), *(form.format(r[name]) if name in r else "-" for name, form in EPOCH),
+         duration(r["seconds"]) if "seconds" in r else "-"]
         for r in document["epochs"][-(most or 0) :]
     ]  # fmt: skip
     columns = ["epoch", "train loss", "val loss", "val top-1", "val top-5", "lr", "samples/s", "time"]
     reason = f" ({document['reason']})" if document["reason"] else ""
-    return table(f"run {document['name']}: {document['state']}{reason}", columns, cells, right=range(8))
+    return table(f"run {document['name']}: {state_word(document['state'])}{reason}", columns, cells, right=range(8))
 
 
 def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
@@ -148,6 +155,30 @@ def _sweep_table(document: dict[str, Any], most: int | None) -> Table:
     return made
 
 
+def awaited(find: Callable[[], Path], seconds: float = 1.0) -> Path:
+    """The folder that `find` finds, as soon as there is one that a process writes.
+
+    Args:
+        find: raises UserError while there is none.
+        seconds: between looks; what is there and is not written for ten of them is over already.
+    """
+    told = False
+    while True:
+        try:
+            path = find()
+            break
+        except UserError as error:
+            if not told:
+                console.print(f"{str(error).partition(';')[0]}; waiting for it", markup=False)
+            told = True
+            time.sleep(seconds)
+    for _ in range(10 if told else 0):  # it was made this moment, and its writer is about to begin
+        if written(path):
+            break
+        time.sleep(seconds)
+    return path
+
+
 def watch(path: Path, seconds: float = 1.0) -> None:
     """Draw a run or a sweep on the terminal anew every second, until no process writes it any more; it is only read."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -163,7 +194,7 @@ def watch(path: Path, seconds: float = 1.0) -> None:
 def sweep_summary(sweep: Sweep, began: float) -> None:
     """The end of a sweep: what was found, where it lies, what to type next."""
     found = counts(sweep)
-    states = ", ".join(f"{number} {state}" for state, number in sorted(found.items()))
+    states = ", ".join(f"{number} {state_word(state)}" for state, number in sorted(found.items()))
     console.print(f"\n[bold]{sweep.name}[/]: {sum(found.values())} trials ({states}) in {duration(time.monotonic() - began)}")
     if common := common_reason((trial.state.name.lower(), trial.user_attrs.get("reason")) for trial, _ in sweep.rows()):
         console.print(f"  most stops  {escape(common)}")

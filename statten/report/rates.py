@@ -9,7 +9,9 @@ from statten.errors import UserError
 from statten.evaluation import open_target
 from statten.evaluation.measure import measure
 from statten.evaluation.report import accuracy, layers
-from statten.files import read_json, write_json
+from statten.files import write_json
+from statten.records.measurements import LayerRate, Rates
+from statten.records.reading import read
 from statten.report.trials import SweepTrials, TrialRow, different
 
 TRIALS = 4
@@ -24,10 +26,9 @@ def best_rates(trials: SweepTrials, folder: Path) -> list[dict[str, Any]]:
     What was measured lies in `rates.json` under a digest of weights, model and data, and is not measured again.
     """
     try:
-        kept = read_json(folder / "rates.json")
+        kept = read(folder / "rates.json", dict[str, Rates]) or {}
     except UserError:  # damaged, so it is measured anew
-        kept = None
-    kept = kept if isinstance(kept, dict) else {}
+        kept = {}
     chosen, found = best_trials(trials), []
     with progress_bar("trials") as bar:
         task = bar.add_task("firing rates", total=len(chosen), rate="")
@@ -53,17 +54,19 @@ def best_trials(trials: SweepTrials) -> list[TrialRow]:
     return different(ranked)[:TRIALS]
 
 
-def _measure(row: TrialRow, kept: dict[str, Any]) -> dict[str, Any]:
+def _measure(row: TrialRow, kept: dict[str, Rates]) -> Rates:
     target = open_target(row.run.path)
     key = target.key(samples=SAMPLES)
-    if not (isinstance(kept.get(key), dict) and kept[key].keys() >= {"samples", "top1", "layers"}):
+    if key not in kept:
         config = target.evaluated_on(1)
         target.preflight(config)
         loader = make_loaders(config).validation
         loader.indices = loader.indices[:: -(-len(loader.indices) // SAMPLES)]
         loader.samples = len(loader.indices)
         found = measure(target.model(), loader, config)
-        kept[key] = {"samples": found.samples, "top1": accuracy(found)["top1"], "layers": [
-            {name: layer[name] for name in ("layer", "rate", "by_timestep", "state")} for layer in layers(found, config.model)
-        ]}  # fmt: skip
+        rates: list[LayerRate] = [
+            {"layer": row["layer"], "rate": row["rate"], "by_timestep": row["by_timestep"], "state": row["state"]}
+            for row in layers(found, config.model)
+        ]
+        kept[key] = {"samples": found.samples, "top1": accuracy(found)["top1"], "layers": rates}
     return kept[key]

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from statten.config import load_config, recipe_names
-from statten.display import numeral
+from statten.display import numeral, state_word
 from statten.errors import UserError
 from statten.search.sweep import Sweep, is_run, short
 from statten.storage.run import Run, best_row, written
@@ -41,9 +41,8 @@ LABELS = {
     "samples_per_second": "training speed (samples/s)",
     "seconds": "time per epoch (s)",
 }
-STATES = {"complete": "complete", "pruned": "stopped early", "fail": "failed", "running": "running",
-          "unfinished": "unfinished", "waiting": "waiting"}  # fmt: skip
-"""States as a person reads them."""
+STATES = {state: state_word(state) for state in ("complete", "pruned", "fail", "running", "unfinished", "waiting")}
+"""States of a trial as a person reads them."""
 UNITS = {"uj": "µJ", "mj": "mJ", "ms": "ms", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
 
 

@@ -25,8 +25,10 @@ from statten.data import Loaders
 from statten.data.dataset import Loaded, Source
 from statten.data.loaders import EvalLoader, TrainLoader
 from statten.errors import Failed, UserError
-from statten.files import own_cache, read_json, write_json
+from statten.files import own_cache, write_json
 from statten.machine import killed_for_memory, peak_memory, usable_memory
+from statten.records import measurements
+from statten.records.reading import read
 from statten.training.faults import LESS_MEMORY, Diverged, classify
 from statten.training.loop import fit, make_state
 
@@ -129,8 +131,8 @@ def costs(configs: Sequence[Config], device: str, threads: int, gpus: float = 0.
 def _known(path: Path) -> dict[str, Cost]:
     """What was measured before; nothing of a file that is damaged, for it can be measured again."""
     try:
-        return {key: Cost(**values) for key, values in (read_json(path) or {}).items()}
-    except (UserError, AttributeError, TypeError):
+        return {key: Cost(**values) for key, values in (read(path, dict[str, measurements.Cost]) or {}).items()}
+    except UserError:
         return {}
 
 

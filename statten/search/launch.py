@@ -5,14 +5,15 @@ A trial of several workers is a Tune function that holds no CPU and runs a Torch
 """
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statten.cluster import nodes
 from statten.cluster.session import ray_cluster
 from statten.cluster.trainer import check_nodes, fit_on_workers, show_places
-from statten.config import Config, dump_config, with_overrides
-from statten.data import absolute_root, split_document
+from statten.config import Config, dump_config, get_field, parse_overrides, with_overrides
+from statten.data import resolved, split_document
 from statten.display import console
 from statten.errors import Failed, Superseded, UserError, in_shell
 from statten.files import write_text
@@ -46,7 +47,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     """
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
-    config = with_overrides(absolute_root(config), {"search.trials": trials_of(config.search, space)})
+    config = with_overrides(resolved(config), {"search.trials": trials_of(config.search, space)})
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, path)
         plan = plan_sweep(config, space, nodes.capacity(machines))
@@ -78,12 +79,39 @@ def resume_sweep(sweep: Sweep) -> Sweep:
         return _execute(sweep, plan)
 
 
-def extend_sweep(sweep: Sweep, trials: int) -> Sweep:
-    """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on."""
-    config = sweep.config
-    more = with_overrides(config, {"search.trials": trials_of(config.search, sweep.space) + trials})
+EXTENDABLE = (
+    "search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.firing_range", "search.max_hours",
+    "search.max_epochs", "search.max_concurrent",
+)  # fmt: skip
+"""Rules of stopping and budgets: what may be another for further trials, which are compared with those before them."""
+
+
+def extend_sweep(sweep: Sweep, trials: int, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Sweep:
+    """Run `trials` more trials than the sweep was asked for; its study, and what it learnt, go on.
+
+    Args:
+        sweep: which.
+        trials: how many more.
+        overrides: other rules of stopping and budgets from now on, fields of EXTENDABLE; the study keeps a record.
+
+    Raises:
+        UserError: another field is to be changed, or as `resume_sweep`.
+    """
+    config, fields = sweep.config, parse_overrides(overrides)
+    asked = trials_of(config.search, sweep.space) + trials
+    more = with_overrides(config, {**fields, "search.trials": asked})
+    if fixed := [field for field in fields if field not in EXTENDABLE]:
+        raise UserError(
+            f"--set {fixed[0]}: must stay as it is, for further trials are compared with those before them; what may change is "
+            f"{', '.join(EXTENDABLE)}"
+        )
     trials_of(more.search, sweep.space)  # raises where a grid has not as many
+    changed = {field: [get_field(config, field), get_field(more, field)] for field in fields}
     with sweep.writing():
+        if changed := {field: both for field, both in changed.items() if both[0] != both[1]}:
+            study = sweep.study()
+            record = {"from_trial": len(study.get_trials(deepcopy=False)), "fields": changed}
+            study.set_user_attr("changed", [*study.user_attrs.get("changed", []), record])
         write_text(sweep.path / "config.yaml", dump_config(more))
     return resume_sweep(Sweep(sweep.path))
 

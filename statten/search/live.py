@@ -8,13 +8,13 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.live import Live
 from rich.table import Table
 
-from statten.display import console, duration, numeral, table
+from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError
 from statten.search.sweep import Sweep, describe, short
 from statten.storage.run import Run, best_row
 from statten.training.faults import classify
 
-STATES = {"finished": "[green]complete[/]", "stopped": "[yellow]stopped[/]", "failed": "[red]failed[/]"}
+COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "training": "default"}
 
 
 class LiveTable(TrialProgressCallback):
@@ -57,7 +57,7 @@ class LiveTable(TrialProgressCallback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
         run = Run(Path(trial.config["run"]))
-        point = (run.info.get("origin") or {}).get("point", {})
+        point = run.origin.get("point", {})
         rows = run.metrics()
         row = self.rows.setdefault(trial.config["number"], {"point": point, "began": time.monotonic()})
         row.update(state="training", epoch=len(rows), values=self._values(rows))
@@ -92,22 +92,22 @@ class LiveTable(TrialProgressCallback):
     def _finish(
         self, number: int | str, run: Run, point: dict[str, Any], seconds: float | None = None, show: bool = True
     ) -> None:
-        rows, result = run.metrics(), run.result or {}
-        seconds = seconds if seconds is not None else sum(r["seconds"] for r in rows)
+        rows, reason = run.metrics(), run.reason
+        seconds = seconds if seconds is not None else sum(r.get("seconds", 0.0) for r in rows)
         values = self._values(rows)
         row = {"point": point, "epoch": len(rows), "values": values, "seconds": seconds}
-        self.rows[number] = {**row, "state": result.get("state", "failed"), "reason": result.get("reason")}
+        state = run.state if run.ended else "failed"
+        self.rows[number] = {**row, "state": state, "reason": reason}
         if show and not console.is_terminal:
-            state = self.rows[number]["state"]
             shown = "  ".join(f"{m} {numeral(v):>6}" for m, v in zip(self.metrics, values, strict=True))
             if isinstance(number, int):
                 left = f", {duration(self._left())} left" if self._done() < self.trials and self._left() else ""
                 name, of = f"trial {number:>{len(str(self.trials))}}", f"({self._done()} of {self.trials} done{left})"
             else:
                 name, of = f"again {number}", ""
-            why = f"  {result['reason']}" if result.get("reason") and state != "finished" else ""
+            why = f"  {reason}" if reason and state != "finished" else ""
             console.print(
-                f"{name}  {describe(point):<28}  {shown}  {'complete' if state == 'finished' else state} "
+                f"{name}  {describe(point):<28}  {shown}  {state_word(state)} "
                 f"at epoch {len(rows)}/{self.epochs} in {duration(seconds)}  {of}{why}"
             )
 
@@ -138,7 +138,7 @@ class LiveTable(TrialProgressCallback):
             seconds = row.get("seconds", time.monotonic() - row.get("began", 0.0))
             point = [row["point"].get(path, "") for path in self.paths]
             point = [f"{v:.2g}" if isinstance(v, float) else v for v in point]
-            state = STATES.get(row["state"], row["state"])
+            state = f"[{COLOURS[row['state']]}]{state_word(row['state'])}[/]"
             mark = "[bold]*[/]" if n == best else ""
             epoch = f"{row['epoch']}/{self.epochs}"
             rows.append([f"{n}{mark}", *point, epoch, *map(numeral, row["values"]), state, duration(seconds)])

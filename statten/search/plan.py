@@ -8,7 +8,7 @@ import torch
 
 from statten.cluster import nodes
 from statten.config import Config, constraint, with_overrides
-from statten.data import make_loaders
+from statten.data import lacks_data, make_loaders, resolved
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
 from statten.registry import BACKBONES
@@ -148,6 +148,8 @@ def _check_memory(largest: int, there: int, device: str, share: float) -> None:
 class Rehearsal:
     """What a run or a sweep would be: what `--dry-run` shows."""
 
+    config: Config
+    """With no field at auto, unless there is no data yet."""
     trial: Preflight
     """The run, or one trial of the sweep."""
     placement: list[nodes.Share]
@@ -172,11 +174,13 @@ def dry_run(config: Config, space: Space | None = None) -> Rehearsal:
         UserError: with every problem.
     """
     scale = config.scale
+    if has_data := not lacks_data(config):
+        config = resolved(config)
     machines = nodes.survey(scale.address)
     if space is None:
-        plan = preflight(config, nodes.capacity(machines))
-        return Rehearsal(plan, nodes.place(machines, 1, plan, scale))
+        plan = preflight(config, nodes.capacity(machines), has_data)
+        return Rehearsal(config, plan, nodes.place(machines, 1, plan, scale))
     sweep = plan_sweep(config, space, nodes.capacity(machines))
     with nodes.joined(scale.address):
         cost = measure_sweep(sweep)
-    return Rehearsal(sweep.trial, nodes.place(machines, sweep.concurrent, sweep.trial, scale), sweep, cost)
+    return Rehearsal(config, sweep.trial, nodes.place(machines, sweep.concurrent, sweep.trial, scale), sweep, cost)

@@ -70,7 +70,7 @@ def _same(trial: "FrozenTrial", run: Run) -> bool:
     point, ended = trial.user_attrs.get("point"), trial.state.is_finished()
     if not ended or point is None or (trial.state.name == "COMPLETE" and not run.ended):
         return False
-    return point == (run.info.get("origin") or {}).get("point")
+    return point == run.origin.get("point")
 
 
 def _complete(sweep: Sweep, study: "optuna.Study", trial: "FrozenTrial", point: Point) -> None:
@@ -92,7 +92,7 @@ def _running(sweep: Sweep, run: Run, point: Point) -> "FrozenTrial":
     from optuna.trial import TrialState, create_trial
 
     attributes: dict[str, Any] = {"point": point}
-    if (parent := (run.info.get("origin") or {}).get("inherited")) is not None:
+    if (parent := run.origin.get("inherited")) is not None:
         attributes["inherited"] = parent
     if run.path.parent != sweep.path / "trials":
         attributes["source"] = str(run.path)

@@ -261,12 +261,12 @@ class OptunaSearcher(Searcher):
         self._tell(trial, run)
 
     def _tell(self, trial: Trial, run: Run) -> None:
-        rows, result = run.metrics(), run.result or {}
+        rows, result, best = run.metrics(), run.result or {}, run.best
         self._mirror(trial, rows)
-        state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(result["state"], TrialState.FAIL)
+        state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(run.state, TrialState.FAIL)
         reason, values = result.get("reason"), None
         if state == TrialState.COMPLETE:
-            values = [result["best"].get(metric, math.nan) for metric in self.search.directions]
+            values = [best.get(metric, math.nan) for metric in self.search.directions]
             for metric, value in zip(self.search.directions, values, strict=True):
                 if not math.isfinite(value):
                     state, values, reason = TrialState.FAIL, None, f"{metric} is {value:g} at the best epoch"
@@ -277,7 +277,7 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr("reason", reason)
         if values is not None:
             for text in self.search.constraints:
-                trial.set_constraint(text, violation(text, result["best"]))
+                trial.set_constraint(text, violation(text, best))
         if self.search.max_hours:
             self.study.set_user_attr("seconds", self._seconds())
         self._learn(self.study.tell(trial, values, state=state))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from statten.config import Config, SearchConfig, with_overrides
-from statten.errors import UserError, first_line
+from statten.errors import UserError, first_line, shown
+from statten.records.reading import check
+from statten.records.runs import StudyAttributes, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -47,6 +49,10 @@ def open_study(search: SearchConfig, name: str, journal: Path, create: bool) -> 
         elif name not in known:
             raise MissingStudy(f"{place} holds no study {name}")
         study = optuna.load_study(study_name=name, storage=storage, pruner=optuna.pruners.NopPruner())
+        for trial in study.get_trials(deepcopy=False):
+            _check_trial(trial, len(study.directions), place)
+        check(study.user_attrs, StudyAttributes, place)
+        directions, names = study.directions, check(study.metric_names or ["?"], list[str], f"{place}: metric names")
     except UserError:
         raise
     except Exception as error:  # SQLAlchemy's drivers, and the reader of a damaged journal, raise what they like
@@ -54,12 +60,20 @@ def open_study(search: SearchConfig, name: str, journal: Path, create: bool) -> 
             raise UserError(f"search.storage: {place} cannot be opened: {first_line(error)}") from None
         again = "rename the file, and `statten resume` makes the study again from the trials' folders"
         raise UserError(f"{place}: cannot be read: {_damage(journal, error)}; {again}") from None
-    if study.directions != wanted or study.metric_names != [*search.directions]:
-        there = ", ".join(f"{metric} {d.name.lower()}" for metric, d in zip(study.metric_names or ["?"], study.directions,
-                                                                            strict=False))  # fmt: skip
+    if directions != wanted or names != [*search.directions]:
+        there = ", ".join(f"{metric} {d.name.lower()}" for metric, d in zip(names, directions, strict=False))
         raise UserError(f"{place}: the study {name} was made for other objectives ({there}) than search.objectives "
                         f"({', '.join(search.objectives)}); set them back")  # fmt: skip
     return study
+
+
+def _check_trial(trial: "optuna.trial.FrozenTrial", objectives: int, place: str) -> None:
+    """Raise UserError where a trial is not what this package writes down: Optuna reads what it finds."""
+    where = f"{place}: trial {trial.number}"
+    found = check({field: getattr(trial, field) for field in Trial.__annotations__}, Trial, where)
+    values = found["values"]
+    if trial.state.name == "COMPLETE" and (values is None or len(values) != objectives):
+        raise UserError(f"{where}: must have {objectives} values, but got {shown(values)}; it is damaged")
 
 
 def _open_storage(url: str | None, journal: Path, create: bool) -> "optuna.storages.BaseStorage":
@@ -104,7 +118,7 @@ def _damage(journal: Path, error: Exception) -> str:
     for number, line in enumerate(journal.read_bytes().splitlines(), 1):
         try:
             json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"line {number} is damaged"
     return "its lines contradict each other"
 

@@ -16,15 +16,17 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statten.config import Config, constraint, get_field
-from statten.errors import UserError, in_shell
-from statten.files import read_json, write_text
+from statten.errors import UserError, in_shell, user_path
+from statten.files import write_text
+from statten.records.reading import read
+from statten.records.runs import Sources
 from statten.search.study import JOURNAL, MissingStudy, open_study, with_absolute_database
 from statten.space.loading import load_space
 from statten.space.space import Space
@@ -128,11 +130,8 @@ class Sweep(RunFolder):
 
     def sources(self) -> dict[int, Path]:
         """Folders of trials that were taken over from another sweep."""
-        content = read_json(self.path / "sources.json") or {}
-        try:
-            return {int(number): Path(path) for number, path in content.items()}
-        except (AttributeError, ValueError, TypeError):
-            raise UserError(f"{self.path / 'sources.json'}: must map trials to folders; it is damaged") from None
+        content = read(self.path / "sources.json", Sources, advice="it must map trials to folders, but is damaged") or {}
+        return {int(number): user_path(path) for number, path in content.items()}
 
     def folders(self) -> dict[int, Run]:
         """All trials that have a folder, by number, here or in another sweep."""
@@ -179,6 +178,19 @@ class Sweep(RunFolder):
             raise UserError(f"{self.path}: {older}")
         return run
 
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        rows = list(self.rows())
+        found: list[tuple[str, object]] = [("trials", f"{len(rows)} of {self.trials}")]
+        with suppress(UserError):  # no trial is finished yet, or keeps the constraints
+            best = self.best_trial()
+            values = zip(self.config.search.directions, best.values, strict=True)
+            found += [
+                ("best trial", f"{best.number}: {describe(best.user_attrs['point'])}"),
+                *((n, f"{v:.4g}") for n, v in values),
+            ]
+        return [*super().facts(), *found]
+
     def front(self) -> list["optuna.trial.FrozenTrial"]:
         """The Pareto front among finished trials that keep the constraints, by the first objective; of one objective the best.
 
@@ -217,7 +229,6 @@ class Sweep(RunFolder):
         front = self.front()
         found = front[0] if number is None else next(t for t, _ in self.rows() if t.number == number)
         run = self.checked(found)
-        result = run.result or {}
         document = {
             "sweep": str(self.path),
             "trial": found.number,
@@ -225,7 +236,7 @@ class Sweep(RunFolder):
             "values": dict(zip(self.config.search.directions, found.values, strict=True)),
             "point": found.user_attrs["point"],
             "config": run.config.model_dump(mode="json"),
-            "metrics": result.get("best", {}),
+            "metrics": run.best if run.best.keys() >= {"epoch", "val/top1", "val/loss"} else run.judged(),
             "checkpoint": str(run.best_checkpoint()),
         }
         if len(found.values) > 1:
@@ -248,7 +259,9 @@ class Sweep(RunFolder):
         for number, others in runs.items():
             if len(others) == search.repeats - 1 and all(run.state == "finished" for run in others):
                 seeded = [self.trial(number), *others]
-                values = [(run.result or {})["best"][search.metric] for run in seeded]
+                values = [run.best[search.metric] for run in seeded if search.metric in run.best]
+                if len(values) < len(seeded):
+                    continue
                 seeds = [run.config.train.seed for run in seeded]
                 done[number] = Repeats(number, seeds, values, statistics.mean(values), statistics.stdev(values))
         return done

@@ -44,12 +44,12 @@ def _as_ours(sweep: Sweep, trial: FrozenTrial, run: Run) -> FrozenTrial | None:
     import optuna
 
     search, config = sweep.config.search, run.config
-    space, origin = sweep.space, run.info.get("origin") or {}
+    space, origin = sweep.space, run.origin
     point = space.from_config(config)
     if point is None or "inherited" in origin:
         return None
     rows = run.metrics()
-    best = (run.result or {}).get("best", {})
+    best = run.best
     if not rows or any(not math.isfinite(row.get(search.metric, math.nan)) for row in rows):
         return None
     values = [best.get(metric, math.nan) for metric in search.directions] if trial.state == TrialState.COMPLETE else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from statten.config import field_at
+from statten.config.paths import fields_called
 from statten.errors import ConfigError, nearest
 
 Known = Mapping[str, Any]
@@ -173,7 +174,8 @@ def _field(node: ast.expr, fields: dict[str, None]) -> Reader:
         field_at(path)
     except ConfigError as error:
         if "." not in path:
-            raise ConfigError(f"{path} is no field; write a path such as model.depth, or a text as '{path}'") from None
+            such = (fields_called(path) or ["model.depth"])[0]
+            raise ConfigError(f"{path} is no field; write a path such as {such}, or a text as '{path}'") from None
         raise error from None
     fields[path] = None
     return lambda known: known[path]

@@ -130,7 +130,8 @@ def _check_values(dimension: Dimension, base: Config) -> None:
         rows = [{dimension.name: v} for v in (values.values if isinstance(values, Choices) else (values.low, values.high))]
     for row in rows:
         try:
-            with_overrides(base, row)
+            if auto := with_overrides(base, row).auto:
+                raise ConfigError(f"{auto[0]}: auto has no place in a space; give values")
         except ConfigError as error:
             own = [p for p in error.problems if any(p.startswith(f"{path}:") for path in row)]
             if own:

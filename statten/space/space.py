@@ -24,9 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from statten.config import Config, get_field, with_overrides
+from statten.config import Config, dump_yaml, get_field, with_overrides
 from statten.errors import ConfigError, UserError
 from statten.space.dimensions import CONSTRAINT, Couple, Derived, Dimension, Divisors, Plain, Searched, read
 from statten.space.domains import Choices, Domain, Grid, Range, Suggests
@@ -76,8 +74,7 @@ class Space:
 
     def dump(self) -> str:
         """YAML text that `load_space` reads back; what was merged from where stands on top."""
-        text = yaml.safe_dump(self.tree, sort_keys=False, default_flow_style=None, width=120)
-        return "".join(f"# {note}\n" for note in self.notes) + text
+        return "".join(f"# {' '.join(note.split())}\n" for note in self.notes) + dump_yaml(self.tree, flow=None)
 
     def count(self) -> int | None:
         """Exact number of points; None where a continuous dimension makes them infinitely many."""

@@ -5,7 +5,7 @@
         model.safetensors                parameters and buffers
         ema.safetensors                  their moving average, with `train.ema_decay`
         optimizer.safetensors            the optimizer's tensors
-        state.json                       epoch, step, counters, metrics, digests of the files above
+        state.json                       epoch, step, counters, metrics, names of the classes, digests of the files above
 
 A checkpoint is written aside and renamed, so it is there whole or not at all; its digests, that of state.json in the file
 itself, find later damage, and loading falls back to the one before. Random streams need no saving: they are functions of
@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from torch import Tensor, nn
 
 from statten.config import Config
 from statten.errors import UserError, first_line
-from statten.files import describe_file, new_folder, read_json, sha256, write_text
+from statten.files import describe_file, new_folder, sha256, write_text
 from statten.models.backbones.base import plain_names
+from statten.records.reading import read
+from statten.records.runs import Numbers, Seal, State
 from statten.storage.run import checkpoints
 
 log = logging.getLogger("statten")
@@ -68,10 +70,11 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
 
-def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
+def save(state: TrainState, folder: Path, config: Config | None = None, classes: Sequence[str] = ()) -> Path:
     """Write a checkpoint into `folder` and return its path; one that is there already is the same state, and stays.
 
-    With the config that it was trained under, a change of it is found when training goes on (training/resuming.py).
+    With the config that it was trained under, a change of it is found when training goes on (training/resuming.py). With the
+    name of each label in `classes`, a model that is opened without its data says what it sees.
     """
     folder.mkdir(exist_ok=True)  # without its parents: where the storage is away, nothing is made in its place
     name = f"epoch-{state.epoch:04d}" + (f"-step-{state.step:06d}" if state.step else "")
@@ -97,6 +100,7 @@ def save(state: TrainState, folder: Path, config: Config | None = None) -> Path:
             "optimizer": numbers,
             "scaler": state.scaler.state_dict(),
             "config": config.model_dump(mode="json", include={"data", "model", "train"}) if config else None,
+            "classes": list(classes),
             "sha256": {name: sha256(aside / name) for name in files},
         }
         write_text(aside / STATE, json.dumps({**document, "digest": _digest(document)}))
@@ -114,7 +118,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def _digest(document: dict[str, Any]) -> str:
+def _digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document as it will be read."""
     read = json.loads(json.dumps(document))
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
@@ -141,7 +145,7 @@ def load_newest(state: TrainState, folder: Path) -> Path | None:
                 _load(state, path)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, KeyError, ValueError, FileNotFoundError) as error:
+            except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, OSError, SafetensorError) as error:
                 raise UserError(f"{path}: does not fit config.yaml; was that edited since? {first_line(error)}") from error
             return path
         log.warning("%s is damaged (%s); falling back to the checkpoint before it", path, problem)
@@ -173,13 +177,19 @@ def load_weights(path: Path, device: torch.device | str = "cpu", averaged: bool 
         raise UserError(f"{path}: not a safetensors file that can be read: {reason}") from None
 
 
+def class_names(checkpoint: Path) -> list[str]:
+    """Name of each label as a checkpoint folder keeps them; none in those of earlier versions."""
+    saved = read(checkpoint / STATE, State)
+    return saved.get("classes", []) if saved else []
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        saved = read_json(path / STATE)
+        saved = read(path / STATE, Seal)
     except UserError:
         return f"{STATE} cannot be read"
-    if not isinstance(saved, dict) or not isinstance(saved.get("sha256"), dict) or MODEL not in saved["sha256"]:
+    if saved is None or MODEL not in saved["sha256"]:
         return f"{STATE} is missing or incomplete"
     for name, digest in saved["sha256"].items():
         if not (path / name).is_file():
@@ -192,15 +202,17 @@ def _damage(path: Path) -> str | None:
 
 
 def _load(state: TrainState, path: Path) -> None:
-    saved = read_json(path / STATE)
+    saved = read(path / STATE, State)
+    if saved is None:
+        raise FileNotFoundError(f"{STATE} is not there any more")
     state.model.load_state_dict(load_file(path / MODEL, device=str(state.device)))
     if state.ema is not None:
         state.ema.module.load_state_dict(load_file(path / EMA, device=str(state.device)))
     state.optimizer.load_state_dict(_join(load_file(path / OPTIMIZER), saved["optimizer"]))
     _match_layouts(state.optimizer)
     state.scaler.load_state_dict(saved["scaler"])
-    for name in ("epoch", "step", "sums", "seconds", "metrics", "best"):
-        setattr(state, name, saved[name])
+    state.epoch, state.step, state.sums, state.seconds = saved["epoch"], saved["step"], saved["sums"], saved["seconds"]
+    state.metrics, state.best = saved["metrics"], saved["best"]
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -223,7 +235,7 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     return {k: v.contiguous() for k, v in tensors.items()}, {"state": numbers, "param_groups": groups}
 
 
-def _join(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
+def _join(tensors: dict[str, Tensor], saved: Numbers) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **saved["state"]}.items():
         index, _, name = key.partition(".")

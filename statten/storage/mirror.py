@@ -41,7 +41,6 @@ from statten.files import (
     alive,
     check_writable,
     open_lock,
-    read_json,
     read_record,
     repeating,
     sha256,
@@ -50,6 +49,9 @@ from statten.files import (
     write_text,
     writer,
 )
+from statten.records.reading import read
+from statten.records.runs import Seal
+from statten.records.stores import Agreed, Storage, Writer
 from statten.storage.store import STORAGE, Stamp, Store, explain, is_uri, join_uri, working_copy
 
 log = logging.getLogger("statten")
@@ -280,7 +282,7 @@ class Mirror:
 
     def check_attempt(self, attempt: str | None) -> None:
         """Raise Superseded where the store names another attempt; None belongs to none."""
-        if attempt is not None and self._lease().get("attempt") != attempt:
+        if attempt is not None and self._attempt_there() != attempt:
             raise Superseded(f"{self.uri}: a newer attempt writes this run; this one stops")
 
     @contextmanager
@@ -292,13 +294,13 @@ class Mirror:
         """
         with self.store.speaking():
             record, age = self._lease(), 0.0
-            if record and not record.get("ended"):
+            if record is not None and not record.get("ended"):
                 age = self.store.seconds_since(self._attempt)
                 if alive(record, age, self._lease):
                     raise taken(self.uri, what, record, age)
             self.store.write(self._attempt, _record(attempt))
             time.sleep(SETTLE)
-            if (record := self._lease()).get("attempt") != attempt:
+            if (record := self._lease()) is None or record.get("attempt") != attempt:
                 raise taken(self.uri, what, record)
 
         def renew(**further: Any) -> None:
@@ -317,12 +319,16 @@ class Mirror:
         """Whether a process on any machine has lately said in the store that it writes here."""
         try:
             record = self._lease()
-            return bool(record) and not record.get("ended") and self.store.seconds_since(self._attempt) < 3 * RENEW
+            return record is not None and not record.get("ended") and self.store.seconds_since(self._attempt) < 3 * RENEW
         except OSError:  # the store is away, and nothing is known
             return False
 
-    def _lease(self) -> dict[str, Any]:
+    def _lease(self) -> Writer | None:
         return read_record(self.store.read(self._attempt))
+
+    def _attempt_there(self) -> str | None:
+        record = self._lease()
+        return record.get("attempt") if record else None
 
     # What is known of both sides.
 
@@ -338,16 +344,9 @@ class Mirror:
 
     def _index(self) -> tuple[str, dict[str, Any]]:
         path = self.path / MIRROR
-        found = read_json(path)
-        if found is None:
-            return uuid.uuid4().hex, {}
-        try:
-            files = {name: [stamps[0], stamps[1]] for name, stamps in found["files"].items()}
-            return found["copy"], files
-        except (LookupError, TypeError, AttributeError):  # which file is the newer one is not known any more
-            raise UserError(
-                f"{path}: is damaged; move {self.path} away, with what is not in {self.uri} yet, and it is made anew"
-            ) from None
+        # Of a damaged one it is not known any more which file is the newer one.
+        found = read(path, Agreed, advice=f"move {self.path} away, with what is not in {self.uri} yet, and it is made anew")
+        return (found["copy"], dict(found["files"])) if found else (uuid.uuid4().hex, {})
 
     def _keep_index(self, copy: str, agreed: dict[str, Any]) -> None:
         write_json(self.path / MIRROR, {"copy": copy, "files": agreed}, durable=False)
@@ -433,19 +432,19 @@ class Sender:
 def _digests(path: Path) -> dict[str, str]:
     """What a checkpoint's state says of its files; nothing where it is damaged."""
     try:
-        return dict(read_json(path)["sha256"])
-    except (TypeError, LookupError, ValueError):
-        return {}
+        seal = read(path, Seal)
+    except UserError:
+        seal = None
+    return dict(seal["sha256"]) if seal else {}
 
 
 def _storage(path: Path) -> tuple[Path, str] | None:
     """The working copy that a path lies in, and its URI; None for a plain folder."""
     for folder in (path.absolute(), *path.absolute().parents):
         if (folder / STORAGE).is_file():
-            found = read_json(folder / STORAGE)
-            if not (isinstance(found, dict) and isinstance(found.get("uri"), str)):
-                raise UserError(f'{folder / STORAGE}: is damaged; it holds the storage\'s URI, as {{"uri": "s3://..."}}')
-            return folder, found["uri"]
+            found = read(folder / STORAGE, Storage, advice='it holds the storage\'s URI, as {"uri": "s3://..."}')
+            if found is not None:
+                return folder, found["uri"]
     return None
 
 

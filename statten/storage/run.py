@@ -19,7 +19,6 @@ A trial of a sweep is such a folder too, under `<storage>/<sweep>/trials/`.
 """
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -29,13 +28,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from statten.config import Config, dump_config, load_config
-from statten.errors import Superseded, UserError, in_shell, nearest, shown, user_path
-from statten.files import exclusive, new_folder, read_json, write_json, write_text
-from statten.storage.mirror import Mirror, at, look, mirror_of, refresh, taken_names
+from statten.errors import Superseded, UserError, in_shell, nearest, user_path
+from statten.files import exclusive, new_folder, write_json, write_text
+from statten.records.reading import parse, read, read_bytes
+from statten.records.runs import Marker, Origin, Result, Row, State
+from statten.storage.mirror import Mirror, at, check_store, look, mirror_of, refresh, taken_names
 from statten.storage.store import is_uri, split_uri, working_copy
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -74,9 +76,9 @@ class RunFolder:
         return load_config(self.path / "config.yaml")
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Marker:
         """Content of the marker file."""
-        return _object(self.path / self.marker) or {}
+        return read(self.path / self.marker, Marker) or {}
 
     @classmethod
     def open(cls, path: Path):
@@ -134,6 +136,14 @@ class RunFolder:
     def typed(self) -> str:
         """The same as it is typed in a shell, to which a URI's `?` and `&` mean something else."""
         return in_shell(self.where)
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        return [("name", self.name), ("folder", self.where)]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in self.facts())
+        return f"<table>{rows}</table>"
 
     @property
     def resume_command(self) -> str:
@@ -231,17 +241,40 @@ class Run(RunFolder):
         return self.path / "checkpoints"
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def origin(self) -> Origin:
+        """Where it comes from; empty for a run of its own."""
+        return self.info.get("origin") or {}
+
+    @property
+    def result(self) -> Result | None:
         """How the run ended; None while it has not."""
-        return _object(self.path / "result.json")
+        return read(self.path / "result.json", Result)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Metrics of its best epoch, and `checkpoint`, as its result says; empty before it is finished."""
+        result = self.result
+        return result.get("best", {}) if result else {}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended without a result, where its result says so."""
+        return result.get("reason") if (result := self.result) else None
 
     @property
     def state(self) -> str:
         """finished, failed, stopped (early, by a sweep), unfinished, or damaged where result.json cannot be read."""
         try:
-            return (self.result or {}).get("state", "unfinished")
+            return result.get("state", "unfinished") if (result := self.result) else "unfinished"
         except UserError:
             return "damaged"
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What a notebook shows of it."""
+        rows, epochs = self.metrics(), self.config.train.total_epochs
+        best = best_row(rows) if rows else None
+        found = [("best validation top-1", f"{best['val/top1']:.2f} % at epoch {int(best['epoch'])}")] if best else []
+        return [*super().facts(), ("state", self.state), ("epochs", f"{len(rows)} of {epochs}"), *found]
 
     @property
     def ended(self) -> bool:
@@ -260,10 +293,18 @@ class Run(RunFolder):
     def _lines(self) -> list[dict[str, float] | None]:
         """The lines of metrics.jsonl, None for one that is no row of an epoch."""
         try:
-            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+            lines = read_bytes(self.path / "metrics.jsonl").splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"{self.path / 'metrics.jsonl'}: cannot be read: {error.strerror}") from None
         return [_row(line) for line in lines]
+
+    def judged(self) -> dict[str, float]:
+        """The row of the epoch that it is judged by; raises UserError where there is none."""
+        if rows := self.metrics():
+            return best_row(rows)
+        raise UserError(f"{self.path}: metrics.jsonl holds no epoch that can be read; finish one with: {self.resume_command}")
 
     def best_checkpoint(self) -> Path:
         """The checkpoint of the best epoch; raises UserError where there is none."""
@@ -285,16 +326,17 @@ class Run(RunFolder):
 
     def keeps_best(self) -> bool:
         """Whether the checkpoint that its result names is there; a copy that was taken while it was written may not have it."""
-        best = (self.result or {}).get("best")
-        return best is None or mirror_of(self.path) is not None or (self.path / best["checkpoint"]).is_dir()
+        name = self.best.get("checkpoint")
+        return name is None or mirror_of(self.path) is not None or (self.path / name).is_dir()
 
     def _best_epoch(self) -> int | None:
         """The epoch that the run is judged by; None before the first."""
-        epoch = ((self.result or {}).get("best") or {}).get("epoch")
+        epoch = self.best.get("epoch")
         if epoch is None and self.damaged_lines and (found := checkpoints(self.checkpoint_folder)):
-            epoch = ((_object(found[-1] / "state.json") or {}).get("best") or {}).get("epoch")
+            state = read(found[-1] / "state.json", State)
+            epoch = state["best"].get("epoch") if state else None
         rows = self.metrics()
-        return epoch if epoch is not None or not rows else int(best_row(rows)["epoch"])
+        return int(best_row(rows)["epoch"]) if epoch is None and rows else epoch if epoch is None else int(epoch)
 
     @property
     def attempt(self) -> str:
@@ -316,22 +358,12 @@ class Run(RunFolder):
         self.fail(reason, "stopped")
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file that holds an object; None when there is no file, UserError when it holds something else."""
-    content = read_json(path)
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object, but holds {shown(content)}; it is damaged")
-    return content
-
-
 def _row(line: bytes) -> dict[str, float] | None:
     """A line of metrics.jsonl; None where it is damaged."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        return parse(line, Row, "metrics.jsonl")
+    except UserError:
         return None
-    sound = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("epoch", "val/top1", "val/loss"))
-    return row if sound else None
 
 
 def best_row(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -380,6 +412,28 @@ def free_name(storage: Path, stem: str) -> str:
     while f"{stem}-{number:03d}" in taken:
         number += 1
     return f"{stem}-{number:03d}"
+
+
+def storage_folder(storage: str | Path | None = None) -> Path:
+    """The folder of all runs that a folder, a URI or None (the default) means; raises UserError where it cannot be one."""
+    folder = default_storage() if storage is None else working_copy(str(storage))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--storage: must be a folder, but {folder} is a file")
+    check_store(folder)
+    return folder
+
+
+def folder_for(storage: Path, name: str | None, stem: str) -> Path:
+    """The new folder of a run or sweep: of its name, or of the first free one that begins with `stem`."""
+    if name is not None:
+        check_name(name)
+    path = storage / (name or free_name(storage, stem))
+    parent = next(p for p in [storage, *storage.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--storage: {storage} cannot be written")
+    check_store(storage, writable=True)
+    refresh(path)
+    return path
 
 
 def locate(target: str | Path, storage: Path) -> Path:

@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from statten.errors import UserError, holds_secret, user_path
-from statten.files import cache_folder, read_json, write_json
+from statten.files import cache_folder, write_json
 from statten.machine import leads_here
+from statten.records.reading import read
+from statten.records.stores import Storage
 
 log = logging.getLogger("statten")
 
@@ -64,7 +66,7 @@ def working_copy(text: str) -> Path:
         return Path(base)
     folder = cache_folder().absolute() / hashlib.sha256(uri.encode()).hexdigest()[:16]
     try:
-        known = read_json(folder / STORAGE)
+        known = read(folder / STORAGE, Storage)
     except UserError:  # damaged
         known = None
     if known != {"uri": uri}:

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class RunWriter:
     ):
         self.run, self.config, self.attempt, self.rank, self.then, self.leave = run, config, attempt, rank, then, leave
         mirror = mirror_of(run.path, config.scale.storage_seconds) if rank == 0 else None
+        self.classes: Sequence[str] = ()
+        """Name of each label, which every checkpoint keeps."""
         self._sender = Sender(mirror, attempt) if mirror else None
         self._events: Any = None
         self._purge: int | None = None
@@ -108,7 +110,7 @@ class RunWriter:
     def _end(self, state: Any) -> None:
         self._check_attempt()
         best = {**state.best, "checkpoint": f"{self.run.checkpoint_folder.name}/epoch-{state.best['epoch']:04d}"}
-        seconds = sum(row["seconds"] for row in self.run.metrics())
+        seconds = sum(row.get("seconds", 0.0) for row in self.run.metrics())
         result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
         write_json(self.run.path / "result.json", {**result, "ended": now()})
         (self.run.path / "progress.json").unlink(missing_ok=True)
@@ -171,7 +173,7 @@ class RunWriter:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need
 
         self._check_attempt()
-        checkpoint.save(state, self.run.checkpoint_folder, self.config)
+        checkpoint.save(state, self.run.checkpoint_folder, self.config, self.classes)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:
@@ -181,7 +183,7 @@ class RunWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            for summary in _hparams_summaries(self.config, (self.run.info.get("origin") or {}).get("point")):
+            for summary in _hparams_summaries(self.config, self.run.origin.get("point")):
                 self._events.file_writer.add_summary(summary)
         try:
             # HParams shows a tag's last value: the best so far needs a tag of its own.

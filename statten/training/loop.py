@@ -71,7 +71,7 @@ class NoCallback:
 
 
 def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback | None = None) -> dict[str, float]:
-    """Train from `state` to the last epoch, validate after every epoch, and return the best epoch's metrics.
+    """Train from `state` to the last epoch, and validate after every epoch: the loop alone, without Ray and without a folder.
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
     and checkpoint. Randomness depends on (seed, epoch, step, rank) alone, so a resumed run takes the same steps.
@@ -80,6 +80,28 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
     the randomness of the ranks that would have had them; so with any number of ranks a step reads the same samples, and an
     epoch goes on after the step at which another number of ranks left it. BatchNorm normalises each share by itself.
     Training accuracy is counted against the labels that samples had before mixing.
+
+    Args:
+        state: model, optimizer and schedule, as `statten.training.loop.make_state(config, device)` makes them; it changes.
+        loaders: what is trained and validated on, as `statten.data.make_loaders(config)` makes it.
+        config: the run.
+        callback: hears of steps and epochs; None means nobody.
+
+    Returns:
+        The best epoch's metrics: val/top1, val/top5 (percent), val/loss, energy_uj, firing rates and more.
+
+    Raises:
+        Diverged: the loss is not finite.
+        Preempted: the callback asked to leave.
+
+    Example:
+        >>> import statten
+        >>> from statten.data import make_loaders
+        >>> from statten.training.loop import make_state
+        >>> config = statten.load_config("digits", {"train.epochs": 1, "model.depth": 1, "data.fraction": 0.2})
+        >>> best = statten.fit(make_state(config), make_loaders(config), config)
+        >>> best["epoch"]
+        1
     """
     train, callback = config.train, callback or NoCallback()
     model = state.model

@@ -31,8 +31,8 @@ class Preflight:
 
     parameters: int
     """Trainable parameters."""
-    steps_per_epoch: int
-    """Optimizer steps of each worker and epoch."""
+    steps_per_epoch: int | None
+    """Optimizer steps of each worker and epoch; None where there is no data yet."""
     world_size: int
     """Workers, or the most of them."""
     device: str
@@ -55,12 +55,13 @@ def own_capacity() -> dict[str, float]:
     return {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
 
 
-def preflight(config: Config, capacity: dict[str, float] | None = None) -> Preflight:
+def preflight(config: Config, capacity: dict[str, float] | None = None, with_data: bool = True) -> Preflight:
     """Check a config against data, machine and precision without training; raises UserError with every problem.
 
     Args:
         config: the run.
         capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
+        with_data: whether the dataset is there to be looked at; without it, it is neither checked nor counted.
     """
     capacity = capacity or own_capacity()
     scale, problems = config.scale, []
@@ -92,21 +93,21 @@ def preflight(config: Config, capacity: dict[str, float] | None = None) -> Prefl
                 f"scale.cuda_graphs: cannot record the steps of elastic workers, but scale.workers is [{scale.min_workers}, "
                 f"{scale.max_workers}]; set cuda_graphs to false, or workers to a number"
             )
-    for check in (lambda: check_data(config), lambda: _check_backend(scale.neuron_backend, device)):
+    for check in (lambda: check_data(config) if with_data else None, lambda: _check_backend(scale.neuron_backend, device)):
         try:
             check()
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(problems)
-    parameters, memory = _measure(config)
-    steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch
+    parameters, memory = measure(config)
+    steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch if with_data else None
     return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
 
 
 def memory_bytes(config: Config) -> int:
     """Bytes that one worker's training step needs; an estimate, see Preflight."""
-    return _measure(config)[1]
+    return measure(config)[1]
 
 
 def _check_backend(name: str, device: str) -> None:
@@ -115,7 +116,7 @@ def _check_backend(name: str, device: str) -> None:
     check_backend(name, device)
 
 
-def _measure(config: Config) -> tuple[int, int]:
+def measure(config: Config) -> tuple[int, int]:
     """Parameters, and bytes of a training step: found on PyTorch's meta device, which computes shapes, no values.
 
     Weights are float32 always; what the backward pass keeps is half of that in half precision.

@@ -6,8 +6,9 @@ import torch
 
 from statten.config import Config, build_config, field_paths, get_field
 from statten.errors import ConfigError, UserError, shown
-from statten.files import read_json
 from statten.models import build_model
+from statten.records.reading import read
+from statten.records.runs import State
 from statten.storage.checkpoint import STATE
 from statten.storage.run import Run, checkpoints
 
@@ -35,19 +36,23 @@ def check_resumable(run: Run) -> list[str]:
         UserError: fields changed that the checkpoint's weights or its optimizer do not fit.
     """
     found = checkpoints(run.checkpoint_folder)
-    saved = read_json(found[-1] / STATE) if found else None
-    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
+    try:
+        saved = read(found[-1] / STATE, State) if found else None
+    except UserError:  # damaged: the one before it counts
+        return []
+    config = saved.get("config") if saved else None
+    if saved is None or config is None:
         return []
     try:
-        before, after = build_config(saved["config"]), run.config
+        before, after = build_config(config), run.config
     except ConfigError:  # a field that another version had
         return []
-    paths = [path for path in field_paths() if path.partition(".")[0] in saved["config"]]
+    paths = [path for path in field_paths() if path.partition(".")[0] in config]
     changed = {path: _change(before, after, path) for path in paths if get_field(before, path) != get_field(after, path)}
     fixed = {"data.name", "train.optimizer", *changed_shapes(before, after)}
     if (before.train.ema_decay is None) != (after.train.ema_decay is None):
         fixed.add("train.ema_decay")
-    if saved.get("step"):  # counted in batches
+    if saved["step"]:  # counted in batches
         fixed |= {"train.batch_size", "data.fraction"}
     may = [change for path, change in changed.items() if path not in fixed]
     if must := [change for path, change in changed.items() if path in fixed]:

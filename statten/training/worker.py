@@ -83,6 +83,7 @@ def run_fit(
             elastic = config.scale.min_workers < config.scale.max_workers
             check_resumable(run)
             loaders = make_loaders(config, rank, world_size, config.scale.max_workers if elastic else None)
+            writer.classes = loaders.classes
             state = make_state(config, device)
             if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
                 state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))

@@ -248,7 +248,7 @@ def ray():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder with the declarative files of the repository, and pictures in class folders."""
+    """An empty folder with the declarative files of the repository, pictures in class folders, and one of a digit."""
     for name in ("search_spaces", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     draw = np.random.default_rng(0)
@@ -257,6 +257,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         for number in range(20):
             pixels = draw.integers(100 * label, 100 * label + 100, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "digit.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -282,7 +283,7 @@ def test_shell_blocks_run(page, folder, ray):
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.place)
-def test_python_blocks_run(block, folder):
+def test_python_blocks_run(block, folder, ray):
     code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
     try:
         with contextlib.redirect_stdout(io.StringIO()):

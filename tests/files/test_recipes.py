@@ -69,6 +69,22 @@ PUBLISHED = {
         }, "2.590") for t, b in ((10, 5), (16, 4))
     },
 }  # fmt: skip
+NETWORKS = {
+    "spikformer_cifar10_4_384": 9_324_730 - 4 * 3 * 384,  # its biases of q, k and v do nothing, and are not here
+    "spikformer_cifar100_4_384": 9_359_380 - 4 * 3 * 384,
+    "spikformer_cifar10dvs_2_256": 2_566_666,
+    "spikformer_imagenet_8_512": 29_689_384,
+    "qkformer_cifar10_4_384": 6_706_234,
+    "qkformer_cifar100_4_384": 6_740_884,
+    "qkformer_cifar10dvs_2_256": 1_504_138,
+    "qkformer_imagenet_10_384": 16_473_688,
+    "maxformer_cifar10_4_384": 6_568_282,
+    "maxformer_cifar100_4_384": 6_602_932,
+    "maxformer_cifar10dvs_2_256": 1_455_626,
+    "maxformer_imagenet_10_384": 16_237_240,
+    "sdt2_imagenet_8_512": 55_350_248,
+}
+"""Recipes of the other backbones, with the parameters that building the published classes gives."""
 ALL = {
     "model": "num_heads=8 mlp_ratio=4 attention=statten neuron=lif",
     "train": "epochs=200 cooldown_epochs=10 lr_update=epoch label_smoothing=0.1 seed=42 ema_decay=None clip_grad=None",
@@ -76,7 +92,8 @@ ALL = {
 
 
 def test_all_ten_are_there():
-    assert set(recipe_names()) == {*PUBLISHED, "digits", "digits_events"}
+    own = {"digits", "digits_events", "image_folder", "event_folder"}
+    assert set(recipe_names()) == {*PUBLISHED, *NETWORKS, *own}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -95,7 +112,7 @@ def test_a_recipe_holds_the_published_values(name):
                     assert str(value) == wanted, field
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *NETWORKS])
 def test_a_recipe_says_what_to_expect_and_invents_nothing(name):
     header = "".join(re.findall(r"^#.*\n", (RECIPES / f"{name}.yaml").read_text(), flags=re.M))
     assert f"#   statten train {name} --set data.root=DIR" in header
@@ -119,12 +136,20 @@ def test_a_model_has_the_published_number_of_parameters(name, published):
     assert abs(ours / 1e6 - float(published)) < 1e-3 if digits == 3 else f"{ours / 1e6:.{digits}f}" == published
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_counts_the_parameters_of_a_published_network(name, typed):
+    code, out, err = typed("train", name, "--dry-run", "--json", "--set", "scale.device=cpu")
+    assert code == 0, err
+    assert json.loads(out)["parameters"] == NETWORKS[name]
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *NETWORKS])
 def test_a_recipe_transforms_samples_and_makes_its_optimizer(name):
     """On a model and samples made small: what the recipe's strings and numbers name exists in timm."""
     from PIL import Image
 
-    config = with_overrides(load_config(name), {"model.depth": 1, "model.embed_dim": 8, "model.image_size": 32})
+    small = {"model.image_size": 32, "model.num_heads": 1, "model.depth": 4, "model.embed_dim": 16}
+    config = with_overrides(load_config(name), small)
     raw = torch.randint(0, 5, (config.model.timesteps, 2, 128, 128)) if config.model.events else Image.new("RGB", (40, 32))
     for train in (True, False):
         x = sample_transform(config, train)(raw)

@@ -27,10 +27,33 @@ CASES = [
     ("train digits --set model.depth=true", "model.depth: must be a number, but got true"),
     ("train digits --set train.lr=-1", "train.lr: must be above 0, but got -1"),
     ("train digits --set model.depth", "--set takes PATH=VALUE such as model.depth=4, but got 'model.depth'"),
-    ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten' or 'sdsa', but got 'softmax'"),
+    ("train digits --set model.attention=softmax", "model.attention: must be one of 'statten', 'sdsa' or 'ssa', but got 'soft"),
     ("train digits --set train.optimizer=adamv", "'adamv'; did you mean adam?"),
     ("evaluate {runs}/taken --set train.lr=0.1", "--set train.lr: decides nothing of an evaluation"),
-    ("tune digits --space {runs}/file --epochs 3", "No such option: --epochs"),
+    ("tune digits --space {runs}/file --epoch-count 3", "No such option: --epoch-count"),
+    ("train digits --set layers=2", "--set layers: no such field; did you mean model.depth?"),
+    ("train {runs}/flat.yaml", "flat.yaml: lr: no such part; did you mean train.lr?"),
+    ("tune digits --space {runs}/flat.yaml", "flat.yaml: lr: no such field; did you mean train.lr?"),
+    ("recipes digitz", "no recipe is called 'digitz'; did you mean digits?"),
+    ("model digits --rate 2", "Invalid value for '--rate'"),
+    ("model image_folder --data {runs}/none", "data.root: no such folder"),
+    ("fields zzzzz", "'zzzzz': no field is called so, and none speaks of it; list them with: statten fields"),
+    ("config digits --lr 1 --set train.lr=2", "--lr: is train.lr, but got (--lr 1.0, --set train.lr=2)"),
+    # short forms, and what a folder says
+    ("train digits --epochs 3 --set train.epochs=4", "--epochs: is train.epochs, but got (--epochs 3, --set train.epochs=4)"),
+    ("tune digits --space {runs}/good.yaml --trials 3 --set search.trials=4", "--trials: is search.trials, but got"),
+    ("train digits --epochs 0", "train.epochs: must be at least 1, but got 0"),
+    ("train digits --epochs two", "Invalid value for '--epochs'"),
+    ("train digits --workers two", "scale.workers: must be a whole number, or two as [min, max], but got 'two'"),
+    ("train digits --data {runs}", "--data: has no effect on digits, which comes with the package"),
+    ("train image_folder", "data.root: must name the folder of image_folder; set data.root=DIR"),
+    ("train image_folder --data {runs}/none", "data.root: no such folder"),
+    ("train image_folder --data {runs}/empty", "empty: holds no class folders"),
+    ("train digits --set model.num_classes=auto", "model.num_classes: auto is read from a folder, but digits comes with the"),
+    ("train digits --set model.depth=auto", "model.depth: must be a whole number, but got 'auto'"),
+    ("train event_folder --data {runs}/empty --set data.mean=auto", "data.mean: has no effect on event_folder"),
+    ("train image_folder --set data.regroup=sum", "`regroup` has no effect on image_folder, which holds images"),
+    ("train cifar10dvs_2_256_t10 --set data.regroup=sum", "`regroup` has no effect on cifar10dvs, which has clips of every T"),
     # rules between fields
     ("train digits --set model.block_size=8", "`block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4)"),
     ("train digits --set model.embed_dim=100", "`embed_dim` must be a multiple of 8, but got 100; the nearest is 96"),
@@ -98,6 +121,10 @@ CASES = [
         "cut.pth.tar: not a checkpoint that can be read safely: it is a zip archive",
     ),
     ("anytime taken", "taken: holds no checkpoint yet"),
+    ("predict taken {runs}/file", "taken: holds no checkpoint yet"),
+    ("predict takn {runs}/file", "takn: no such run or sweep in"),
+    ("predict taken", "Missing argument 'FILES'"),
+    ("predict taken {runs}/file --json --csv", "--csv: stdout takes one document, but --json is given too"),
     ("grid taken --part train", "--part: must be validation or test, but got 'train'"),
     ("compare taken", "compare: takes two or more targets, but got 1"),
     ("export taken --output {runs}/out --format nir", "taken: holds no checkpoint yet"),
@@ -117,6 +144,7 @@ CASES = [
     ("tune digits --space nowhere", "--space: no such file: nowhere"),
     ("tune digits --space {runs}/empty.yaml", "empty.yaml: names no field to search"),
     ("tune digits --space {runs}/typo.yaml", "typo.yaml: model.dept: no such field; did you mean model.depth?"),
+    ("tune digits --space {runs}/auto.yaml", "auto.yaml: model.image_size: auto has no place in a space; give values"),
     ("tune digits --space {runs}/clash.yaml", "write model.block_size: {{divisors_of: model.timesteps}}"),
     ("tune digits --space {runs}/good.yaml --trials 0", "search.trials: must be at least 1, but got 0"),
     ("tune digits --space {runs}/good.yaml --set search.sampler=tpo", "did you mean tpe?"),
@@ -132,6 +160,8 @@ CASES = [
     ("tune digits", "Missing option '--space'"),
     ("train digits --frobnicate", "No such option: --frobnicate"),
     ("frobnicate", "No such command 'frobnicate'"),
+    ("extend swept --trials 1 --set train.lr=0.1", "--set train.lr: must stay as it is, for further trials are compared"),
+    ("extend swept --trials 1 --set search.max_hour=2", "search.max_hour: no such field; did you mean search.max_hours?"),
     ("extend swept --trials 0", "Invalid value for '--trials'"),
     # files, paths and URLs that nothing can read
     ("train {runs}/template.yaml", "template.yaml: not valid YAML: a key must be text, but got a mapping; a template's"),
@@ -165,6 +195,8 @@ def storage(tmp_path_factory):
     (runs / "empty.pt").touch()
     (runs / "cut.pth.tar").write_bytes(b"PK\x03\x04" + bytes(300))
     (runs / "empty.yaml").write_text("{}\n")
+    (runs / "flat.yaml").write_text("lr: {constant: 0.1}\n")
+    (runs / "auto.yaml").write_text("model.image_size: {choices: [8, auto]}\n")
     (runs / "typo.yaml").write_text("model.dept: {int: [1, 2]}\n")
     (runs / "clash.yaml").write_text("model.timesteps: {choices: [2, 4]}\nmodel.block_size: {choices: [2, 4]}\n")
     (runs / "job.yaml").write_text("command: train\nrecipe: digits\noverrides: {model.dept: 2}\n")
@@ -184,7 +216,7 @@ def storage(tmp_path_factory):
 def test_one_sentence_and_exit_code_2(arguments, sentence, storage, typed):
     before = sorted(storage.rglob("*"))
     arguments = arguments.replace("{runs}", str(storage)).split()
-    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data"):
+    if "--storage" not in arguments and arguments[0] not in ("frobnicate", "data", "recipes", "fields", "config", "model"):
         arguments += ["--storage", str(storage)]
     code, out, err = typed(*arguments)
     assert code == 2, (out, err)

@@ -11,17 +11,26 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from statten.cluster.session import free_port
-from statten.config import load_config, recipe_names
+from statten.config import load_config, recipe_names, with_overrides
 from statten.data import make_loaders
 from statten.data.prepare import prepare
+from statten.registry import BACKBONES
 from statten.training.loop import fit, make_state
 
 RECIPES = [name for name in recipe_names() if not name.startswith("digits")]
 # The recipe's data, loss, mixing and optimizer; a network, batches and an epoch that a CPU has in a second.
 SHORT = {
-    "model.depth": 1, "model.embed_dim": 16, "train.epochs": 1, "train.cooldown_epochs": 0, "train.warmup_epochs": 0,
+    "train.epochs": 1, "train.cooldown_epochs": 0, "train.warmup_epochs": 0,
     "train.mixup_off_epoch": 0, "train.batch_size": 4, "train.eval_batch_size": 8, "data.workers": 0, "scale.workers": 2,
 }  # fmt: skip
+
+
+SMALL = {
+    "columns": {"model.depth": 1, "model.embed_dim": 16, "model.num_heads": 8},
+    "pyramid": {"model.depth": 4, "model.embed_dim": 32, "model.num_heads": 1},
+    "meta": {"model.depth": 3, "model.embed_dim": 16, "model.num_heads": 1},
+}
+"""A small network, by the layout of its backbone."""
 
 
 def train_all(rank: int, port: int, root: Path) -> None:
@@ -31,7 +40,9 @@ def train_all(rank: int, port: int, root: Path) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     found = {}
     for name in RECIPES:
-        config = load_config(name, {**SHORT, "data.root": str(root / load_config(name).data.name)})
+        recipe = load_config(name)
+        small = SMALL[BACKBONES.line(recipe.model.backbone).layout]
+        config = with_overrides(recipe, {**SHORT, **small, "data.root": str(root / recipe.data.name)})
         state = make_state(config)
         before = torch.cat([p.detach().flatten() for p in state.model.parameters()])
         metrics = fit(state, make_loaders(config, rank, 2), config)

@@ -13,9 +13,9 @@ import statten
 PACKAGE = Path(statten.__file__).parent
 # From the top: a room may import those before it. Rooms of one line do not import each other.
 ORDER = [
-    {"errors", "machine", "registry"}, {"config", "files"}, {"space", "data", "neurons"}, {"models"}, {"metrics"}, {"storage"},
-    {"training"}, {"display"}, {"cluster"}, {"search", "jobs", "bench"}, {"evaluation"}, {"report"}, {"doctor"},
-    {"cli", "__main__"},
+    {"errors", "machine", "registry"}, {"records"}, {"config", "files"}, {"space", "data", "neurons"}, {"models"}, {"metrics"},
+    {"storage"}, {"training"}, {"display"}, {"cluster"}, {"search", "jobs", "bench"}, {"evaluation"},
+    {"report", "prediction", "doctor"}, {"api", "cli", "__main__"},
 ]  # fmt: skip
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 RAY = {"cluster", "search", "jobs", "doctor"}

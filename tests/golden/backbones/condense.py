@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-WHOLE = 512
+WHOLE = 64
 """Gradients of so many elements are kept as they are."""
 
 

@@ -73,7 +73,7 @@ def test_all_mistakes_are_reported_at_once():
         "--set train.lrr: no such field; did you mean train.lr?",
         "trian: no such part; did you mean train?",
         "model.depth: must be a whole number, but got 'two'",
-        "model.embed_dims: no such field; did you mean embed_dim?",
+        "model.embed_dims: no such field; did you mean model.embed_dim?",
         "model: `block_size` must be at most `timesteps`, but got (block_size=8, timesteps=4); the nearest is 4",
         "train.epochs: must be at least 1, but got 0",
     ]

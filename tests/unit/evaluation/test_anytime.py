@@ -11,7 +11,7 @@ from statten.data import make_loaders, make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate, open_target
 from statten.evaluation.anytime import anytime, early_exit
-from statten.evaluation.grid import best_pair, grid, recalibrate_norms
+from statten.evaluation.grid import best_pair, grid, grid_summary, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured
 from statten.models import Backbone
 
@@ -104,6 +104,15 @@ def test_recalibration_finds_the_statistics_of_the_batches(run):
     means = [conv(next(batches)[0]).mean((0, 2, 3)) for _ in range(2)]
     torch.testing.assert_close(norm.running_mean, (means[0] + means[1]) / 2)
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_grid_recommends_no_pair_that_is_in_use(run, capsys):
+    report = grid(run.path, timesteps=[2, 4], part="test")
+    best, other = report["best"], next(c for c in report["cells"] if c["timesteps"] != report["best"]["timesteps"])
+    grid_summary({**report, "trained": {name: best[name] for name in report["trained"]}})
+    assert "the best one: nothing to change" in (shown := capsys.readouterr().out) and "promote" not in shown
+    grid_summary({**report, "trained": {name: other[name] for name in report["trained"]}})
+    assert f"--set model.timesteps={best['timesteps']}" in capsys.readouterr().out
 
 
 def test_the_grid_reads_the_validation_part_unless_told(run):

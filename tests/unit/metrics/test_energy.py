@@ -192,6 +192,32 @@ def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
     assert "embed.conv0: pj is written as" in changed(lambda d: d["conventions"].update(mac_pj=3.7))
     assert "head: rate must be between 0 and 2" in changed(lambda d: d["rows"][-1].update(rate=3.0))
     assert "is not an energy ledger" in changed(lambda d: d.pop("rows"))
+    # What adds up, and is none all the same.
+    nothing = {"macs": 0.0, "sops": 0.0, "pj": 0.0, "memory_pj": 0.0}
+
+    def emptied(document):
+        document.update(rows=[], total=nothing, non_spiking={"rows": [], "total": nothing})
+
+    assert "rows must hold at least 1, but got []" in changed(emptied)
+    assert "embed.conv0: timesteps must be the ledger's 9, but are 4" in changed(lambda d: d.update(timesteps=9))
+    words = changed(lambda d: d["conventions"].update(padding="ignored"))
+    assert "conventions.padding must be one of 'counted' or 'skipped', but got 'ignored'" in words
+    assert "conventions.colour is not known" in changed(lambda d: d["conventions"].update(colour="red"))
+    assert "head: is there twice" in changed(lambda d: d["rows"].append(d["rows"][-1]))
+    assert "flops are 1, but the non-spiking network has" in changed(lambda d: d["rows"][-1].update(flops=1))
+    for value in ("0.5", 10**400, -1, True, None, float("nan"), float("inf"), [], {}):
+        for field in ("rate", "pj", "flops", "bytes"):
+            words = changed(lambda d, f=field, v=value: d["rows"][-1].update({f: v}))
+            assert f"is not an energy ledger: rows.{len(found['rows']) - 1}.{field} must be" in words, words
+
+    document = json.loads((path.parent / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**document, "timesteps": 9}))
+    with pytest.raises(UserError, match="timesteps is 9, but that of its energy ledger is 4"):
+        check_file(tmp_path / "report.json")
+    for text in ("[1]", '{"energy": 3}', "[" * 10**5, "{}"):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(UserError, match=r"report.json: is not an energy ledger: "):
+            check_file(tmp_path / "report.json")
 
 
 @pytest.mark.parametrize(

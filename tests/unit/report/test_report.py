@@ -17,7 +17,7 @@ from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
 from statten.report import figures, rates
-from statten.report.overview import details, details_table, sweep_summary, watch
+from statten.report.overview import awaited, details, details_table, sweep_summary, watch
 from statten.report.sections import build, contour_pair
 from statten.report.summary import sentences, summarize
 from statten.report.trials import SweepTrials, common_reason, label
@@ -224,7 +224,7 @@ def test_plots_show_the_study_under_short_names(sweep):
 
     timeline = figures.timeline(trials)
     assert {trace.name: list(trace.y) for trace in timeline.data} == {
-        "complete": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
+        "finished": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
     }  # fmt: skip
     curves = {trace.name: list(trace.y) for trace in figures.curves(trials).data}
     assert curves["trial 4"] == [75.0, 85.0, 95.0] and curves["stopped early"] == [30.0] and curves["failed"] == [20.0]
@@ -300,6 +300,20 @@ def test_a_folder_of_something_else_stays_as_it_is(sweep, tmp_path):
     with pytest.raises(UserError, match="is a file"):
         reporting.report(sweep, tmp_path / "thesis.txt", rates=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_watching_waits_for_what_has_not_begun(tmp_path, capsys):
+    def find():
+        if not (tmp_path / "s").is_dir():
+            raise UserError("s: no such run or sweep in runs; runs holds none")
+        return tmp_path / "s"
+
+    waiting = threading.Timer(0.3, make_sweep, (tmp_path / "s",), {"trials": TRIALS[:1]})
+    waiting.start()
+    began = time.monotonic()
+    assert awaited(find, 0.05) == tmp_path / "s" and 0.2 < time.monotonic() - began < 20
+    waiting.join()
+    assert "s: no such run or sweep in runs; waiting for it" in capsys.readouterr().out
 
 
 def test_watching_ends_when_nobody_writes_the_sweep(tmp_path):

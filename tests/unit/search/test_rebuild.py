@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from sweeps import TIMES, drive, new, states
 
 from statten.config import get_field, load_config
@@ -185,3 +185,31 @@ def test_a_damaged_line_of_metrics_hides_no_other(sweep):
     shutil.rmtree(best)
     with pytest.raises(UserError, match=f"the checkpoint of its best epoch, {best.name}, is not there"):
         run.best_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("point", 3, "trial 4: user_attrs.point must be a JSON object, but got 3"),
+        ("reason", ["a"], "trial 4: user_attrs.reason must be text"),
+        ("memory_bytes", "a lot", "trial 4: user_attrs.memory_bytes must be a whole number"),
+        ("source", 7, "trial 4: user_attrs.source must be text, but got 7"),
+    ],
+)
+def test_a_study_that_holds_something_else_is_named(attribute, value, words, sweep):
+    sweep.study().add_trial(create_trial(state=TrialState.FAIL, user_attrs={attribute: value}))
+    with pytest.raises(UserError, match=re.escape(f"study.journal: {words}")):
+        Sweep(sweep.path).study()
+    (row,) = overview(sweep.path.parent)
+    assert row["state"] == "damaged" and words in row["problem"]
+
+
+def test_a_trial_with_other_values_than_objectives_is_named(sweep):
+    journal = sweep.path / "study.journal"
+    lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    told = next(line for line in lines if line["op_code"] == 6 and line["trial_id"] == 2)
+    for values in (["90"], [1.0, 2.0]):
+        told["values"] = values
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(UserError, match=r"study.journal: trial 2: (values.0 must be a number|must have 1 values)"):
+            Sweep(sweep.path).best()

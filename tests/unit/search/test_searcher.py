@@ -295,3 +295,19 @@ def test_extending_raises_the_number_of_trials_first(tmp_path, monkeypatch):
     sweep = new(tmp_path / "s", trials=2)
     monkeypatch.setattr("statten.search.launch.resume_sweep", lambda s: s)
     assert extend_sweep(sweep, 3).config.search.trials == 5
+
+
+def test_extending_may_change_budgets_and_rules_of_stopping_and_the_study_says_so(tmp_path, monkeypatch):
+    sweep = new(tmp_path / "s", trials=2)
+    monkeypatch.setattr("statten.search.launch.resume_sweep", lambda s: s)
+    more = extend_sweep(sweep, 1, ["search.max_hours=5", "search.scheduler=none", "search.grace_epochs=1"])
+    before = sweep.config.search
+    assert (more.config.search.max_hours, more.config.search.stopping, more.config.search.trials) == (5.0, "none", 3)
+    (record,) = more.study().user_attrs["changed"]
+    assert record["from_trial"] == 0 and record["fields"]["search.max_hours"] == [before.max_hours, 5.0]
+    assert set(record["fields"]) <= {"search.max_hours", "search.scheduler", "search.grace_epochs"}
+    with pytest.raises(UserError, match=r"--set train\.lr: must stay as it is"):
+        extend_sweep(Sweep(sweep.path), 1, ["train.lr=0.1"])
+    with pytest.raises(UserError, match="`scheduler=front` needs several objectives"):
+        extend_sweep(Sweep(sweep.path), 1, ["search.scheduler=front"])
+    assert Sweep(sweep.path).config.search.trials == 3, "what is refused changes nothing"
