@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models import BACKBONES, build_model
-from statten.models.published import from_published, load_published, read_published, recognise, to_published
+from statten.models.published import from_published, load_published, read_published, recognise, to_published, translate
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 EVERY = [GOLDEN, *map(Path, filter(None, [os.environ.get("STATTEN_GOLDEN")]))]
@@ -234,3 +234,11 @@ def test_qkformer_as_published_mixes_samples(name, caplog, tmp_path):
     torch.testing.assert_close(alone, case.tensors["published.eval.logits.alone"], **close)
     with pytest.raises(AssertionError, match="not for training"):
         model.train()(case.x)
+
+
+def test_the_spike_driven_transformer_s_own_files_have_its_attention_but_not_its_event_mode():
+    arguments = dict(vars(torch.load(GOLDEN / "sdt_checkpoint.pth.tar", weights_only=False)["args"]))
+    model = translate(arguments)[0].model
+    assert (model.attention, model.block_size) == ("sdsa", 1)
+    with pytest.raises(UserError, match="dvs_mode: the Spike-driven Transformer's own event mode"):
+        translate({**arguments, "dvs_mode": True, "in_channels": 2})
