@@ -17,7 +17,7 @@ from statten.data.prepare import prepare
 from statten.registry import BACKBONES
 from statten.training.loop import fit, make_state
 
-RECIPES = [name for name in recipe_names() if not name.startswith("digits")]
+RECIPES = [name for name in recipe_names() if not name.startswith(("digits", "image_folder", "event_folder"))]
 # The recipe's data, loss, mixing and optimizer; a network, batches and an epoch that a CPU has in a second.
 SHORT = {
     "train.epochs": 1, "train.cooldown_epochs": 0, "train.warmup_epochs": 0,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from evaluated import SMALL, make_run, published_file
 from formats import write_clips, write_images
+from networks import samples, tiny
 from PIL import Image
 from sweeps import drive, new
 
 from statten import load_model
-from statten.config import ModelConfig
 from statten.data import make_test_loader, open_source
 from statten.data.digits import digit_images
 from statten.errors import UserError
@@ -192,11 +192,10 @@ NETWORKS = [
 def test_a_network_s_answer_so_far_is_that_of_a_shorter_one(backbone, attention, events):
     """What early exit rests on: up to the end of a block nothing depends on later timesteps."""
     T, b = 5, 2
-    shape = {"backbone": backbone, "attention": attention, "timesteps": T, "block_size": b, "events": events}
-    config = ModelConfig(**shape, embed_dim=16, num_heads=2, depth=1, image_size=16, in_channels=2, num_classes=4)
+    config = tiny(backbone, attention=attention, timesteps=T, block_size=b, events=events)
     torch.manual_seed(0)
     model = build_model(config, "torch").double()
-    x = torch.randn(4, *([T] if events else []), 2, 16, 16, dtype=torch.float64).mul(3)
+    x = samples(config).double()
     model.train()(x)  # so that BatchNorm lets neurons fire
     with evaluating(model):
         logits_TBK = model.logits(x.transpose(0, 1) if events else x[None])
