@@ -56,16 +56,17 @@ def test_counts_stay_exact_under_autocast():
 
 
 def core(mode, **fields):
-    config = ModelConfig(attention=mode, embed_dim=16, num_heads=2, image_size=8, pooling="0001", in_channels=2, **fields)
+    shape = {"embed_dim": 16, "num_heads": 2, "image_size": 8, "pooling": "0001", "in_channels": 2}
+    config = ModelConfig(backbone="spikformer" if mode == "ssa" else "sdt", attention=mode, **shape, **fields)
     return ATTENTION[mode](config, LIF, "torch"), config
 
 
 @pytest.mark.parametrize("events", [False, True])
 @pytest.mark.parametrize("mode", ATTENTION)
 def test_every_mode_gives_spikes_of_the_same_shape_and_learns(mode, events):
-    layer, _ = core(mode, events=events)
+    layer, config = core(mode, events=events)
     q, k, v, mask = (spikes((4, 2, 16, 4, 4), seed).requires_grad_() for seed in range(4))
-    out = layer(q, k, v, mask if events else None)
+    out = layer(q, k, v, mask if config.masked else None)
     assert out.shape == q.shape and set(out.unique().tolist()) <= {0.0, 1.0, 2.0}
     out.square().sum().backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (q, k, v))
