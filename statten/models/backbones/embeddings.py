@@ -18,6 +18,18 @@ from statten.models.operations import Operation, conv
 from statten.neurons import LIF
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution that picks the positions of its stride first.
+
+    PyTorch 2.11 on CPUs writes past its memory in the backward pass of a strided one over channels-last maps.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps [B, C, H, W] to [B, C', H / stride, W / stride], rounded up."""
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+
+
 class Step(NamedTuple):
     """A convolution with BatchNorm, and a max-pool that halves the map behind it where `pool` says so."""
 
@@ -33,8 +45,8 @@ class Step(NamedTuple):
 
     def module(self, backend: str) -> nn.Sequential:
         """The convolution and its BatchNorm."""
-        padding = self.kernel // 2
-        return conv_bn(nn.Conv2d(self.inner, self.outer, self.kernel, self.stride, padding, bias=False), backend)
+        kind, padding = (Pointwise if self.kernel == 1 else nn.Conv2d), self.kernel // 2
+        return conv_bn(kind(self.inner, self.outer, self.kernel, self.stride, padding, bias=False), backend)
 
     def operation(self, layer: str, point: str | None, levels: int = 1) -> Operation:
         """The convolution as a row of the energy ledger."""

@@ -10,6 +10,7 @@ from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models import build_model
 from statten.models.attention.gates import QKGate
+from statten.models.backbones.embeddings import Pointwise
 from statten.models.published import from_published, to_published
 from statten.neurons import LIF
 
@@ -121,6 +122,19 @@ def test_published_names_go_there_and_back_for_every_type(backbone, fields):
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
     stages = [name.split(".")[0] for name in theirs]
     assert stages == sorted(stages, key=lambda name: (name == "head", name.startswith("stage"), name)), "the public order"
+
+
+def test_a_strided_branch_is_the_strided_convolution():
+    """And its backward pass over channels-last maps ends, which PyTorch's own need not on CPUs."""
+    theirs = torch.nn.Conv2d(4, 8, 1, stride=2, bias=False)
+    ours = Pointwise(4, 8, 1, stride=2, bias=False)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(16, 4, 111, 111)
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    y = ours(last)
+    torch.testing.assert_close(y, theirs(x))
+    y.square().sum().backward()
+    assert last.grad is not None and last.grad[..., 1::2, :].abs().max() == 0 and last.grad[..., ::2, ::2].abs().min() > 0
 
 
 def test_published_weights_that_do_not_fit_are_named():
