@@ -125,7 +125,9 @@ class Target:
             raise UserError(f"{self.source}: not a usable checkpoint: {path.name} is missing")
         model, data = (getattr(self.config, part).model_dump(mode="json") for part in ("model", "data"))
         data.pop("workers")  # who reads does not matter
-        # Evaluations from before there were other backbones, and their fields, keep their folders.
+        # Evaluations from before there were these fields keep their folders.
+        if data["regroup"] == "none":
+            del data["regroup"]
         model = {name: value for name, value in model.items() if value is not None and (name, value) != ("backbone", "sdt")}
         decides = {"weights": sha256(path), "averaged": self.averaged, "precision": self.precision, **further}
         if self.as_published:
