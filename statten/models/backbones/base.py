@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models.attention.core import AttentionCore
+from statten.models.memory import checkpointed
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation
 from statten.neurons import LIF, PLIF
@@ -240,6 +241,11 @@ class Backbone(nn.Module):
         self.timesteps = timesteps
         for core in self.attention_cores().values():
             core.set_block_size(block_size)
+
+    def run(self, block: nn.Module, x_TBDHW: Tensor) -> Tensor:
+        """A block's output; with `activation_checkpointing` the block keeps its input alone, and runs again backwards."""
+        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
+        return checkpointed(block, x_TBDHW) if checkpointing else block(x_TBDHW)
 
     def _check(self, x: Tensor) -> None:
         c = self.config

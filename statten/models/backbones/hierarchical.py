@@ -36,7 +36,6 @@ from statten.models.backbones.base import (
 )
 from statten.models.backbones.embeddings import FIRST, LAST, Embedding, MembraneEmbed, SpikingEmbed, embeddings
 from statten.models.backbones.published_stages import MAXFORMER, MS_QKFORMER, QKFORMER, PublishedNames
-from statten.models.memory import checkpointed
 from statten.models.operations import Operation, classifier, conv, depthwise
 from statten.neurons import LIF
 from statten.registry import ATTENTION
@@ -238,12 +237,11 @@ class Hierarchical(Backbone):
 
     def stream(self, x_TBCHW: Tensor) -> Tensor:
         """The last stage's stream [T, B, D, H, W] of frames, or of an image [1, B, C, H, W] for all T."""
-        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
         x = x_TBCHW
         for embed, blocks in self._stages():
             x = embed(x, self.timesteps)
             for block in blocks.values():
-                x = checkpointed(block, x) if checkpointing else block(x)
+                x = self.run(block, x)
         return x
 
     def _stages(self) -> list[tuple[nn.Module, dict[str, nn.Module]]]:

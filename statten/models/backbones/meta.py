@@ -36,7 +36,6 @@ from statten.models.backbones.base import (
     residual,
 )
 from statten.models.backbones.sdt import MLP, Block
-from statten.models.memory import checkpointed
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation, classifier, conv, depthwise
 from statten.neurons import LIF
@@ -214,11 +213,10 @@ class MetaSpikeFormer(Backbone):
         x = x_TBCHW
         for embed in self.embeds[:-1]:
             x = embed(x, self.timesteps)
-        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
             if i == self.last_stage:
                 x = self.embeds[-1](x, self.timesteps)
-            x = checkpointed(block, x) if checkpointing else block(x)
+            x = self.run(block, x)
         return self.head(self.head_lif(x.mean((-1, -2))))
 
     def spiking_layers(self) -> dict[str, LIF]:

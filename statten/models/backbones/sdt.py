@@ -34,7 +34,7 @@ from statten.models.backbones.base import (
     plain_names,
     residual,
 )
-from statten.models.memory import MaxPool, checkpointed
+from statten.models.memory import MaxPool
 from statten.models.operations import Operation, classifier, conv, conv3x3
 from statten.neurons import LIF
 from statten.registry import ATTENTION
@@ -185,9 +185,8 @@ class STAttenTransformer(Backbone):
     def logits(self, x_TBCHW: Tensor) -> Tensor:
         """As `Backbone.logits`."""
         x_TBDHW = self.embed(x_TBCHW, self.timesteps)
-        checkpointing = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x_TBDHW = checkpointed(block, x_TBDHW) if checkpointing else block(x_TBDHW)
+            x_TBDHW = self.run(block, x_TBDHW)
         return self.head(self.head_lif(x_TBDHW.mean((-1, -2))))
 
     def spiking_layers(self) -> dict[str, LIF]:
