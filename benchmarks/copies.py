@@ -80,7 +80,8 @@ def main() -> None:
         words = [word for field in SMALL for word in ("--set", field)]
         sweep = storage / "original"
         arguments = ["--space", storage / "space.yaml", "--trials", options.trials, "--name", "original", "--storage", storage]
-        process, copies = statten("tune", "digits", *arguments, *words), []
+        process = statten("tune", "digits", *arguments, *words)
+        copies: list[Path] = []
         while not (sweep / "trials").is_dir():
             time.sleep(0.1)
         while process.poll() is None:

@@ -36,8 +36,10 @@ from typing import Any
 
 from statten.cluster.session import free_port
 from statten.display import console, table, use_stderr
-from statten.files import read_json, write_json
+from statten.files import write_json
 from statten.machine import environment
+from statten.records.reading import read
+from statten.records.runs import Progress
 from statten.search import Sweep
 from statten.storage.run import Run, checkpoints
 
@@ -412,7 +414,7 @@ def _bits(run: Run) -> Any:
 def _position(run: Run, after: float = 0.0) -> tuple[int, int] | None:
     """Epoch and step, if told after a time."""
     with contextlib.suppress(Exception):
-        progress = read_json(run.path / "progress.json")
+        progress = read(run.path / "progress.json", Progress)
         if progress and progress["time"] > after:
             return progress["epoch"], progress["step"]
     return None

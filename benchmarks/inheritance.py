@@ -29,6 +29,7 @@ from statten.data import make_loaders
 from statten.evaluation.grid import recalibrate_norms
 from statten.files import write_json
 from statten.machine import environment
+from statten.models.backbones.base import Backbone
 from statten.training.loop import fit, make_state, validate
 
 PAIRS = [(T, b) for T in (1, 2, 4, 6, 8) for b in range(1, T + 1) if T % b == 0]
@@ -52,6 +53,7 @@ def inherit(way: str, config: Config, weights: dict[str, Any]) -> tuple[float, f
         short = with_overrides(config, {"train.epochs": 1 if way == "one epoch" else 2})
         return train(short, copy.deepcopy(weights))[1:]
     began, state = time.process_time(), make_state(config)
+    assert isinstance(state.model, Backbone)
     state.model.load_state_dict(copy.deepcopy(weights))
     if way == "recalibrated":
         recalibrate_norms(state.model, config, 20)

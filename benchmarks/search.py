@@ -27,7 +27,7 @@ from statten.machine import environment
 from statten.search import Sweep, make_space
 from statten.search.searcher import OptunaSearcher
 from statten.storage.run import Run, best_row
-from statten.training.loop import fit, make_state
+from statten.training.loop import NoCallback, TrainState, fit, make_state
 
 # search_spaces/digits.yaml without the widest networks: 6 (T, b) x 2 depths x 3 widths.
 SPACE = {
@@ -44,16 +44,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-class Curve:
+class Curve(NoCallback):
     """Keeps the metrics of every epoch."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def step(self, state: Any, steps: int) -> None: ...
-    def checkpoint(self, state: Any) -> None: ...
-
-    def epoch(self, state: Any) -> None:
+    def epoch(self, state: TrainState) -> None:
+        """Keep them."""
         self.rows.append(dict(state.metrics))
 
 
@@ -69,7 +67,7 @@ def collect(seeds: int) -> None:
                 continue
             config, curve, began = with_overrides(base, {**point, "train.seed": seed}), Curve(), time.monotonic()
             fit(make_state(config), make_loaders(config, 0, 1), config, curve)
-            row = {"seed": seed, "point": point, "top1": [round(r["val/top1"], 4) for r in curve.rows]}
+            row: dict[str, Any] = {"seed": seed, "point": point, "top1": [round(r["val/top1"], 4) for r in curve.rows]}
             row["loss"] = [round(r["val/loss"], 6) for r in curve.rows]
             row["seconds"] = round(time.monotonic() - began, 2)
             with TABLE.open("a", encoding="utf-8") as file:
@@ -112,8 +110,11 @@ def replay(curves: dict[str, Any], seed: int, sampler_seed: int, fields: dict[st
         with sweep.writing() as attempt:
             searcher = OptunaSearcher(sweep, attempt)
             while (started := searcher.suggest("trial")) != Searcher.FINISHED:
+                assert isinstance(started, dict)
                 run = Run(Path(started["run"]))
-                curve = curves[key(seed, run.info["origin"]["point"])]
+                origin = run.info["origin"]
+                assert origin is not None
+                curve = curves[key(seed, origin["point"])]
                 for epoch in range(1, EPOCHS + 1):
                     row = {"epoch": epoch, "val/top1": curve["top1"][epoch - 1], "val/loss": curve["loss"][epoch - 1]}
                     with (run.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ python docs/generate.py            # write them
 python docs/generate.py --check    # exit code 1 where they are not what would be written
 """
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -50,9 +51,9 @@ def config_page() -> str:
     ]  # fmt: skip
     for name, field in Config.model_fields.items():
         part: Any = field.annotation
-        lines += [f"## {name}", "", f"{part.__doc__.strip()}", "", *table(part, f"{name}.")]
+        lines += [f"## {name}", "", inspect.getdoc(part) or "", "", *table(part, f"{name}.")]
         if part is ModelConfig:
-            lines += ["### The neuron of each place", "", NeuronMap.__doc__.strip(), "",
+            lines += ["### The neuron of each place", "", inspect.getdoc(NeuronMap) or "", "",
                       *table(NeuronMap, "model.neuron.")]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 

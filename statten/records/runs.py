@@ -91,6 +91,7 @@ class Progress(TypedDict):
     epochs: Count
     step: Count
     steps: Count
+    time: Number
 
 
 @with_config(STRICT)

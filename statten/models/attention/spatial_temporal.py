@@ -60,7 +60,8 @@ class STAttenCore(AttentionCore):
 
     def __init__(self, config: ModelConfig, neuron: type[LIF], backend: str):
         super().__init__(config)
-        self.inverse_scale = config.inverse_scale
+        # Whole numbers, since torch.compile does not trace a Fraction; their quotient is rounded once, as the fraction's is.
+        self.inverse_scale = config.inverse_scale.as_integer_ratio()
         self.threshold, self.alpha = config.attention_threshold, config.surrogate_alpha
         self.lif = neuron(tau=config.tau, backend=backend)
         self.set_block_size(config.block_size)
@@ -72,16 +73,17 @@ class STAttenCore(AttentionCore):
     def forward(self, q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, mask_TBDHW: Tensor | None) -> Tensor:
         """Spikes [T, B, D, H, W]; 0, 1 or 2 where there is a mask."""
         counts = statten(q_TBDHW, k_TBDHW, v_TBDHW, self.heads, self.block_size, self.pairs)
-        b, unit = min(self.block_size, len(counts)), self.inverse_scale
+        b, (above, below) = min(self.block_size, len(counts)), self.inverse_scale
         if self.events:
             tail = len(counts) % b or b
             # The last, shorter block has the scale of its own length: both scales are brought to a common multiple of the
             # lengths, so that the neuron compares whole numbers still.
             common = math.lcm(b, tail)
-            unit *= common
+            above *= common
             if tail != b:
                 counts = torch.cat([counts[:-tail] * (common // b), counts[-tail:] * (common // tail)])
-        self.lif.v_threshold, self.lif.alpha = self.threshold * float(unit), self.alpha / float(unit)
+        unit = above / below
+        self.lif.v_threshold, self.lif.alpha = self.threshold * unit, self.alpha / unit
         spikes = self.lif(counts).to(q_TBDHW.dtype)
         return spikes if mask_TBDHW is None else spikes * mask_TBDHW + mask_TBDHW
 
