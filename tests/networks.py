@@ -1,5 +1,7 @@
 """The smallest config of each backbone, by the layout of its line: a new backbone is tested by existing."""
 
+from typing import Any
+
 import torch
 
 from statten.config import ModelConfig
@@ -22,6 +24,13 @@ def tiny(backbone: str, **fields) -> ModelConfig:
     # With the published thresholds so few tokens hardly fire.
     common = {"num_heads": 4, "in_channels": 2, "num_classes": 5, "v_threshold": 0.1, "attention_threshold": 0.05}
     return ModelConfig(**{"backbone": backbone, **common, **BY_LAYOUT[layout], **clips, **fields})
+
+
+def on_digits(backbone: str) -> dict[str, Any]:
+    """What makes the `digits` recipe such a config."""
+    layout = BACKBONES.line(backbone).layout
+    fields = {"pooling": "0011", "backbone": backbone, "num_heads": 4, "timesteps": 2, **BY_LAYOUT[layout]}
+    return {f"model.{name}": value for name, value in fields.items()}
 
 
 def samples(config: ModelConfig, batch: int = 4, seed: int = 0) -> torch.Tensor:

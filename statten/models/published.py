@@ -16,7 +16,8 @@ from torch import Tensor
 from statten.config import Config, ModelConfig, NeuronMap, build_config, get_field, with_overrides
 from statten.errors import ConfigError, UserError
 from statten.models.archive import read_saved
-from statten.models.backbones.base import Backbone, plain_names
+from statten.models.backbones.base import Backbone
+from statten.models.backbones.weights import plain_names
 from statten.models.factory import build_model
 from statten.registry import BACKBONES
 

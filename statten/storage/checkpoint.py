@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from statten.config import Config
 from statten.errors import UserError, first_line
 from statten.files import describe_file, new_folder, sha256, write_text
-from statten.models.backbones.base import plain_names
+from statten.models.backbones.weights import plain_names
 from statten.records.reading import read
 from statten.records.runs import Numbers, Seal, State
 from statten.storage.run import checkpoints

@@ -6,7 +6,6 @@ class or its instance here, and knows none by heart. Shapes:
     T timesteps   B batch   C input channels   D embedding   K classes   H, W the image or a map
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from statten.config import ModelConfig
 from statten.errors import UserError
 from statten.models.attention.core import AttentionCore
+from statten.models.backbones.weights import axes, published_stages
 from statten.models.memory import checkpointed
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation
@@ -27,71 +27,6 @@ Values = Callable[[tuple[Any, ...], Tensor], Tensor]
 """What is measured at a module, [T, B, ...], from its inputs and its output."""
 Neuron = Callable[[], LIF]
 """Makes a layer of neurons of one place of a network."""
-
-
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict without what DDP, torch.compile and FSDP put into its names; raises UserError where two become one."""
-    names = {name: re.sub(r"^(module\.)+", "", _WRAPPED.sub("", name)) for name in state}
-    if len(set(names.values())) < len(names):
-        twice = next(name for name, plain in names.items() if name != plain and plain in state)
-        raise UserError(f"weights: {twice} and {names[twice]} are the same weight; keep one of them")
-    return {names[name]: value for name, value in state.items()}
-
-
-_WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-def blocks_in(names: Mapping[str, Any], prefix: str) -> int:
-    """Number of blocks `prefix`.0, `prefix`.1, ...; raises UserError where one of them is missing."""
-    found = {int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d{{1,9}})\.", name))}
-    missing = next((i for i in range(len(found)) if i not in found), None)
-    if missing is not None:
-        raise UserError(f"published weights: {prefix}.{max(found)} is there, but {prefix}.{missing} is missing")
-    return len(found)
-
-
-def axes(state: Mapping[str, Tensor], name: str, count: int) -> torch.Size:
-    """The shape of a published weight; raises UserError where it has another number of axes, or is empty."""
-    shape = state[name].shape
-    if len(shape) != count or 0 in shape:
-        raise UserError(f"published weights: {name} must have {count} axes, none of them empty, but is {list(shape)}")
-    return shape
-
-
-def published_stages(state: Mapping[str, Tensor]) -> list[tuple[int, int, int]]:
-    """Width, hidden width of the MLP, and blocks of each stage of published weights; raises UserError."""
-    stages: dict[str, list[str]] = {}
-    for name in state:
-        if found := _MLP.fullmatch(name):
-            stages.setdefault(found[1], []).append(name)
-    shapes = [(state[names[0]].shape, len(names)) for _, names in sorted(stages.items())]
-    if any(len(shape) < 2 or 0 in shape for shape, _ in shapes):
-        raise UserError("published weights: those of the MLPs must have 2 axes at least, none of them empty")
-    return [(shape[1], shape[0], blocks) for shape, blocks in shapes]
-
-
-_MLP = re.compile(r"(block\d?|stage\d)\.\d+\.mlp\.(?:fc|mlp)1_(?:conv|linear)\.weight")
-
-
-def by_tokens(state: Mapping[str, Tensor]) -> bool:
-    """Whether q of published blocks is made of a sequence of tokens, by a linear layer or a Conv1d, and not of a map."""
-    made = (re.fullmatch(r"block\.\d+\.attn\.q_(?:linear|conv)\.weight", name) for name in state)
-    return any(found and state[found[0]].ndim in (2, 3) for found in made)
-
-
-PUBLISHED_TYPES: dict[str, dict[str, Any]] = {
-    "cifar": {"model.num_heads": 8, "model.image_size": 32},
-    "imagenet": {"model.image_size": 224},
-    "events": {"model.num_heads": 16, "model.image_size": 128, "model.events": True},
-}
-"""What published code has where its arguments do not say it; heads are D/64 in the networks for ImageNet."""
-
-
-def published_type(kind: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of a type, for weights; raises UserError."""
-    stages = published_stages(state)
-    width = stages[-1][0] if stages else 64
-    return {"model.timesteps": 4, "model.num_heads": max(1, width // 64), **PUBLISHED_TYPES[kind]}
 
 
 class Backbone(nn.Module):

@@ -31,11 +31,10 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
-    published_stages,
-    published_type,
 )
 from statten.models.backbones.embeddings import FIRST, LAST, Embedding, MembraneEmbed, SpikingEmbed, embeddings
 from statten.models.backbones.published_stages import MAXFORMER, MS_QKFORMER, QKFORMER, PublishedNames
+from statten.models.backbones.weights import published_stages, published_type
 from statten.models.operations import Operation, classifier, conv, depthwise
 from statten.neurons import LIF
 from statten.registry import ATTENTION

@@ -22,7 +22,6 @@ from statten.models.backbones.base import (
     Backbone,
     Neuron,
     attention_core,
-    axes,
     conv_bn,
     convolved,
     drop_rates,
@@ -30,12 +29,10 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
-    plain_names,
-    published_stages,
-    published_type,
     residual,
 )
 from statten.models.backbones.sdt import MLP, Block
+from statten.models.backbones.weights import axes, plain_names, published_stages, published_type, unplaced
 from statten.models.norm import BatchNorm2d
 from statten.models.operations import Operation, classifier, conv, depthwise
 from statten.neurons import LIF
@@ -317,7 +314,7 @@ class MetaSpikeFormer(Backbone):
             else:
                 ours[f"{place}.{parameter}"] = value[..., None] if value.ndim == 3 else value
         if unknown:
-            raise UserError(f"published weights: no place for {', '.join(unknown)}")
+            raise unplaced(unknown)
         for place, found in parts.items():
             if missing := [letter for letter in "qkv" if letter not in found]:
                 raise UserError(f"published weights: {place}: {' and '.join(missing)} missing")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from statten.errors import UserError
-from statten.models.backbones.base import blocks_in, plain_names
+from statten.models.backbones.weights import blocks_in, plain_names, unplaced
 
 
 class Place(NamedTuple):
@@ -56,7 +56,7 @@ class PublishedNames:
             else:
                 unknown.append(name)
         if unknown:
-            raise UserError(f"published weights: no place for {', '.join(unknown)}")
+            raise unplaced(unknown)
         ours = {}
         for (module, parameter), shares in parts.items():
             wanted = [place for place in places if place.ours == module]

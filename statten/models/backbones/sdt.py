@@ -22,8 +22,6 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
-    blocks_in,
-    by_tokens,
     conv_bn,
     drop_rates,
     dropped,
@@ -31,9 +29,9 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
-    plain_names,
     residual,
 )
+from statten.models.backbones.weights import BATCHNORM, blocks_in, by_tokens, plain_names, unplaced
 from statten.models.memory import MaxPool
 from statten.models.operations import Operation, classifier, conv, conv3x3
 from statten.neurons import LIF
@@ -261,7 +259,7 @@ class STAttenTransformer(Backbone):
         depth = blocks_in(theirs, "block")
         names, ours = _modules(depth), {}
         for i in range(depth):
-            for kind, part, parameters in (("conv", 0, ("weight",)), ("bn", 1, _BATCHNORM)):
+            for kind, part, parameters in (("conv", 0, ("weight",)), ("bn", 1, BATCHNORM)):
                 for parameter in parameters:
                     keys = [f"block.{i}.attn.{letter}_{kind}.{parameter}" for letter in "qkv"]
                     missing = [key for key in keys if key not in theirs]
@@ -278,7 +276,7 @@ class STAttenTransformer(Backbone):
             else:
                 unknown.append(name)
         if unknown:
-            raise UserError(f"published weights: no place for {', '.join(unknown)}")
+            raise unplaced(unknown)
         return ours
 
     @classmethod
@@ -306,7 +304,6 @@ class STAttenTransformer(Backbone):
 
 # The published names are on the left; its q, k and v are one convolution here.
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "w"}
-_BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def _modules(depth: int) -> dict[str, str]:

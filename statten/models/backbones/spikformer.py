@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
@@ -22,7 +21,6 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
-    by_tokens,
     conv_bn,
     drop_rates,
     dropped,
@@ -30,10 +28,9 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
-    plain_names,
-    published_type,
     residual,
 )
+from statten.models.backbones.weights import by_tokens, joined_qkv, plain_names, published_type, unplaced
 from statten.models.memory import MaxPool
 from statten.models.operations import Operation, classifier, conv, conv3x3
 from statten.neurons import LIF
@@ -263,7 +260,7 @@ class Spikformer(Backbone):
             else:
                 unknown.append(name)
         if unknown:
-            raise UserError(f"published weights: no place for {', '.join(unknown)}")
+            raise unplaced(unknown)
         for place, found in parts.items():
             ours |= joined_qkv(place, found)
         return ours
@@ -295,27 +292,6 @@ class Spikformer(Backbone):
 
 
 _UNUSED = r"(^|\.)(norm[12]?|pos_embed)(\.|$)"
-
-
-def joined_qkv(place: str, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published convolutions and BatchNorms of q, k and v (`q.conv.weight`, `q.norm.bias`, ...) as the pair `place` here."""
-    names = ["conv.weight", *(f"norm.{name}" for name in BATCHNORM)]
-    if missing := [f"{letter}.{name}" for name in names for letter in "qkv" if f"{letter}.{name}" not in found]:
-        raise UserError(f"published weights: {place}: {', '.join(missing)} missing")
-    for letter in "qkv":
-        bias = found.pop(f"{letter}.conv.bias", None)
-        if bias is not None:
-            found[f"{letter}.norm.running_mean"] = found[f"{letter}.norm.running_mean"] - bias
-    ours = {}
-    for name in names:
-        tensors = [found[f"{letter}.{name}"] for letter in "qkv"]
-        value = tensors[0] if name.endswith("tracked") else torch.cat(tensors)
-        kind, _, parameter = name.partition(".")
-        ours[f"{place}.{'01'[kind == 'norm']}.{parameter}"] = value.flatten(1)[..., None, None] if kind == "conv" else value
-    return ours
-
-
-BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def _ours(module: str) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from statten.errors import UserError
-from statten.models.backbones.base import plain_names
+from statten.models.backbones.weights import plain_names
 from statten.models.published import load_published, read_published, translate
 from statten.storage.checkpoint import load_weights
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from evaluated import TINY
+from networks import NAMES, on_digits
 
 from statten.config import load_config
 from statten.data import make_loaders
@@ -85,8 +86,14 @@ def test_a_step_reads_the_same_whatever_the_number_of_ranks(world_size):
             assert torch.equal(x, x_alone) and torch.equal(y, y_alone)
 
 
-def test_one_rank_with_two_shares_takes_the_step_of_two_ranks():
-    config = load_config("digits", {**SHORT, "train.batch_size": 400, "train.optimizer": "sgd"})
+@pytest.mark.parametrize("backbone", NAMES)
+def test_one_rank_with_two_shares_takes_the_step_of_two_ranks(backbone):
+    fields = (
+        {"train.batch_size": 400}
+        if backbone == "sdt"
+        else {**on_digits(backbone), "data.fraction": 0.1, "train.batch_size": 50}
+    )
+    config = load_config("digits", {**SHORT, **fields, "train.optimizer": "sgd"})
     loaders = make_loaders(config, 0, 1, 2)
     assert loaders.train.steps_per_epoch == 1 and len(loaders.shares) == 2
     ours, theirs = make_state(config), make_state(config)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from evaluated import TINY
+from networks import NAMES, on_digits
 from safetensors.torch import load_file
 
 from statten.config import load_config
@@ -32,16 +33,13 @@ EVERYTHING = {
         **CLIPS, "data.augment": True, "train.eventmix": 1.0, "train.ema_decay": 0.5, "train.loss": "tet",
         "model.per_timestep_logits": True, "train.clip_grad": 0.01, "train.clip_mode": "value", "train.precision": "amp",
     }),
+    **{
+        name: ("digits", {
+            **SHORT, **on_digits(name), "data.fraction": 0.05, "train.batch_size": 12, "train.ema_decay": 0.9,
+            "model.drop_path": 0.2,
+        }) for name in NAMES if name != "sdt"
+    },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads only wait for each other on tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Killed(Exception):

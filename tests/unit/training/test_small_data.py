@@ -1,7 +1,6 @@
 """A dataset of few steps an epoch: validation follows training from the start, and a network that learns is not called dead."""
 
 import pytest
-import torch
 from gratings import write_gratings
 
 from statten.config import load_config
@@ -28,12 +27,8 @@ def test_validation_follows_training_from_the_first_epochs(ema_decay, tmp_path):
     """Before, BatchNorm's first 0 and 1 - and the first weights, in their average - silenced layers for three epochs."""
     root = write_gratings(tmp_path, images=300, side=16)
     config = load_config("digits", {**SMALL, "data.root": str(root), "train.ema_decay": ema_decay})
-    told, threads = Rows(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        fit(make_state(config), make_loaders(config), config, told)
-    finally:
-        torch.set_num_threads(threads)
+    told = Rows()
+    fit(make_state(config), make_loaders(config), config, told)
     for epoch, row in enumerate(told.rows, start=1):
         rates = {name: rate for name, rate in row.items() if name.startswith("firing_rate/")}
         assert min(rates.values()) > 0.005, (epoch, rates)
