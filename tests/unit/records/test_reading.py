@@ -20,7 +20,8 @@ LEDGER_ROW = {
 SOUND: list[tuple[Any, Any]] = [
     (runs.Marker, {"kind": "run", "created": "2026-01-01T00:00:00Z", "origin": {"sweep": "s", "trial": 3, "point": {"a": 1}}}),
     (runs.Row, ROW), (runs.Best, {**ROW, "checkpoint": "checkpoints/epoch-0003"}),
-    (runs.Result, {"state": "finished", "best": ROW}), (runs.Progress, {"epoch": 1, "epochs": 2, "step": 3, "steps": 4}),
+    (runs.Result, {"state": "finished", "best": ROW}),
+    (runs.Progress, {"epoch": 1, "epochs": 2, "step": 3, "steps": 4, "time": 1.7e9}),
     (runs.Seal, {"sha256": {"model.safetensors": "ab" * 32}, "epoch": 3}), (runs.Sources, {"7": "/runs/s/trials/0007"}),
     (stores.Storage, {"uri": "s3://bucket/runs"}), (stores.Agreed, {"copy": "ab", "files": {"a/b": [[1, 2], None]}}),
     (stores.Writer, {"host": "h", "pid": 7, "time": 1.7e9, "attempt": "ab"}),
