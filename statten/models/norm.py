@@ -28,4 +28,4 @@ class BatchNorm2d(nn.BatchNorm2d):
         backend = TORCH if torch.compiler.is_compiling() else select_backend(self.backend, x.device.type)
         y, mean, var = backend.norm(x[None], Norm(self.weight, self.bias, self.eps))
         follow_statistics(self, mean, var, samples=repeats * x.numel() // len(mean))
-        return y[0]
+        return y.squeeze(0)  # whose gradient is a view; that of y[0] is zeros in the default layout with a copy in them

@@ -204,6 +204,16 @@ def per_frame(module: nn.Module, x_TBCHW: Tensor) -> Tensor:
     return module(x_TBCHW.flatten(0, 1)).unflatten(0, x_TBCHW.shape[:2])
 
 
+def channel_parts(x_TBCHW: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Equal parts of the channels; in channels-last, where a chunk of axis 2 would give its gradient the default layout."""
+    return tuple(part.movedim(-1, 2) for part in x_TBCHW.movedim(2, -1).chunk(parts, dim=-1))
+
+
+def spatial_mean(x_TBCHW: Tensor) -> Tensor:
+    """The mean of each map, [T, B, C]; its gradient is in channels-last, for the layers in front to find it so."""
+    return x_TBCHW.movedim(2, -1).mean((2, 3))
+
+
 def conv_bn(conv: nn.Conv2d, backend: str) -> nn.Sequential:
     """A convolution and its BatchNorm."""
     return nn.Sequential(conv, BatchNorm2d(conv.out_channels, backend))

@@ -24,6 +24,7 @@ from statten.models.backbones import sdt, spikformer
 from statten.models.backbones.base import (
     Backbone,
     Values,
+    channel_parts,
     conv_bn,
     drop_rates,
     dropped,
@@ -31,6 +32,7 @@ from statten.models.backbones.base import (
     init_weights,
     neurons_at,
     per_frame,
+    spatial_mean,
 )
 from statten.models.backbones.embeddings import FIRST, LAST, Embedding, MembraneEmbed, SpikingEmbed, embeddings
 from statten.models.backbones.published_stages import MAXFORMER, MS_QKFORMER, QKFORMER, PublishedNames
@@ -97,7 +99,7 @@ class GateAttention(nn.Module):
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
-        q, k = per_frame(self.qk, x_TBDHW if self.lif is None else self.lif(x_TBDHW)).chunk(2, dim=2)
+        q, k = channel_parts(per_frame(self.qk, x_TBDHW if self.lif is None else self.lif(x_TBDHW)), 2)
         mixed = self.gate(self.q_lif(q), self.k_lif(k))
         return per_frame(self.proj, mixed) if self.proj_lif is None else fired(self.proj_lif, self.proj, mixed)
 
@@ -399,7 +401,7 @@ class MaxFormer(Hierarchical):
 
     def logits(self, x_TBCHW: Tensor) -> Tensor:
         """As `Backbone.logits`."""
-        return self.head(self.head_lif(self.stream(x_TBCHW).mean((-1, -2))))
+        return self.head(self.head_lif(spatial_mean(self.stream(x_TBCHW))))
 
     def spiking_layers(self) -> dict[str, LIF]:
         """As `Backbone.spiking_layers`."""
@@ -459,7 +461,7 @@ class QKFormer(Hierarchical):
 
     def logits(self, x_TBCHW: Tensor) -> Tensor:
         """As `Backbone.logits`."""
-        return self.head(self.stream(x_TBCHW).mean((-1, -2)))
+        return self.head(spatial_mean(self.stream(x_TBCHW)))
 
     def mix_samples(self) -> None:
         """As `Backbone.mix_samples`: the neurons behind the last stage's attention mix them."""

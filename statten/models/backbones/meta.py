@@ -22,6 +22,7 @@ from statten.models.backbones.base import (
     Backbone,
     Neuron,
     attention_core,
+    channel_parts,
     conv_bn,
     convolved,
     drop_rates,
@@ -30,6 +31,7 @@ from statten.models.backbones.base import (
     neurons_at,
     per_frame,
     residual,
+    spatial_mean,
 )
 from statten.models.backbones.sdt import MLP, Block
 from statten.models.backbones.weights import axes, plain_names, published_stages, published_type, unplaced
@@ -117,7 +119,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
-        q, k, v = per_frame(self.qkv, self.lif(x_TBDHW)).chunk(3, dim=2)
+        q, k, v = channel_parts(per_frame(self.qkv, self.lif(x_TBDHW)), 3)
         return per_frame(self.proj, self.core(self.q_lif(q), self.k_lif(k), self.v_lif(v), None))
 
 
@@ -214,7 +216,7 @@ class MetaSpikeFormer(Backbone):
             if i == self.last_stage:
                 x = self.embeds[-1](x, self.timesteps)
             x = self.run(block, x)
-        return self.head(self.head_lif(x.mean((-1, -2))))
+        return self.head(self.head_lif(spatial_mean(x)))
 
     def spiking_layers(self) -> dict[str, LIF]:
         """As `Backbone.spiking_layers`."""

@@ -22,6 +22,7 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
+    channel_parts,
     conv_bn,
     drop_rates,
     dropped,
@@ -30,6 +31,7 @@ from statten.models.backbones.base import (
     neurons_at,
     per_frame,
     residual,
+    spatial_mean,
 )
 from statten.models.backbones.weights import BATCHNORM, blocks_in, by_tokens, plain_names, unplaced
 from statten.models.memory import MaxPool
@@ -78,7 +80,7 @@ class Attention(nn.Module):
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to this branch's addition, both [T, B, D, H, W]."""
         s = self.lif(x_TBDHW)
-        q, k, v = per_frame(self.qkv, s).chunk(3, dim=2)
+        q, k, v = channel_parts(per_frame(self.qkv, s), 3)
         q, k, v, mask = self.q_lif(q), self.k_lif(k), self.v_lif(v), None
         if self.pool is not None:
             q, k, v, mask = (self.pool(spikes) for spikes in (q, k, v, s))
@@ -185,7 +187,7 @@ class STAttenTransformer(Backbone):
         x_TBDHW = self.embed(x_TBCHW, self.timesteps)
         for block in self.blocks:
             x_TBDHW = self.run(block, x_TBDHW)
-        return self.head(self.head_lif(x_TBDHW.mean((-1, -2))))
+        return self.head(self.head_lif(spatial_mean(x_TBDHW)))
 
     def spiking_layers(self) -> dict[str, LIF]:
         """As `Backbone.spiking_layers`."""

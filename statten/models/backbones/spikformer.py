@@ -21,6 +21,7 @@ from statten.models.backbones.base import (
     Neuron,
     Values,
     attention_core,
+    channel_parts,
     conv_bn,
     drop_rates,
     dropped,
@@ -29,6 +30,7 @@ from statten.models.backbones.base import (
     neurons_at,
     per_frame,
     residual,
+    spatial_mean,
 )
 from statten.models.backbones.weights import by_tokens, joined_qkv, plain_names, published_type, unplaced
 from statten.models.memory import MaxPool
@@ -76,7 +78,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TBDHW: Tensor) -> Tensor:
         """Residual stream to the spikes that are added to it, both [T, B, D, H, W]."""
-        q, k, v = per_frame(self.qkv, x_TBDHW).chunk(3, dim=2)
+        q, k, v = channel_parts(per_frame(self.qkv, x_TBDHW), 3)
         return fired(self.proj_lif, self.proj, self.core(self.q_lif(q), self.k_lif(k), self.v_lif(v), None))
 
     def spiking_layers(self) -> dict[str, LIF]:
@@ -180,7 +182,7 @@ class Spikformer(Backbone):
         x_TBDHW = self.embed(x_TBCHW, self.timesteps)
         for block in self.blocks:
             x_TBDHW = self.run(block, x_TBDHW)
-        return self.head(x_TBDHW.mean((-1, -2)))
+        return self.head(spatial_mean(x_TBDHW))
 
     def spiking_layers(self) -> dict[str, LIF]:
         """As `Backbone.spiking_layers`."""
