@@ -29,7 +29,7 @@ test: setup ## Lint, types and tests
 	$(BIN)/ruff format --check . || failed="$${failed:+$$failed, }format"; \
 	$(BIN)/mypy || failed="$${failed:+$$failed, }types"; \
 	[ -z "$$failed" ] || echo "FAILED before the tests, see above: $$failed"; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) && [ -z "$$failed" ]
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) && [ -z "$$failed" ]
 
 check: test ## The same as test
 

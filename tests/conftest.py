@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start clusters come first: the short ones fill the gaps at the end, where one process would wait for another."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """Type a command in this process: `code, out, err = typed("train", "digits")`, printed as by a process of its own."""
