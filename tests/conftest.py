@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items):
-    """Files that start clusters come first: the short ones fill the gaps at the end, where one process would wait for another."""
+    """Files that start clusters come first: short ones fill the end, where one process would wait for another."""
     items.sort(key=lambda item: "integration" not in item.path.parts)
 
 
