@@ -70,8 +70,7 @@ def finish(arguments):
 @pytest.fixture(scope="module")
 def warm():
     """What the forked processes need is imported once, here."""
-    import spikingjelly.datasets.cifar10_dvs
-    import spikingjelly.datasets.utils  # noqa: F401
+    import statten.data.prepare  # noqa: F401
 
 
 @pytest.mark.parametrize("name", ["cifar10dvs", "dvs128gesture"])
