@@ -114,6 +114,18 @@ def test_wheel_works_on_its_own(wheel, tmp_path):
     assert done.stdout.startswith(str(tmp_path))
 
 
+def test_the_range_of_torch_is_one():
+    """`.ci/torch-range` reads its oldest from pyproject.toml, and the docs say both ends."""
+    first, beyond = re.findall(r'^ *"torch>=(\d+\.\d+),<(\d+\.\d+)",$', (ROOT / "pyproject.toml").read_text(), flags=re.M)[0]
+    major, minor = beyond.split(".")
+    last = f"{major}.{int(minor) - 1}"
+    assert f"| torch | {first} to {last}, " in (ROOT / "docs" / "quickstart.md").read_text()
+    script = (ROOT / ".ci" / "torch-range").read_text()
+    (pattern,) = re.findall(r"sed -n '(s/.*torch>=.*)' pyproject\.toml", script)
+    found = subprocess.run(["sed", "-n", pattern, "pyproject.toml"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == first
+
+
 def test_versions_agree():
     import statten
 
@@ -124,14 +136,14 @@ def test_versions_agree():
     )
 
 
-@pytest.mark.parametrize("name", ["run", "setup"])
+@pytest.mark.parametrize("name", ["run", "setup", "torch-range"])
 def test_scripts_can_run(name):
     script = ROOT / ".ci" / name
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "lock", "clean", "help"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "range", "lock", "clean", "help"])
 def test_make_targets(target):
     done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT, check=True)
     assert {"demo": "statten demo", "test": "pytest", "check": "pytest"}.get(target, "") in done.stdout

@@ -90,6 +90,20 @@ def test_prepare_killed_ten_times_ends_in_the_same_bytes(name, warm, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*.npz")} == stamps, "nothing is made twice"
 
 
+def test_own_recordings_killed_ten_times_end_in_the_same_bytes(warm, tmp_path):
+    for name in ("clap", "wave"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        for i in range(KILLS):
+            content = formats.atis(formats.random_events(i + len(name), 60, 64, 64))
+            (tmp_path / "raw" / name / f"{i}.bin").write_bytes(content)
+    command = ["prepare", "event_folder", "--root", tmp_path / "raw", "--size", "64x64", "--timesteps", 4, "--output"]
+    finish([*command, tmp_path / "clean"])
+    mark = "frames_number_4_split_by_number.building"
+    interrupt([*command, tmp_path / "killed"], tmp_path / "killed", [mark], tmp_path / "clean")
+    finish([*command, tmp_path / "killed"])
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "clean") and len(bytes_of(tmp_path / "clean")) == 2 * KILLS + 1
+
+
 def test_shard_killed_ten_times_ends_in_the_same_bytes(warm, tmp_path):
     root = formats.write_images(tmp_path / "images", {"train": 60, "val": 20})
     command = ["shard", "imagenet", "--root", root, "--per-shard", 2, "--output"]
