@@ -17,7 +17,7 @@ from statten.data.archives import FILE, read_arrays
 from statten.data.dataset import Damaged
 from statten.data.events import frames_folder, read_frames
 from statten.data.folders import Listing, existing_folder, list_parts
-from statten.data.making import Making, integrate, whole, write_npz
+from statten.data.making import Making, finished, integrate, whole, write_npz
 from statten.data.raw_events import Events, aedat2_words, check_events, read_aedat2, read_aedat3, read_atis
 from statten.data.work import sole_writer
 from statten.errors import Failed, UserError
@@ -74,7 +74,7 @@ def prepare_recordings(
         return []
 
     corrupt: dict[str, str] = {}
-    if not all(whole(folder / path) for folder in folders.values() for path in outputs):
+    if not all(finished(folder) and all(whole(folder / path) for path in outputs) for folder in folders.values()):
         with sole_writer(output, "clips"):
             corrupt = making.run("recordings", list(folders.values()), outputs, convert, len(names))
     there = next(iter(folders.values()))

@@ -12,7 +12,7 @@ import pytest
 from statten.config import load_config
 from statten.data import make_loaders, resolved
 from statten.data.dataset import Damaged
-from statten.data.events import frames_folder, read_frames
+from statten.data.events import building, frames_folder, read_frames
 from statten.data.own_events import read_columns, read_recording
 from statten.data.prepare import prepare
 from statten.errors import Failed, UserError
@@ -92,6 +92,10 @@ def test_parts_stay_parts_and_new_recordings_are_added(root, tmp_path):
     write_recording(both / "test" / "clap" / "b_atis.bin", formats.random_events(9, 50, 64, 64))
     assert prepare("event_folder", both, [5], output=tmp_path / "out", size="64x64")["samples"] == 5
     assert first.stat().st_mtime_ns == stamp and first.with_name("b_atis.npz").is_file()
+    mark = building(frames_folder(tmp_path / "out", 5))
+    mark.touch()  # killed after the last clip
+    prepare("event_folder", both, [5], output=tmp_path / "out", size="64x64")
+    assert not mark.exists() and first.stat().st_mtime_ns == stamp
 
 
 def test_a_bad_recording_is_one_sentence_and_its_neighbours_stay(root, tmp_path, typed):
