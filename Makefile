@@ -8,12 +8,12 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check range lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 	@echo "Variables: PYTHON=python3.13 (which Python), CUDA=1 or 0 (CuPy; default: where there is an NVIDIA GPU),"
-	@echo "           PYTEST_ARGS='-k attention' (for test), LOCK_ARGS=--upgrade (for lock)"
+	@echo "           PYTEST_ARGS='-k attention' (for test and range), LOCK_ARGS=--upgrade (for lock)"
 
 setup: ## Make .venv as requirements.lock says; does nothing when it is up to date
 	@PYTHON='$(PYTHON)' CUDA='$(CUDA)' .ci/setup
@@ -32,6 +32,9 @@ test: setup ## Lint, types and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) && [ -z "$$failed" ]
 
 check: test ## The same as test
+
+range: setup ## Run the tests with the oldest and the newest torch that pyproject.toml allows, in environments of their own
+	@.ci/torch-range $(PYTEST_ARGS)
 
 lock: setup ## Choose versions anew from pyproject.toml's ranges; those in use stay unless LOCK_ARGS=--upgrade
 	@$(UV_COMPILE) --extra dev -o requirements.lock pyproject.toml

@@ -50,21 +50,34 @@ def prepare_dataset(
     name: Data,
     root: DataFolder,
     timesteps: Annotated[list[int], typer.Option(min=1, help="T of the clips to make; may be given several times.")] = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="FOLDER", help="event_folder: folder for clips of the recordings in --root."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="event_folder: pixels of the sensor, such as 240x180.")
+    ] = None,
+    downsample: Annotated[int, typer.Option(min=1, help="event_folder: count so many x so many pixels as one.")] = 1,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out raw files that cannot be read.")] = False,
     workers: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a dataset where that is allowed, and turn archives into events and frames; may be stopped and repeated."""
+    """Fetch a dataset where that is allowed, and turn archives or own recordings into clips; may be stopped and repeated."""
     _dataset(name, as_json)
     from statten.data.prepare import prepare
     from statten.display import console, progress
 
     with progress("files") as move:
-        report = prepare(name, root, timesteps, workers=workers, skip_corrupt=skip_corrupt, progress=move)
+        report = prepare(
+            name, root, timesteps, output=output, size=size, downsample=downsample, workers=workers,
+            skip_corrupt=skip_corrupt, progress=move,
+        )  # fmt: skip
     if as_json:
         return print_json(report)
     for file in report.get("corrupt", []):
-        console.print(f"left out {file['file']}: {file['reason']}")
+        console.print(f"left out {file['file']}: {file['reason']}", markup=False)
+    if name == "event_folder":
+        return own_summary(report)
     return console.print(f"{name} is ready in {root}; look at it with: statten data check {name} --root {in_shell(root)}")
 
 
@@ -104,6 +117,21 @@ def _dataset(name: str, as_json: bool) -> None:
         raise UserError(f"{name!r} is no dataset; {nearest(name, DATASET_NAMES)}")
 
 
+def own_summary(report: dict[str, Any]) -> None:
+    """What `data prepare event_folder` made."""
+    lost, timesteps = len(report["corrupt"]), max(map(int, report["frames"]))
+    clips = f"{report['samples']:,} clips of {report['classes']:,} classes from {report['recordings']:,} recordings"
+    console.print(f"{clips}, {lost:,} left out" if lost else clips)
+    if report["left_out"]:
+        console.print(f"no recordings: {_left_out(report)}", markup=False)
+    command = f"statten train event_folder --data {in_shell(report['output'])} --set model.timesteps={timesteps}"
+    console.print(f"train with: {command}", markup=False)
+
+
+def _left_out(report: dict[str, Any]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(report["left_out"].items()))
+
+
 def dataset_summary(report: dict[str, Any]) -> None:
     """What `data check` found."""
     parts = ", ".join(f"{count:,} {part}" for part, count in report["split"].items())
@@ -118,7 +146,7 @@ def dataset_summary(report: dict[str, Any]) -> None:
     for file in report["corrupt"]:
         console.print(f"    {file['file']}: {file['reason']}")
     if report["left_out"]:
-        console.print(f"  no samples: {', '.join(f'{count:,} {what}' for what, count in sorted(report['left_out'].items()))}")
+        console.print(f"  no samples: {_left_out(report)}")
     for warning in report["warnings"]:
         console.print(f"  warning: {warning}")
 

@@ -1,5 +1,6 @@
 """The commands about this machine: doctor, bench, demo."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,11 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory against SpikingJelly and against what the machine can do."""
+    begin(as_json, None)
+    if find_spec("spikingjelly") is None:
+        raise UserError("bench: needs spikingjelly, the peer that it measures; install with: pip install 'statten[bench]'")
     from statten.bench import BENCHMARKS, documents, pick, run_benchmark
 
-    begin(as_json, None)
     if what not in BENCHMARKS:
         raise UserError(f"{what!r} is no benchmark; {nearest(what, list(BENCHMARKS))}")
     rows = run_benchmark(what, pick(device), repeats, model, batch, output)

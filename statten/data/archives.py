@@ -31,6 +31,8 @@ MEMBERS = 2_000_000
 """Members of an archive at most."""
 NAME, PATH = 255, 1024
 """Bytes of a name and of a path at most; beyond them systems cut, refuse or loop."""
+WORDS = 200
+"""Characters of what a library says of a damaged file, at most."""
 RAW, FILE, TOTAL = 2**28, 2**30, 2**38
 """Bytes of a raw event file, of any file in memory, and of a whole archive at most, unpacked: 256 MiB, 1 GiB, 256 GiB."""
 
@@ -121,8 +123,9 @@ def read_arrays(path: Path | str, *names: str) -> list[np.ndarray]:
                 return [_array(archive.open(member), member.file_size) for member in members]
         # The bytes of a header lead Python's parser, and those of a member zipfile, to errors of any kind.
         except Exception as error:
-            holding = f"with {', '.join(f'`{name}`' for name in names)}"
-            raise Damaged(f"is no .npz file {holding} or .npy file: {error or type(error).__name__}") from None
+            holding, words = f"with {', '.join(f'`{name}`' for name in names)}", str(error) or type(error).__name__
+            short = words if len(words) <= WORDS else f"{words[:WORDS]}..."  # zipfile quotes the file as far as a name goes
+            raise Damaged(f"is no .npz file {holding} or .npy file: {short}") from None
 
 
 def _array(file: IO[bytes], size: int) -> np.ndarray:

@@ -73,14 +73,19 @@ class FrameFolders(Files):
 
     def read(self, index: int) -> Tensor:
         counts = read_frames(self.locate(index))
-        if len(counts) > self._frames and self._regroup != "none":
-            counts = regrouped(counts, self._frames, self._regroup)
-        if len(counts) != self._frames:
-            raise Damaged(f"has {len(counts)} frames, but model.timesteps is {self._frames}")
-        return clip(counts)
+        return clip(of_length(counts, self._frames, self._regroup))
 
     def locate(self, index: int) -> str:
         return f"{self._folder}/{self._names[index]}"
+
+
+def of_length(counts: np.ndarray, frames: int, regroup: str) -> np.ndarray:
+    """A clip [N, 2, H, W] as one of `frames` frames, as `data.regroup` says; raises Damaged where it cannot be one."""
+    if len(counts) > frames and regroup != "none":
+        return regrouped(counts, frames, regroup)
+    if len(counts) != frames:
+        raise Damaged(f"has {len(counts)} frames, but model.timesteps is {frames}")
+    return counts
 
 
 def regrouped(counts: np.ndarray, frames: int, how: str) -> np.ndarray:
@@ -136,6 +141,9 @@ def open_event_folder(config: Config) -> FrameFolders:
     root, frames = dataset_root(config), clip_length(config)
     folder, others, regroups = frames_folder(root, frames), prepared_frames(root), config.data.regroup != "none"
     longer = [there for there in others if there > frames]
+    unfinished = [path.with_suffix("") for path in root.glob("frames_number_*_split_by_number.building")]
+    if folder in unfinished or (unfinished and not others):
+        raise UserError(f"{unfinished[0]}: is not finished; go on with the `statten data prepare event_folder` that began it")
     if not folder.is_dir() and regroups and longer:
         folder = frames_folder(root, longer[0])
     if others and not folder.is_dir():

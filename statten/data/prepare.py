@@ -5,36 +5,30 @@
     <root>/events_np/          one .npz of t, x, y, p for each sample, in class folders
     <root>/frames_number_T_split_by_number/
 
-These are SpikingJelly's folders, and like it we mark one that is not finished by a file `<folder>.building` beside it. A
-file gets its name when it is whole, and what is there already is not made again: stopped at any moment, `prepare` goes on
-where it was and ends in the same bytes.
+These are SpikingJelly's folders. The user's own recordings become clips in `own_events.py`.
 """
 
 import os
 import shutil
 import socket
-import zipfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from statten.config import Config
 from statten.data.archives import BROKEN, extract, read_arrays, zip_members
 from statten.data.dataset import Damaged
-from statten.data.events import building, clip_length, frames_folder
+from statten.data.events import clip_length, frames_folder
 from statten.data.folders import existing_folder
 from statten.data.images import cifar_source, published
+from statten.data.making import Making, finished, integrate, whole, write_npz
+from statten.data.own_events import prepare_recordings, reach, sensor_size
 from statten.data.raw_events import FORMATS, EventFormat, Events, check_events, cut_gesture, gesture_rows
-from statten.data.work import Progress, default_workers, gathered, silent, sole_writer
+from statten.data.work import Progress, default_workers, silent, sole_writer
 from statten.errors import Failed, UserError
 
 EVENTS = "events_np"
-SHOWN = 5
-"""Corrupt files that a message names."""
 
 
 def fetch(config: Config) -> None:
@@ -45,54 +39,84 @@ def fetch(config: Config) -> None:
 
 
 def prepare(
-    name: str, root: Path, timesteps: list[int], *, workers: int | None = None, skip_corrupt: bool = False,
-    progress: Progress = silent,
+    name: str, root: Path, timesteps: list[int], *, output: Path | None = None, size: str | None = None, downsample: int = 1,
+    workers: int | None = None, skip_corrupt: bool = False, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Make a dataset ready to be read.
 
     Args:
         name: of the dataset.
-        root: its folder; made where the dataset can be fetched.
+        root: its folder; made where the dataset can be fetched. Of `event_folder`, that of the recordings.
         timesteps: every T for which an event dataset gets clips.
+        output: of `event_folder` alone, the folder of the clips.
+        size: of `event_folder` alone, the sensor's WIDTHxHEIGHT in pixels.
+        downsample: of `event_folder` alone, counts so many x so many pixels as one.
         workers: threads; None means one for each core.
         skip_corrupt: leave out raw files that cannot be read; otherwise they are named at the end, and the folder stays
             unfinished.
         progress: is told how far it is.
 
     Returns:
-        {"name", "root", "samples"}, for an event dataset also {"frames": {T: folder}, "corrupt": [{"file", "reason"}]}.
+        {"name", "root", "samples"}, for an event dataset also {"frames": {T: folder}, "corrupt": [{"file", "reason"}]}, and
+        for `event_folder` what `own_events.prepare_recordings` says.
 
     Raises:
         UserError: nothing to prepare, or an archive is missing and cannot be fetched.
         Failed: some raw files are corrupt.
     """
+    making = Making(workers or default_workers(), skip_corrupt, progress)
+    given = {"--output": output is not None, "--size": size is not None, "--downsample": downsample != 1}
+    if name != "event_folder" and any(given.values()):
+        option = next(option for option, is_given in given.items() if is_given)
+        raise UserError(f"{option}: is for event_folder, your own recordings, and has no effect on {name}; leave it out")
     try:
         if name in ("cifar10", "cifar100"):
             return _prepare_cifar(name, root)
-        return _prepare_events(name, root, timesteps, workers or default_workers(), skip_corrupt, progress)
+        if name == "event_folder":
+            return _prepare_own(root, timesteps, output, size, downsample, making)
+        return _prepare_events(name, root, timesteps, making)
     except OSError as error:  # a full disk is no corrupt file
         raise Failed(f"{error.filename or root}: {error.strerror or error}") from None
 
 
-def _prepare_events(
-    name: str, root: Path, timesteps: list[int], workers: int, skip_corrupt: bool, progress: Progress
+def _prepare_own(
+    root: Path, timesteps: list[int], output: Path | None, size: str | None, downsample: int, making: Making
 ) -> dict[str, Any]:
+    if output is None:
+        raise UserError(
+            "--output: event_folder needs a folder for the clips that are made of the recordings in --root; clips that are "
+            "ready need no preparation, look at them with: statten data check event_folder"
+        )
+    source, target = root.absolute(), output.absolute()
+    if target == source or source in target.parents:
+        raise UserError(f"--output: must lie outside of --root, whose folders are the classes, but got {output}")
+    _needs_timesteps("event_folder", timesteps)
+    if size is None:
+        raise UserError(f"--size: must say the sensor's WIDTHxHEIGHT in pixels, such as --size 128x128; {reach(root)}")
+    return prepare_recordings(root, output, timesteps, sensor_size(size), downsample, making)
+
+
+def _needs_timesteps(name: str, timesteps: list[int]) -> None:
+    if not timesteps:
+        raise UserError(f"--timesteps: {name} needs at least one number of frames, such as --timesteps 10")
+
+
+def _prepare_events(name: str, root: Path, timesteps: list[int], making: Making) -> dict[str, Any]:
     if name not in FORMATS:
         raise UserError(
             f"{name}: needs no preparation, it is read as it lies in its folder; look at it with: statten data check {name}"
         )
-    if not timesteps:
-        raise UserError(f"--timesteps: {name} needs at least one number of frames, such as --timesteps 10")
-    if name != "cifar10dvs":  # which is fetched
+    _needs_timesteps(name, timesteps)
+    if not FORMATS[name].fetched:
         existing_folder(root, "--root")
-    work = _Work(name, root, FORMATS[name], workers, skip_corrupt, progress)
+    work = _Work(name, root, FORMATS[name], making)
     folders = {frames: frames_folder(root, frames) for frames in sorted(set(timesteps))}
-    if not all(_finished(folder) for folder in folders.values()):
+    if not all(finished(folder) for folder in folders.values()):
         with sole_writer(root, "clips"):
-            if not _finished(root / EVENTS):
+            if not finished(root / EVENTS):
                 work.make_events()
             for frames, folder in folders.items():
-                if not _finished(folder):
+                if not finished(folder):
                     work.make_frames(frames, folder)
     samples = sum(1 for _ in next(iter(folders.values())).rglob("*.npz"))
     return {
@@ -100,10 +124,6 @@ def _prepare_events(
         "frames": {str(frames): str(folder) for frames, folder in folders.items()},
         "corrupt": [{"file": file, "reason": reason} for file, reason in work.corrupt.items()],
     }  # fmt: skip
-
-
-def _finished(folder: Path) -> bool:
-    return folder.is_dir() and not building(folder).exists()
 
 
 @dataclass(frozen=True)
@@ -122,9 +142,8 @@ class _Raw:
 class _Work:
     """One `prepare` of an event dataset."""
 
-    def __init__(self, name: str, root: Path, form: EventFormat, workers: int, skip_corrupt: bool, progress: Progress):
-        self.name, self.root, self.form = name, root, form
-        self.workers, self.skip_corrupt, self.progress = workers, skip_corrupt, progress
+    def __init__(self, name: str, root: Path, form: EventFormat, making: Making):
+        self.name, self.root, self.form, self.making = name, root, form, making
         self.corrupt: dict[str, str] = {}
 
     def make_events(self) -> None:
@@ -140,7 +159,7 @@ class _Work:
 
         def convert(i: int) -> list[tuple[str, str]]:
             problems, file = list(raw[i].problems), raw[i]
-            if all(_whole(folder / output) for output in file.outputs):
+            if all(whole(folder / output) for output in file.outputs):
                 return problems
             try:
                 samples = list(file.events())
@@ -152,10 +171,10 @@ class _Work:
                 except Damaged as error:
                     problems.append((file.name if len(samples) == 1 else f"{file.name}: {output}", str(error)))
                 else:
-                    _write_npz(folder / output, **checked)
+                    write_npz(folder / output, **checked)
             return problems
 
-        self._run("events", folder, set(source), convert, len(raw))
+        self.corrupt |= self.making.run("events", [folder], source, convert, len(raw))
 
     def make_frames(self, frames: int, folder: Path) -> None:
         """events_np to clips of `frames` frames."""
@@ -164,49 +183,17 @@ class _Work:
 
         def convert(i: int) -> list[tuple[str, str]]:
             target = folder / names[i]
-            if _whole(target):
+            if whole(target):
                 return []
             try:
                 found = check_events(_read_events(events / names[i]), self.form.height, self.form.width)
                 clip = integrate(found, frames, self.form.height, self.form.width)
             except (Damaged, OSError) as error:
                 return [(str(events / names[i]), str(error))]
-            _write_npz(target, frames=clip)
+            write_npz(target, frames=clip)
             return []
 
-        self._run(f"frames T={frames}", folder, set(names), convert, len(names))
-
-    def _run(
-        self, what: str, folder: Path, outputs: set[str], convert: Callable[[int], list[tuple[str, str]]], count: int
-    ) -> None:
-        building(folder).touch()
-        for parent in sorted({(folder / output).parent for output in outputs}):
-            parent.mkdir(parents=True, exist_ok=True)
-        corrupt: dict[str, str] = {}
-        with ThreadPoolExecutor(self.workers) as pool:
-            for done, problems in enumerate(gathered(pool, convert, count), 1):
-                corrupt.update(problems)
-                self.progress(what, done, count)
-        lost = sum(not (folder / output).exists() for output in outputs)
-        if corrupt and (not self.skip_corrupt or lost == len(outputs)):
-            named = "; ".join(f"{file}: {reason}" for file, reason in list(corrupt.items())[:SHOWN])
-            more = f"; and {len(corrupt) - SHOWN} more" if len(corrupt) > SHOWN else ""
-            raise Failed(
-                f"{folder} is not finished, {lost} of {len(outputs)} samples cannot be made: {named}{more}; "
-                f"fetch them anew and repeat, or leave them out with --skip-corrupt"
-            )
-        self.corrupt |= corrupt
-        building(folder).unlink()
-
-
-def integrate(events: Events, frames: int, height: int, width: int) -> np.ndarray:
-    """Clip [T, 2, H, W] of event counts in the smallest type that holds them: frames of equally many events."""
-    from spikingjelly.datasets.utils import integrate_events_by_fixed_frames_number
-
-    if len(events["t"]) < frames:
-        raise Damaged(f"{len(events['t'])} events do not fill {frames} frames")
-    counts = integrate_events_by_fixed_frames_number(events, "number", frames, height, width)
-    return counts.astype(np.min_scalar_type(int(counts.max())))
+        self.corrupt |= self.making.run(f"frames T={frames}", [folder], names, convert, len(names))
 
 
 def _read_events(path: Path) -> Events:
@@ -214,18 +201,6 @@ def _read_events(path: Path) -> Events:
     if len(columns) < 4 or any(column.shape != (len(columns[0]),) or column.dtype.kind not in "uib" for column in columns):
         raise Damaged("is no .npz file of t, x, y, p, each a number for every event")
     return dict(zip("txyp", columns, strict=True))
-
-
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    aside.replace(path)
-
-
-def _whole(path: Path) -> bool:
-    # The directory of a zip file comes last: a file that an older tool or a power cut left cut off has none.
-    return path.is_file() and zipfile.is_zipfile(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,12 +214,10 @@ def raw_files(name: str, root: Path, form: EventFormat) -> list[_Raw]:
     missing = [file for file, path in archives.items() if path is None]
     if missing and extracted.is_dir():
         archives = {}
-    elif missing and name == "cifar10dvs":
-        from spikingjelly.datasets.cifar10_dvs import CIFAR10DVS
-
-        for file, url, md5 in CIFAR10DVS.resource_url_md5():
-            if file in missing:
-                archives[file] = download(url, root / "download", file, md5)
+    elif missing and form.fetched:
+        for file in missing:
+            url, md5 = form.fetched[file]
+            archives[file] = download(url, root / "download", file, md5)
     elif missing:
         raise UserError(f"{root}: lacks {', '.join(missing)}; fetch it from {form.url} and put it into {root / 'download'}")
     if name == "dvs128gesture":

@@ -1,16 +1,13 @@
 """The published event files: AEDAT 2 (CIFAR10-DVS), 40-bit events (N-Caltech101), AEDAT 3.1 with labels (DVS128 Gesture).
 
-An event list has `t` (microseconds), `x`, `y` (pixels) and `p` (0 OFF, 1 ON), each [N], in order of time. SpikingJelly reads
-the first two; its reader of the third loops over events in Python, so that one is ours, and tested to read the same.
+An event list has `t` (microseconds), `x`, `y` (pixels) and `p` (0 OFF, 1 ON), each [N], in order of time. The readers take the
+bytes of a file, which may lie in an archive. They are tested to read what SpikingJelly's read.
 """
 
-import io
-import os
 import struct
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,6 +32,8 @@ class EventFormat:
     """Events of a raw file; raises Damaged."""
     inner: str = ""
     """Folder inside the archive that holds the class folders or files."""
+    fetched: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Where an archive is fetched from, and its MD5; of none where its owners want a person to fetch it."""
 
 
 def check_events(events: Events, height: int, width: int) -> Events:
@@ -50,35 +49,49 @@ def check_events(events: Events, height: int, width: int) -> Events:
 
 
 def read_aedat2(data: bytes) -> Events:
-    """AEDAT 2.0 of CIFAR10-DVS: lines that start with #, then big-endian pairs of 32-bit address and time."""
-    from spikingjelly.datasets.cifar10_dvs import _load_origin_data, _skip_header
+    """AEDAT 2.0 of a DVS128.
 
-    try:
-        header = _skip_header(io.BytesIO(data))
-    except UnicodeDecodeError:
-        raise Damaged("begins with no header of text") from None
-    if (len(data) - header) % 8:
-        raise Damaged(f"ends inside an event: {len(data) - header:,} bytes of events are no multiple of 8")
-    if len(data) == header:
+    Bit 0 of an address is 1 for OFF, bits 1 to 7 and 8 to 14 are the pixel. Which of them goes down and which to the right is
+    as SpikingJelly reads CIFAR10-DVS.
+    """
+    address, t = aedat2_words(data)
+    return {"t": t, "x": 127 - (address >> 8 & 0x7F), "y": 127 - (address >> 1 & 0x7F), "p": 1 - (address & 1)}
+
+
+def aedat2_words(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Addresses and times in microseconds [N] of AEDAT 2.0: lines that start with #, then big-endian pairs of 32 bits each."""
+    begin = _skip_lines(data)
+    if (len(data) - begin) % 8:
+        raise Damaged(f"ends inside an event: {len(data) - begin:,} bytes of events are no multiple of 8")
+    if len(data) == begin:
         raise Damaged("holds no events")
-    return _with_file(_load_origin_data, data)
+    words = np.frombuffer(data, ">u4", offset=begin).reshape(-1, 2)
+    return words[:, 0], words[:, 1]
+
+
+def _skip_lines(data: bytes) -> int:
+    """Where the lines that start with # end."""
+    at = 0
+    while True:
+        end = data.find(b"\n", at) + 1 or len(data)
+        try:
+            line = data[at:end].decode().strip()
+        except UnicodeDecodeError:
+            if at == 0:
+                raise Damaged("begins with no header of text") from None
+            return at
+        if not line.startswith("#"):
+            return at
+        at = end
 
 
 def read_atis(data: bytes) -> Events:
-    """Events of N-Caltech101: 40 bits each, x, y, polarity (1 bit) and time (23 bits)."""
-    from spikingjelly.datasets.utils import load_ATIS_bin
-
+    """Events of N-Caltech101: 40 bits each, x, y, polarity (1 bit) and time in microseconds (23 bits)."""
     if len(data) % 5:
         raise Damaged(f"ends inside an event: {len(data):,} bytes are no multiple of 5")
-    return _with_file(load_ATIS_bin, data)
-
-
-def _with_file(reader: Callable, data: bytes) -> Events:
-    # SpikingJelly reads files, and archives hold members: this file has no name, and is gone with the process.
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.seek(0)
-        return reader(os.dup(file.fileno()))  # what opens it closes it
+    x, y, *others = np.frombuffer(data, np.uint8).reshape(-1, 5).T
+    high, middle, low = (column.astype(np.uint32) for column in others)
+    return {"t": (high & 0x7F) << 16 | middle << 8 | low, "x": x, "y": y, "p": high >> 7}
 
 
 def read_aedat3(data: bytes) -> Events:
@@ -166,12 +179,23 @@ def cut_gestures(events: Events, labels: bytes) -> Iterator[tuple[str, int, Even
         yield row.label, row.number, cut_gesture(events, row)
 
 
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR10DVS = {
+    "airplane": ("7712788", "0afd5c4bf9ae06af762a77b180354fdd"), "automobile": ("7712791", "8438dfeba3bc970c94962d995b1b9bdd"),
+    "bird": ("7712794", "a9c207c91c55b9dc2002dc21c684d785"), "cat": ("7712812", "52c63c677c2b15fa5146a8daf4d56687"),
+    "deer": ("7712815", "b6bf21f6c04d21ba4e23fc3e36c8a4a3"), "dog": ("7712818", "f379ebdf6703d16e0a690782e62639c3"),
+    "frog": ("7712842", "cad6ed91214b1c7388a5f6ee56d08803"), "horse": ("7712851", "e7cbbf77bec584ffbf913f00e682782a"),
+    "ship": ("7712836", "41c7bd7d6b251be82557c6cce9a7d5c9"), "truck": ("7712839", "89f3922fd147d9aeff89e76a2b0b70a7"),
+}  # fmt: skip
+"""Number of each archive at its publisher, and its MD5."""
 
 FORMATS: dict[str, EventFormat] = {
     "cifar10dvs": EventFormat(
-        tuple(f"{name}.zip" for name in _CIFAR10), "https://doi.org/10.6084/m9.figshare.4724671", ".aedat", 128, 128,
+        tuple(f"{name}.zip" for name in _CIFAR10DVS), "https://doi.org/10.6084/m9.figshare.4724671", ".aedat", 128, 128,
         read_aedat2,
+        fetched={
+            f"{name}.zip": (f"https://ndownloader.figshare.com/files/{number}", md5)
+            for name, (number, md5) in _CIFAR10DVS.items()
+        },
     ),
     "ncaltech101": EventFormat(
         ("Caltech101.zip",), "https://www.garrickorchard.com/datasets/n-caltech101", ".bin", 180, 240, read_atis, "Caltech101"

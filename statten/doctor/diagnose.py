@@ -48,7 +48,7 @@ def diagnose(storage: Path | None = None, address: str | None = None) -> list[Ch
         ("versions", True, check_versions),
         ("torch", True, check_torch),
         ("torchvision", True, check_torchvision),
-        *[(name, True, package_check(name)) for name in ("torchaudio", "timm", "spikingjelly", "ray", "optuna", "tensorboard")],
+        *[(name, True, package_check(name)) for name in ("timm", "ray", "optuna", "tensorboard")],
         ("gpu", False, check_gpu),
         ("cupy", False, check_cupy),
         ("compiler", False, check_compiler),

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from statten.config import ModelConfig
+from statten.config import Config, ModelConfig
 from statten.data.dataset import Damaged, RawSample
-from statten.data.events import clip, read_frames
+from statten.data.events import clip, of_length, read_frames
 from statten.data.folders import CLIPS, IMAGES, subfolders
 from statten.data.images import as_rgb, decode_image
 from statten.errors import UserError, user_path
@@ -51,39 +51,41 @@ def _below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     return files + [file for name in subfolders(folder) for file in _below(folder / name, endings)]
 
 
-def raw_sample(sample: str | Path | Image.Image | np.ndarray, model: ModelConfig, name: str) -> RawSample:
+def raw_sample(sample: str | Path | Image.Image | np.ndarray, config: Config, name: str) -> RawSample:
     """An RGB image or an event clip; raises UserError where it cannot be read or is not what the model takes.
 
     Args:
         sample: not a tensor.
-        model: says whether it reads images or clips, and of how many frames.
+        config: says whether the model reads images or clips, of how many frames, and how longer clips become so long.
         name: what messages call it.
     """
     try:
         if isinstance(sample, str | os.PathLike):
-            return _read(user_path(sample), model)
-        if model.events:
-            return _clip(sample, model)
+            return _read(user_path(sample), config)
+        if config.model.events:
+            return _clip(sample, config)
         return as_rgb(sample) if isinstance(sample, Image.Image) else _image(np.asarray(sample))
     except (Damaged, OSError) as error:
         raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read(path: Path, model: ModelConfig) -> RawSample:
-    ending = path.suffix.lower()
-    if model.events and ending in IMAGES:
+def _read(path: Path, config: Config) -> RawSample:
+    ending, events = path.suffix.lower(), config.model.events
+    if events and ending in IMAGES:
         raise Damaged(f"is an image, but the model reads event clips ({', '.join(CLIPS)})")
-    if not model.events and ending in CLIPS:
+    if not events and ending in CLIPS:
         raise Damaged("is an event clip, but the model reads images")
-    return _clip(read_frames(path), model) if model.events else decode_image(path.read_bytes())
+    return _clip(read_frames(path), config) if events else decode_image(path.read_bytes())
 
 
-def _clip(counts: Any, model: ModelConfig) -> Tensor:
+def _clip(counts: Any, config: Config) -> Tensor:
     if not isinstance(counts, np.ndarray) or counts.ndim != 4 or counts.shape[1] != 2 or counts.dtype.kind not in "uif":
         raise Damaged(f"must be an event clip of numbers [T, 2, H, W], but is {_what(counts)}")
-    if len(counts) != model.timesteps:
-        raise Damaged(f"has {len(counts)} frames, but the model takes {model.timesteps} (model.timesteps)")
-    return clip(counts)
+    try:
+        return clip(of_length(counts, config.model.timesteps, config.data.regroup))
+    except Damaged as error:
+        regroups = config.data.name == "event_folder" and len(counts) > config.model.timesteps
+        raise Damaged(f"{error}{'; --set data.regroup=sum adds frames up' if regroups else ''}") from None
 
 
 def _image(array: np.ndarray) -> Image.Image:

@@ -123,7 +123,7 @@ class TrainedModel(nn.Module):
 
     def _prepared(self, sample: Sample, name: str) -> Tensor:
         m = self.config.model
-        x = sample if isinstance(sample, Tensor) else self._transform(raw_sample(sample, m, name))
+        x = sample if isinstance(sample, Tensor) else self._transform(raw_sample(sample, self.config, name))
         wanted = [*([m.timesteps] if m.events else []), m.in_channels, m.image_size, m.image_size]
         if list(x.shape) != wanted or not x.is_floating_point():
             raise UserError(

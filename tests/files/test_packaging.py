@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+OVERRIDDEN = {canonicalize_name(Requirement(r).name) for r in PYPROJECT["tool"]["uv"]["override-dependencies"]}
 EXTRAS = PROJECT["optional-dependencies"]
 LOCKS = ["requirements.lock", "requirements-cuda.lock"]
 ENTRY = re.compile(r"([a-z0-9-]+)==([^ ;]+)(?: ; [^\\]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)")
@@ -31,7 +33,11 @@ def entries(lock: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("lock", "requirement"),
-    [("requirements.lock", r) for r in [*PROJECT["dependencies"], *EXTRAS["onnx"], *EXTRAS["dev"]] if r != "statten[onnx]"]
+    [
+        ("requirements.lock", r)
+        for r in [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["onnx"], *EXTRAS["dev"]]
+        if "statten[" not in r
+    ]
     + [("requirements-cuda.lock", r) for r in EXTRAS["cuda"]],
 )
 def test_lock_has_every_dependency_in_range(lock, requirement):
@@ -55,13 +61,15 @@ def test_lock_is_closed():
         except metadata.PackageNotFoundError:  # of another platform
             continue
         wanted = [r for r in map(Requirement, needed) if not r.marker or r.marker.evaluate({"extra": ""})]
-        missing |= {f"{name} needs {r}" for r in wanted if canonicalize_name(r.name) not in locked}
+        missing |= {f"{name} needs {r}" for r in wanted if canonicalize_name(r.name) not in {*locked, *OVERRIDDEN}}
     assert missing == set()
 
 
 def test_every_import_is_declared():
     """Packages that statten imports are its own dependencies, not somebody else's."""
-    declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *EXTRAS["cuda"], *EXTRAS["onnx"]]}
+    needed = [*PROJECT["dependencies"], *EXTRAS["cuda"], *EXTRAS["onnx"]]
+    declared = {canonicalize_name(Requirement(r).name) for r in needed}
+    peers = {canonicalize_name(Requirement(r).name) for r in EXTRAS["bench"]}
     # pydantic pins its core; CuPy need not be installed here.
     bringing = {**metadata.packages_distributions(), "pydantic_core": ["pydantic"], "cupy": ["cupy-cuda13x"]}
     for path in (ROOT / "statten").rglob("*.py"):
@@ -69,7 +77,8 @@ def test_every_import_is_declared():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"statten"}:
-                assert {canonicalize_name(d) for d in bringing[name]} & declared, f"{path} imports {name}"
+                allowed = declared | peers if path.name == "bench.py" else declared
+                assert {canonicalize_name(d) for d in bringing[name]} & allowed, f"{path} imports {name}"
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,18 @@ def test_wheel_works_on_its_own(wheel, tmp_path):
     assert done.stdout.startswith(str(tmp_path))
 
 
+def test_the_range_of_torch_is_one():
+    """`.ci/torch-range` reads its oldest from pyproject.toml, and the docs say both ends."""
+    first, beyond = re.findall(r'^ *"torch>=(\d+\.\d+),<(\d+\.\d+)",$', (ROOT / "pyproject.toml").read_text(), flags=re.M)[0]
+    major, minor = beyond.split(".")
+    last = f"{major}.{int(minor) - 1}"
+    assert f"| torch | {first} to {last}, " in (ROOT / "docs" / "quickstart.md").read_text()
+    script = (ROOT / ".ci" / "torch-range").read_text()
+    (pattern,) = re.findall(r"sed -n '(s/.*torch>=.*)' pyproject\.toml", script)
+    found = subprocess.run(["sed", "-n", pattern, "pyproject.toml"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert found.stdout.strip() == first
+
+
 def test_versions_agree():
     import statten
 
@@ -115,14 +136,14 @@ def test_versions_agree():
     )
 
 
-@pytest.mark.parametrize("name", ["run", "setup"])
+@pytest.mark.parametrize("name", ["run", "setup", "torch-range"])
 def test_scripts_can_run(name):
     script = ROOT / ".ci" / name
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "lock", "clean", "help"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "range", "lock", "clean", "help"])
 def test_make_targets(target):
     done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT, check=True)
     assert {"demo": "statten demo", "test": "pytest", "check": "pytest"}.get(target, "") in done.stdout

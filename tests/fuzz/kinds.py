@@ -29,6 +29,8 @@ from statten.data.archives import BROKEN, extract, zip_members
 from statten.data.check import check
 from statten.data.dataset import Damaged
 from statten.data.images import _read_cifar, decode_image, open_images
+from statten.data.making import integrate
+from statten.data.own_events import read_recording
 from statten.data.raw_events import FORMATS, check_events, cut_gestures, read_aedat3
 from statten.data.shards import _scan, shard
 from statten.errors import UserError
@@ -395,6 +397,18 @@ def raw_events(name: str) -> Callable[[Path], Target]:
     return build
 
 
+def recording(suffix: str) -> Callable[[Path], Target]:
+    def build(box: Path) -> Target:
+        path, events = box / f"x{suffix}", formats.random_events(0, 60, 128, 128)
+        if suffix == ".npz":
+            np.savez(path, **{name: np.array(column) for name, column in zip("txyp", zip(*events, strict=True), strict=True)})
+        else:
+            path.write_bytes(formats.aedat2(events))
+        return Target(path, damaged, [lambda: integrate(check_events(read_recording(path), 128, 128), 4, 128, 128)], (Damaged,))
+
+    return build
+
+
 def labels(box: Path) -> Target:
     path, events = box / "labels.csv", read_aedat3(formats.aedat3(formats.random_events(0, 60, 128, 128)))
     path.write_text("class,startTime_usec,endTime_usec\n1,0,300000\n2,300000,500000\n3,400000,600000\n")
@@ -465,7 +479,8 @@ KINDS: dict[str, Kind] = {
     "published .pth.tar": Kind(published, 400), "splits.json": Kind(splits, 1000), "index.json": Kind(index, 1000),
     "shard .tar": Kind(shard_file, 500), "clip .npz": Kind(clips(".npz"), 700), "clip .npy": Kind(clips(".npy"), 700),
     "AEDAT 2": Kind(raw_events("cifar10dvs")), "ATIS .bin": Kind(raw_events("ncaltech101")),
-    "AEDAT 3.1": Kind(raw_events("dvs128gesture")), "gesture labels": Kind(labels), "JPEG": Kind(image("JPEG")),
+    "AEDAT 3.1": Kind(raw_events("dvs128gesture")), "gesture labels": Kind(labels),
+    "recording .npz": Kind(recording(".npz")), "recording .aedat": Kind(recording(".aedat")), "JPEG": Kind(image("JPEG")),
     "PNG": Kind(image("PNG")), "TIFF": Kind(image("TIFF")), "WebP": Kind(image("WebP")), "BMP": Kind(image("BMP")),
     "PPM": Kind(image("PPM")), "CIFAR pickle": Kind(pickled, 500), "archive .zip": Kind(zipped), "archive .tar": Kind(tarred),
 }  # fmt: skip

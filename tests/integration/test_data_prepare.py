@@ -70,8 +70,7 @@ def finish(arguments):
 @pytest.fixture(scope="module")
 def warm():
     """What the forked processes need is imported once, here."""
-    import spikingjelly.datasets.cifar10_dvs
-    import spikingjelly.datasets.utils  # noqa: F401
+    import statten.data.prepare  # noqa: F401
 
 
 @pytest.mark.parametrize("name", ["cifar10dvs", "dvs128gesture"])
@@ -89,6 +88,20 @@ def test_prepare_killed_ten_times_ends_in_the_same_bytes(name, warm, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in clean.rglob("*.npz")}
     finish([*command, clean])
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*.npz")} == stamps, "nothing is made twice"
+
+
+def test_own_recordings_killed_ten_times_end_in_the_same_bytes(warm, tmp_path):
+    for name in ("clap", "wave"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        for i in range(KILLS):
+            content = formats.atis(formats.random_events(i + len(name), 60, 64, 64))
+            (tmp_path / "raw" / name / f"{i}.bin").write_bytes(content)
+    command = ["prepare", "event_folder", "--root", tmp_path / "raw", "--size", "64x64", "--timesteps", 4, "--output"]
+    finish([*command, tmp_path / "clean"])
+    mark = "frames_number_4_split_by_number.building"
+    interrupt([*command, tmp_path / "killed"], tmp_path / "killed", [mark], tmp_path / "clean")
+    finish([*command, tmp_path / "killed"])
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "clean") and len(bytes_of(tmp_path / "clean")) == 2 * KILLS + 1
 
 
 def test_shard_killed_ten_times_ends_in_the_same_bytes(warm, tmp_path):

@@ -79,3 +79,9 @@ def test_flops_are_those_of_the_layers():
 def test_wrong_names_are_answered(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_without_the_peer_one_sentence_says_how_to_get_it(typed, monkeypatch):
+    monkeypatch.setattr("statten.cli.machine.find_spec", lambda name: None)
+    code, out, err = typed("bench", "step")
+    assert code == 2 and out == "" and "bench: needs spikingjelly" in err and "pip install 'statten[bench]'" in err

@@ -69,11 +69,6 @@ NAMES = [
         "ray.dashboard.modules.job.sdk:JobSubmissionClient", "_server_ray_version", "jobs/client.py",
         "Ray's version on the other side, which the client has asked for",
     ),
-    Name(
-        "spikingjelly.datasets.cifar10_dvs", "_load_origin_data", "data/raw_events.py",
-        "reader of CIFAR10-DVS' AEDAT 2 files",
-    ),
-    Name("spikingjelly.datasets.cifar10_dvs", "_skip_header", "data/raw_events.py", "the same"),
     Name("optuna.study:Study", "_storage", "search/searcher.py", "Trial.report refuses studies of several objectives"),
     Name(
         "optuna.trial:Trial", "_trial_id", "search/searcher.py",

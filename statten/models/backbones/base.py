@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from timm.layers import drop_path
+from timm.layers import drop_path, trunc_normal_
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Truncated normal weights with standard deviation 0.02 and biases 0; BatchNorm keeps PyTorch's."""
     if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=0.02)  # timm's, for PyTorch's draws other numbers after 2.11
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

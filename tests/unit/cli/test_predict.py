@@ -81,6 +81,12 @@ def test_clips_and_early_exit(runs, typed):
     assert early["average_timesteps"] == 1 and early["energy_uj"] < whole["energy_uj"] and early["confidence"] == 0.001
 
 
+def test_longer_clips_with_a_way_to_regroup(runs, typed):
+    given = ["predict", "moving", runs / "long.npz", "--storage", runs / "runs", "--json", "--set", "data.regroup=sum"]
+    code, out, err = typed(*given)
+    assert code == 0 and json.loads(out)["samples"] == 1, err
+
+
 CASES = [
     ("predict animal {f}/new", "animal: no such run or sweep in {f}/runs; did you mean animals?"),
     ("predict {f}/text.png {f}/new", "text.png: is neither a run, a sweep nor a checkpoint folder, nor an export"),
@@ -91,7 +97,7 @@ CASES = [
     ("predict animals {f}/long.npz", "long.npz: is an event clip, but the model reads images"),
     ("predict moving {f}/empty", "empty: holds no event clip (.npz, .npy)"),
     ("predict moving {f}/new/b.jpg", "b.jpg: is an image, but the model reads event clips (.npz, .npy)"),
-    ("predict moving {f}/long.npz", "long.npz: has 5 frames, but the model takes 2 (model.timesteps)"),
+    ("predict moving {f}/long.npz", "long.npz: has 5 frames, but model.timesteps is 2; --set data.regroup=sum adds frames up"),
     ("predict moving {f}/three.npz", "three.npz: must hold numbers [T, 2, H, W], but holds uint8 [2, 3, 8, 8]"),
     ("predict animals {f}/new --confidence 1.5", "--confidence: must be above 0 and at most 1, but got 1.5"),
     ("predict animals {f}/new --confidence nan", "--confidence: must be above 0 and at most 1, but got nan"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from peer_datasets import peer
 
 from statten.config import load_config
 from statten.data.digits import digit_images
@@ -104,8 +105,7 @@ def test_frames_hold_all_events_in_equal_numbers(counts, frames):
 
 @pytest.mark.parametrize("frames", [1, 3, 4, 10, 16])
 def test_integration_is_spikingjellys(counts, frames):
-    from spikingjelly.datasets import integrate_events_by_fixed_frames_number
-
+    integrate_events_by_fixed_frames_number = peer("utils").integrate_events_by_fixed_frames_number
     sparse = torch.zeros(4, 5, 3, 3, dtype=torch.int8)  # fewer events than frames, or none
     sparse[0, 1, 0, 0], sparse[1, 4, 2, 2], sparse[2, :2, 1] = 1, -2, 1
     for recorded in (counts, sparse):

@@ -12,13 +12,15 @@ import formats
 import numpy as np
 import pytest
 import torch
+from peer_datasets import peer
 from PIL import Image
 
 from statten.config import build_config
 from statten.data import check_data, make_loaders, make_test_loader, open_source, split_indices
 from statten.data.dataset import Damaged
-from statten.data.prepare import integrate, prepare
-from statten.data.raw_events import check_events, cut_gestures, read_aedat2, read_aedat3, read_atis
+from statten.data.making import integrate
+from statten.data.prepare import prepare
+from statten.data.raw_events import FORMATS, check_events, cut_gestures, read_aedat2, read_aedat3, read_atis
 from statten.errors import Failed, UserError
 
 
@@ -201,8 +203,6 @@ def test_forty_bit_events_by_hand():
 
 
 def test_aedat3_by_hand_and_as_spikingjelly_reads_it(tmp_path):
-    from spikingjelly.datasets.utils import load_aedat_v3
-
     header = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"
     packet = struct.pack("<HHIIIIII", 1, 1, 8, 4, 1, 2, 2, 2)  # overflow 1: bit 31 of the time
     body = packet + struct.pack("<IIII", 12 << 17 | 34 << 2 | 1 << 1 | 1, 500, 127 << 17 | 0 << 2 | 1, 501)
@@ -212,8 +212,48 @@ def test_aedat3_by_hand_and_as_spikingjelly_reads_it(tmp_path):
             read_aedat3(header + body[:-cut])
     path = tmp_path / "a.aedat"
     path.write_bytes(formats.aedat3(formats.random_events(3, 500, 128, 128)))
-    ours, theirs = read_aedat3(path.read_bytes()), load_aedat_v3(path)
+    ours, theirs = read_aedat3(path.read_bytes()), peer("utils").load_aedat_v3(path)
     assert listed(ours) == listed(theirs) == formats.random_events(3, 500, 128, 128)
+
+
+def test_readers_read_what_spikingjelly_reads(tmp_path):
+    """Bit for bit, and any bits: random addresses, headers with and without text in them, times up to the last."""
+    rng = np.random.default_rng(0)
+    theirs = {"AEDAT 2": peer("cifar10_dvs")._load_origin_data, "ATIS": peer("utils").load_ATIS_bin}
+    headers = [b"", b"#!AER-DAT2.0\r\n", "# ein Gerät\n #\n\t# more\r\n#".encode(), b"#\xff\xfe", b"# one\n#\xff\n"]
+    for kind, read, starts, size in (("AEDAT 2", read_aedat2, headers, 8), ("ATIS", read_atis, [b""], 5)):
+        for start in starts:
+            # As on disk, where an address has 16 bits: no later line begins with #.
+            body = rng.integers(0, 256, (40, size), dtype=np.uint8)
+            body[:, :2] = 0 if size == 8 else body[:, :2]
+            path = tmp_path / "file"
+            path.write_bytes(start + body.tobytes())
+            try:
+                expected = theirs[kind](path)
+            except UnicodeDecodeError:
+                with pytest.raises(Damaged, match="begins with no header of text"):
+                    read(path.read_bytes())
+                continue
+            except ValueError:
+                with pytest.raises(Damaged, match="ends inside an event"):
+                    read(path.read_bytes())
+                continue
+            found = read(path.read_bytes())
+            assert all(np.array_equal(found[key], expected[key]) for key in "txyp"), (kind, start)
+
+
+def test_what_is_fetched_is_what_spikingjelly_fetches():
+    theirs = peer("cifar10_dvs").CIFAR10DVS.resource_url_md5()
+    assert {file: (url, md5) for file, url, md5 in theirs} == FORMATS["cifar10dvs"].fetched
+
+
+@pytest.mark.parametrize("frames", [1, 3, 7, 64])
+def test_integration_is_spikingjellys_bit_for_bit(frames):
+    rng = np.random.default_rng(frames)
+    events = {"t": np.arange(997), "x": rng.integers(0, 5, 997), "y": rng.integers(0, 3, 997), "p": rng.integers(0, 2, 997)}
+    theirs = peer("utils").integrate_events_by_fixed_frames_number(events, "number", frames, 3, 5)
+    for checked in (events, check_events(events, 3, 5)):
+        assert np.array_equal(integrate(checked, frames, 3, 5), theirs)
 
 
 def test_writers_and_readers_agree():
@@ -299,13 +339,11 @@ def test_a_clip_of_native_size_reaches_the_batch_unchanged(prepared):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_spikingjelly_reads_our_folders_and_makes_the_same_frames(name, prepared, tmp_path):
-    from spikingjelly.datasets import cifar10_dvs, dvs128_gesture, n_caltech101
-
-    cls = {
-        "cifar10dvs": cifar10_dvs.CIFAR10DVS,
-        "ncaltech101": n_caltech101.NCaltech101,
-        "dvs128gesture": dvs128_gesture.DVS128Gesture,
-    }[name]
+    module, cls_name = {
+        "cifar10dvs": ("cifar10_dvs", "CIFAR10DVS"), "ncaltech101": ("n_caltech101", "NCaltech101"),
+        "dvs128gesture": ("dvs128_gesture", "DVS128Gesture"),
+    }[name]  # fmt: skip
+    cls = getattr(peer(module), cls_name)
     options = {"data_type": "frame", "frames_number": 4, "split_by": "number"}
     parts = [{"train": True}, {"train": False}] if name == "dvs128gesture" else [{}]
     # Its own way from the extracted archives.

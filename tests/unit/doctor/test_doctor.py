@@ -18,8 +18,8 @@ from statten.doctor import cluster, diagnose
 from statten.doctor.checks import Broken, Check, Missing
 
 NAMES = {
-    "python", "statten", "versions", "torch", "torchvision", "torchaudio", "timm", "spikingjelly", "ray", "optuna",
-    "tensorboard", "gpu", "cupy", "compiler", "cpu", "memory", "instructions", "storage", "ray's folder", "shared memory",
+    "python", "statten", "versions", "torch", "torchvision", "timm", "ray", "optuna", "tensorboard", "gpu",
+    "cupy", "compiler", "cpu", "memory", "instructions", "storage", "ray's folder", "shared memory",
 }  # fmt: skip
 
 
@@ -54,23 +54,23 @@ def test_every_finding_says_what_to_do(checks):
 
 def test_versions_are_the_installed_ones(checks):
     found = {check.name: check.detail for check in checks}
-    for name in ("timm", "ray", "optuna", "spikingjelly", "torchvision"):
+    for name in ("timm", "ray", "optuna", "torchvision"):
         assert found[name] == metadata.version(name)
     assert found["torch"].startswith(metadata.version("torch"))
 
 
 def test_a_broken_package_hides_nothing(tmp_path):
-    """optuna and torchaudio are shadowed by modules that fail; all other checks still tell what they found."""
+    """optuna and timm are shadowed by modules that fail; all other checks still tell what they found."""
     (tmp_path / "optuna.py").write_text("raise RuntimeError('half an update')")
-    (tmp_path / "torchaudio.py").write_text("import no_such_library")
+    (tmp_path / "timm.py").write_text("import no_such_library")
     done, found = statten_doctor("--storage", tmp_path / "runs", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert set(found) == NAMES
-    for name, reason in (("optuna", "half an update"), ("torchaudio", "no_such_library")):
+    for name, reason in (("optuna", "half an update"), ("timm", "no_such_library")):
         assert found[name]["state"] == "broken"
         assert reason in found[name]["detail"]
         assert f"'{name}" in found[name]["fix"]
-    assert {name for name, check in found.items() if check["required"] and check["state"] != "ok"} == {"optuna", "torchaudio"}
+    assert {name for name, check in found.items() if check["required"] and check["state"] != "ok"} == {"optuna", "timm"}
     assert "Traceback" not in done.stderr
 
 

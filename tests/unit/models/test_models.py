@@ -10,7 +10,7 @@ import torch
 import statten
 from statten.config import ModelConfig
 from statten.models import build_model
-from statten.models.backbones.base import dropped
+from statten.models.backbones.base import dropped, init_weights
 from statten.neurons import LIF
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "depth": 2, "image_size": 8, "pooling": "0001", "in_channels": 2}
@@ -140,3 +140,11 @@ def test_spikingjellys_operation_counter_reads_the_model():
         net(clip(False, batch=1))
     # The first convolution alone: 2 channels to 2, 3 x 3, at 8 x 8 positions and 4 timesteps, a multiplication and an addition.
     assert counter.get_total() > 2 * 2 * 2 * 9 * 64 * 4
+
+
+def test_a_seed_begins_with_the_same_weights_under_every_torch():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 64)
+    torch.manual_seed(0)
+    init_weights(layer)
+    assert layer.weight.double().sum().item() == pytest.approx(-1.3916845888370517, abs=1e-9)

@@ -182,6 +182,17 @@ def test_clips_are_read_up_to_the_exit(storage):
     assert np.array_equal(model.predict(other, confidence=1e-6).probabilities, early.probabilities)
 
 
+@pytest.mark.parametrize("how", ["sum", "subsample"])
+def test_longer_clips_are_regrouped_as_in_training(storage, how):
+    model = load_model("moving", {"data.regroup": how}, storage=storage)
+    counts = np.random.default_rng(0).integers(0, 5, (7, 2, 20, 24))
+    by_hand = counts[[1, 3, 5]] if how == "subsample" else np.stack([counts[:2].sum(0), counts[2:4].sum(0), counts[4:].sum(0)])
+    assert torch.equal(model.transform(counts), model.transform(by_hand))
+    assert np.array_equal(model.predict(counts).probabilities, model.predict(by_hand).probabilities)
+    with pytest.raises(UserError, match=r"sample 0: has 2 frames, but model\.timesteps is 3$"):
+        model.predict(counts[:2])
+
+
 NETWORKS = [
     (backbone, attention, events) for backbone, attention, events in product(BACKBONES, ATTENTION, [False, True])
     if attention not in BACKBONES.line(backbone).lacks.get("attention", ())
@@ -239,7 +250,7 @@ def test_clips_that_do_not_fit(storage):
     model = load_model("moving", storage=storage)
     with pytest.raises(UserError, match=r"cat_0\.JPEG: is an image, but the model reads event clips \(\.npz, \.npy\)"):
         model.predict(storage / "images" / "val" / "cat" / "cat_0.JPEG")
-    with pytest.raises(UserError, match=r"sample 0: has 4 frames, but the model takes 3 \(model\.timesteps\)"):
+    with pytest.raises(UserError, match=r"sample 0: has 4 frames, but model\.timesteps is 3; --set data\.regroup=sum adds"):
         model.predict(np.zeros((4, 2, 16, 16)))
     with pytest.raises(UserError, match=r"sample 0: must be an event clip of numbers \[T, 2, H, W\], but is of type Image"):
         model.predict(Image.new("L", (3, 3)))
