@@ -407,7 +407,7 @@ def _repeated(numbers: list[Any]) -> int:
 
 def _bits(run: Run) -> Any:
     """Weights after the last epoch and all curves."""
-    curves = [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in run.metrics()]
+    curves = [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second", "time")} for row in run.metrics()]
     return (checkpoints(run.checkpoint_folder)[-1] / "model.safetensors").read_bytes(), curves
 
 

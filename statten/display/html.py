@@ -4,6 +4,7 @@ Nothing is fetched: a page can be mailed, kept beside a run and opened without a
 plotly.js, once, which makes it 5 MB; static pictures (see plots.py) take some 30 kB each.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from html import escape
 from typing import Any
@@ -34,6 +35,7 @@ svg.picture { display: block; height: auto; stroke-linejoin: round; }
 svg.picture text { fill: currentColor; font-family: inherit; }
 svg.picture [style*="stroke: #000000"] { stroke: currentColor !important; }
 svg.picture use[style*="stroke: #000000"] { fill: currentColor !important; }
+.plotly-graph-div { min-width: 460px; }
 .js-plotly-plot text:not(.heatmap-label *, .hoverlayer *) { fill: var(--text) !important; }
 .js-plotly-plot :is(.gridlayer, .zerolinelayer) path { stroke: var(--faint) !important; }
 .js-plotly-plot :is(.xlines-above, .ylines-above, .zl) { stroke: var(--line) !important; }
@@ -48,8 +50,12 @@ def page(title: str, sections: list[tuple[str, str]]) -> str:
     Args:
         title: plain text, of the window and the page.
         sections: heading in plain text, empty for none, and HTML that is taken as it is: `escape` what comes from elsewhere.
+            `#place(heading)` leads to a section.
     """
-    body = "\n".join((f"<h2>{escape(heading)}</h2>\n" if heading else "") + html for heading, html in sections)
+    body = "\n".join(
+        f'<section id="{place(heading)}">\n<h2>{escape(heading)}</h2>\n{html}\n</section>' if heading else html
+        for heading, html in sections
+    )
     script = ""
     if _PLOT in body:
         from plotly.offline import get_plotlyjs
@@ -62,6 +68,11 @@ def page(title: str, sections: list[tuple[str, str]]) -> str:
     )
 
 
+def place(heading: str) -> str:
+    """The id of a section."""
+    return re.sub(r"\W+", "-", heading.lower())
+
+
 def figure_html(figure: Any) -> str:
     """A plotly figure as a div, without plotly.js, which `page` adds; as wide as the page, as high as its layout says.
 
@@ -69,9 +80,11 @@ def figure_html(figure: Any) -> str:
     """
     import plotly.io
 
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, modebar={"bgcolor": clear})
     config = {"displaylogo": False, "responsive": True}
-    return plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, default_width="100%")
+    html = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, default_width="100%")
+    return f'<div class="wide">{html}</div>'
 
 
 class Markup(str):

@@ -48,7 +48,7 @@ def test_six_epochs_straight_equal_three_killed_and_resumed(workers, options, st
 
     straight = Run(tmp_path / "straight")
     assert weights(run) == weights(straight)
-    rates = {"seconds", "samples_per_second"}
+    rates = {"seconds", "samples_per_second", "time"}
     rows = [[{k: v for k, v in row.items() if k not in rates} for row in r.metrics()] for r in (run, straight)]
     assert rows[0] == rows[1], "every epoch's metrics, the interrupted one's included"
     assert run.state == "finished" and run.result["best"]["epoch"] == straight.result["best"]["epoch"]
