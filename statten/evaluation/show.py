@@ -16,6 +16,8 @@ from statten.evaluation.report import (
     warnings,
 )
 from statten.files import write_json, write_text
+from statten.metrics.labels import label
+from statten.storage.events import PREFIX
 
 
 def write(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
@@ -26,7 +28,7 @@ def write(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None
     write_text(folder / "report.md", markdown(report))
     for name, made in figures.items():
         save_figure(made, folder / f"{name}.png")
-    _tensorboard(report, figures, folder / "tensorboard")
+    _tensorboard(report, figures, folder)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -140,19 +142,26 @@ def _calibration(report: dict[str, Any]) -> Any:
 def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(folder, ignore_errors=True)  # events of the same evaluation, which would be shown beside these
+    for earlier in folder.glob(f"{PREFIX}*"):  # of the same evaluation, which would be shown beside these
+        earlier.unlink()
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where older versions had them
     with SummaryWriter(str(folder)) as events:
-        top5 = ["top5"] if shows_top5(report) else []
-        scalars = {f"test/{name}": report[name] for name in ("top1", *top5, "loss")}
-        scalars["test/f1"] = report["macro"]["f1"]
-        scalars["test/ece"] = report["calibration"]["ece"]
-        if "energy" in report:
-            scalars["test/energy_uj"] = report["energy"]["total"]["pj"] / 1e6
+        for name, value in _scalars(report).items():
+            events.add_scalar(name, value, 0)
         for row in report.get("layers", []):
             for t, rate in enumerate(row["by_timestep"]):
-                events.add_scalar(f"test_firing_rate/{row['layer']}", rate, t + 1)
-        for name, value in scalars.items():
-            events.add_scalar(name, value, 0)
+                events.add_scalar(f"neurons by timestep/firing rate of {row['layer']}", rate, t + 1)
         for name, made in figures.items():
-            events.add_figure(name, made, close=False)
+            events.add_figure(f"pictures/{name}", made, close=False)
         events.add_text("report", markdown(report))
+
+
+def _scalars(report: dict[str, Any]) -> dict[str, float]:
+    """Curves of one point, in the groups of a run's."""
+    scalars = {"accuracy/test top-1 (%)": report["top1"], "accuracy/test F1, mean over classes (%)": report["macro"]["f1"]}
+    if shows_top5(report):
+        scalars["accuracy/test top-5 (%)"] = report["top5"]
+    scalars |= {"loss/test loss": report["loss"], "loss/expected calibration error": report["calibration"]["ece"]}
+    if "energy" in report:
+        scalars[f"model/test {label('energy_uj')}"] = report["energy"]["total"]["pj"] / 1e6
+    return scalars

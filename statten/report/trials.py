@@ -16,6 +16,7 @@ from statten.config import load_config, recipe_names
 from statten.display import numeral, state_word
 from statten.display.units import EnergyUnit
 from statten.errors import UserError
+from statten.metrics.labels import label
 from statten.search.sweep import Sweep, is_run, short
 from statten.storage.run import Run, best_row, written
 
@@ -32,29 +33,8 @@ NOT_RUN = {
 """Why a trial was proposed and not trained, by its user attribute."""
 ENERGY = "energy_uj"
 """The metric of which a page chooses the unit."""
-LABELS = {
-    "val/top1": "validation top-1 (%)",
-    "val/top5": "validation top-5 (%)",
-    "val/loss": "validation loss",
-    "train/loss": "training loss",
-    "train/top1": "training top-1 (%)",
-    "energy_uj": "energy per sample (µJ)",
-    "latency_ms": "latency of one sample (ms)",
-    "peak_memory_mib": "peak memory (MiB)",
-    "samples_per_second": "training speed (samples/s)",
-    "seconds": "time per epoch (s)",
-}
 STATES = {state: state_word(state) for state in ("complete", "pruned", "fail", "running", "unfinished", "waiting")}
 """States of a trial as a person reads them."""
-UNITS = {"uj": "µJ", "mj": "mJ", "ms": "ms", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
-
-
-def label(metric: str) -> str:
-    """A reported metric as an axis calls it, with its unit."""
-    if metric in LABELS:
-        return LABELS[metric]
-    words, _, unit = metric.rpartition("_")
-    return f"{words} ({UNITS[unit]})".replace("_", " ") if words and unit in UNITS else metric.replace("_", " ")
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,9 @@ def test_files_and_another_evaluation_beside_them(runs):
     run = runs["digits"]
     report = evaluate(run.path)
     folder = Path(report["folder"])
-    names = {p.name for p in folder.iterdir()}
+    names = {"events" if p.name.startswith("events.out.tfevents.") else p.name for p in folder.iterdir()}
     assert names == {
-        "report.json", "report.md", "report.html", "energy.json", "samples.safetensors", "tensorboard", "rates.png",
+        "report.json", "report.md", "report.html", "energy.json", "samples.safetensors", "events", "rates.png",
         "energy.png", "confusion.png", "calibration.png",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text())["top1"] == report["top1"]
@@ -202,6 +202,7 @@ def test_files_and_another_evaluation_beside_them(runs):
     assert other["folder"] != report["folder"] and other["timesteps"] == 2
     assert (folder / "report.json").read_bytes() == before
     assert Path(evaluate(run.path)["folder"]) == folder, "the same evaluation has the same place"
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1, "and one event file"
 
 
 def test_a_published_checkpoint_is_evaluated_as_our_own(runs, tmp_path):

@@ -17,11 +17,12 @@ from statten import report as reporting
 from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
+from statten.metrics.labels import label
 from statten.report import figures, rates
 from statten.report.overview import awaited, details, details_table, sweep_summary, watch
 from statten.report.sections import build, contour_pair
 from statten.report.summary import sentences, summarize
-from statten.report.trials import SweepTrials, common_reason, label
+from statten.report.trials import SweepTrials, common_reason
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.checkpoint import save
