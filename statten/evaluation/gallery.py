@@ -53,8 +53,8 @@ def mistakes(found: Measured, config: Config) -> list[dict[str, Any]]:
     source, rows = open_source(config), []
     for i in wrong[order][:MISTAKES].tolist():
         index = int(found.index[i])
-        row = {"index": index, "label": int(label[i]), "predicted": int(predicted[i])}
-        row |= {"confidence": float(found.column("confidence")[i])}
+        row: dict[str, Any] = {"index": index, "label": int(label[i]), "predicted": int(predicted[i])}
+        row["confidence"] = float(found.column("confidence")[i])
         rows.append(row | ({"file": source.locate(index)} if isinstance(source, Files) else {}))
     return rows
 

@@ -169,6 +169,15 @@ class Attributes(TypedDict, total=False):
 
 
 @with_config(STRICT)
+class Changed(TypedDict):
+    """Rules and budgets that `extend` changed."""
+
+    from_trial: Count
+    fields: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
+    """What each was, and is since."""
+
+
+@with_config(STRICT)
 class StudyAttributes(TypedDict, total=False):
     """What a sweep's study keeps of the whole sweep."""
 
@@ -176,6 +185,7 @@ class StudyAttributes(TypedDict, total=False):
     """Trials that it was asked for when all had ended."""
     seconds: Number
     """Time that it took so far, with `search.max_hours`."""
+    changed: list[Changed]
 
 
 @with_config(STRICT)

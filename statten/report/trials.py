@@ -101,16 +101,17 @@ class TrialRow:
         """From when to when it was trained, in the order of time; what is between was waiting, or an interruption."""
         spans: list[tuple[datetime, datetime]] = []
         for row in self.epochs:
-            if "time" not in row:  # an older version did not write down when an epoch ended
-                continue
             seconds = row.get("seconds", 0.0)
+            # An older version did not write down when an epoch ended; what is no time in this century is damaged.
+            if not (0 < row.get("time", 0) < 4e9 and 0 <= seconds < 1e9):
+                continue
             end = datetime.fromtimestamp(row["time"])
             begin = end - timedelta(seconds=seconds)
             if spans and (begin - spans[-1][1]).total_seconds() <= PAUSE + seconds / 10:
                 spans[-1] = spans[-1][0], end
             else:
                 spans.append((begin, end))
-        if not spans and self.epochs and self.began:
+        if not spans and self.epochs and self.began and 0 <= self.seconds < 1e9:
             spans = [(self.began, self.began + timedelta(seconds=self.seconds))]
         return spans
 

@@ -50,7 +50,7 @@ class EventFile:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import custom_scalars
 
-        self._writer = SummaryWriter(str(folder), purge_step=0)  # what stands in earlier files comes again in this one
+        self._writer: Any = SummaryWriter(str(folder), purge_step=0)  # what stands in earlier files comes again in this one
         self._best: dict[str, float] = {}
         self._described: set[str] = set()
         for summary in (*_hparams_summaries(config, point), custom_scalars(layout())):
