@@ -16,8 +16,8 @@ from statten.evaluation.report import (
     warnings,
 )
 from statten.files import write_json, write_text
-from statten.metrics.labels import label
-from statten.storage.events import PREFIX
+from statten.metrics.labels import label, meaning
+from statten.storage.events import PREFIX, point
 
 
 def write(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
@@ -140,28 +140,38 @@ def _calibration(report: dict[str, Any]) -> Any:
 
 
 def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
     for earlier in folder.glob(f"{PREFIX}*"):  # of the same evaluation, which would be shown beside these
         earlier.unlink()
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where older versions had them
     with SummaryWriter(str(folder)) as events:
-        for name, value in _scalars(report).items():
-            events.add_scalar(name, value, 0)
+        for (group, name, text), value in _scalars(report).items():
+            events.file_writer.add_summary(Summary(value=[point(f"{group}/{name}", value, name, text)]), 0)
         for row in report.get("layers", []):
+            name = f"firing rate of {row['layer']}"
             for t, rate in enumerate(row["by_timestep"]):
-                events.add_scalar(f"neurons by timestep/firing rate of {row['layer']}", rate, t + 1)
+                value = point(f"neurons by timestep/{name}", rate, name, "Spikes per neuron at each timestep, the first is 1.")
+                events.file_writer.add_summary(Summary(value=[value]), t + 1)
         for name, made in figures.items():
             events.add_figure(f"pictures/{name}", made, close=False)
         events.add_text("report", markdown(report))
 
 
-def _scalars(report: dict[str, Any]) -> dict[str, float]:
-    """Curves of one point, in the groups of a run's."""
-    scalars = {"accuracy/test top-1 (%)": report["top1"], "accuracy/test F1, mean over classes (%)": report["macro"]["f1"]}
+def _scalars(report: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    """Curves of one point, in the groups of a run's: group, name and meaning of each."""
+    of = "over the test part"
+    scalars = {
+        ("accuracy", "test top-1 (%)", f"Share of samples whose class scores highest, in percent, {of}."): report["top1"],
+        ("accuracy", "test F1 (%)", f"Mean over classes of each class's F1, in percent, {of}."): report["macro"]["f1"],
+        ("loss", "test loss", f"Cross-entropy of the mean logits in nats, {of}."): report["loss"],
+        ("loss", "calibration error", f"Mean gap of confidence and accuracy over equal bins, {of}."): report["calibration"][
+            "ece"
+        ],
+    }
     if shows_top5(report):
-        scalars["accuracy/test top-5 (%)"] = report["top5"]
-    scalars |= {"loss/test loss": report["loss"], "loss/expected calibration error": report["calibration"]["ece"]}
+        scalars["accuracy", "test top-5 (%)", f"Share of samples whose class is among the five highest, {of}."] = report["top5"]
     if "energy" in report:
-        scalars[f"model/test {label('energy_uj')}"] = report["energy"]["total"]["pj"] / 1e6
+        scalars["model", f"test {label('energy_uj')}", meaning("energy_uj")] = report["energy"]["total"]["pj"] / 1e6
     return scalars

@@ -70,13 +70,9 @@ class EventFile:
 
     def _value(self, metric: str, value: float) -> Any:
         """A point of a curve; the first one of each says what it is."""
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-
-        if metric in self._described:
-            return Summary.Value(tag=tag(metric), simple_value=value)
+        first = metric not in self._described
         self._described.add(metric)
-        about = SummaryMetadata(display_name=label(metric), summary_description=meaning(metric))
-        return Summary.Value(tag=tag(metric), simple_value=value, metadata=about)
+        return point(tag(metric), value, *([label(metric), meaning(metric)] if first else []))
 
     def close(self, failed: bool) -> None:
         """End the HParams session and close the file; raises OSError."""
@@ -92,6 +88,14 @@ class EventFile:
             end.value[0].metadata.plugin_data.content = content.SerializeToString()
         self._writer.file_writer.add_summary(end)
         self._writer.close()
+
+
+def point(tag: str, value: float, title: str = "", text: str = "") -> Any:
+    """A point of a curve, with a title and a text of it for TensorBoard, which reads those of the first point."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+    about = SummaryMetadata(display_name=title, summary_description=text) if title else None
+    return Summary.Value(tag=tag, simple_value=value, metadata=about)
 
 
 def layout() -> dict[str, dict[str, list[Any]]]:
