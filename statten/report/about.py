@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from statten.config.reading import dump_yaml
+from statten.config import dump_yaml, recipe_names
 from statten.errors import UserError
 from statten.records.reading import read
 from statten.records.runs import Environment
@@ -15,14 +15,14 @@ from statten.storage.run import Run
 
 def facts(trials: SweepTrials) -> list[list[str]]:
     """Dataset, recipe, network, space, search, seeds, versions and commit: a name and its text each."""
-    config, search = trials.config, trials.config.search
+    config, search, environment = trials.config, trials.config.search, _environment(trials)
     data, model = config.data, config.model
     parts = [f"validation: {data.validation}", f"split seed {data.split_seed}"]
     parts += [f"{100 * data.fraction:g} % of the training part"] * (data.fraction != 1)
     sampler = f"{search.sampler}, seed {search.seed}, {search.startup_trials} trials at random first"
     rows = [
         ["dataset", f"{data.name}{f' in {data.root}' if data.root else ''} ({', '.join(parts)})"],
-        ["recipe", trials.recipe or "none that is shipped; see the sweep's config.yaml"],
+        ["recipe", trials.recipe or _changed_recipe(dict(environment).get("command", ""))],
         ["network", f"{model.backbone}, attention {model.attention}, {model.neuron} neurons"],
         ["training", ", ".join(_training(trials))],
         *[["space" if i == 0 else "", line] for i, line in enumerate(_space(trials))],
@@ -31,7 +31,13 @@ def facts(trials: SweepTrials) -> list[list[str]]:
         ["sampler", sampler],
         ["stops early", f"scheduler {search.scheduler}"],
     ]
-    return [*rows, *_changes(trials), *_environment(trials)]
+    return [*rows, *_changes(trials), *environment]
+
+
+def _changed_recipe(command: str) -> str:
+    """What is said where the base config is no recipe as it is shipped."""
+    named = next((word for word in command.split() if word in recipe_names()), None)
+    return f"{named}, with other fields (config.yaml)" if named else "none that is shipped (config.yaml)"
 
 
 def _training(trials: SweepTrials) -> list[str]:

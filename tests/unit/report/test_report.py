@@ -245,6 +245,7 @@ def test_the_page_says_what_was_swept_and_leads_to_curves_and_evaluations(tmp_pa
     made = reporting.report(sweep, tmp_path / "out", rates=False)
     about = dict(made["about"])
     assert about["dataset"].startswith("digits (validation: 0.1") and about["commit"] == "abc123"
+    assert about["recipe"] == "digits, with other fields (config.yaml)"
     assert about["versions"] == "torch 2.0" and about["command"] == "statten tune digits"
     assert about["sampler"].startswith("tpe, seed 0") and "seed 42" in about["training"] and "lr" not in about["training"]
     page = Path(made["files"]["page"]).read_text()
