@@ -54,7 +54,10 @@ class EventFile:
         self._best: dict[str, float] = {}
         self._described: set[str] = set()
         for summary in (*_hparams_summaries(config, point), custom_scalars(layout())):
-            self._writer.file_writer.add_summary(summary)
+            self._add(summary)
+
+    def _add(self, summary: Any, step: int | None = None, time: float | None = None) -> None:
+        self._writer.file_writer.add_summary(summary, step, time)
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
         """Add epochs; raises OSError, after which the file is not to be used any more."""
@@ -65,7 +68,7 @@ class EventFile:
             # HParams shows a tag's last value: the best so far needs a tag of its own.
             values = {**row, BEST: self._best["val/top1"]}
             scalars = [self._value(metric, value) for metric, value in values.items() if metric not in UNSHOWN]
-            self._writer.file_writer.add_summary(Summary(value=scalars), int(row["epoch"]), row.get("time"))
+            self._add(Summary(value=scalars), int(row["epoch"]), row.get("time"))
         self._writer.flush()
 
     def _value(self, metric: str, value: float) -> Any:
@@ -86,7 +89,7 @@ class EventFile:
             content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
             content.session_end_info.status = STATUS_FAILURE
             end.value[0].metadata.plugin_data.content = content.SerializeToString()
-        self._writer.file_writer.add_summary(end)
+        self._add(end)
         self._writer.close()
 
 
