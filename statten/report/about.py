@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def facts(trials: SweepTrials) -> list[list[str]]:
     data, model = config.data, config.model
     parts = [f"validation: {data.validation}", f"split seed {data.split_seed}"]
     parts += [f"{100 * data.fraction:g} % of the training part"] * (data.fraction != 1)
+    rates = ", firing rates outside {:g} to {:g}".format(*search.firing_range) if search.firing_range else ""
     sampler = f"{search.sampler}, seed {search.seed}, {search.startup_trials} trials at random first"
     rows = [
         ["dataset", f"{data.name}{f' in {data.root}' if data.root else ''} ({', '.join(parts)})"],
@@ -29,14 +31,16 @@ def facts(trials: SweepTrials) -> list[list[str]]:
         ["wanted", ", ".join(f"{'highest' if o.maximize else 'lowest'} {o.label}" for o in trials.objectives)],
         *([["kept", ", ".join(search.constraints)]] if search.constraints else []),
         ["sampler", sampler],
-        ["stops early", f"scheduler {search.scheduler}"],
+        ["stops early", f"scheduler {search.scheduler}{rates}"],
     ]
     return [*rows, *_changes(trials), *environment]
 
 
 def _changed_recipe(command: str) -> str:
     """What is said where the base config is no recipe as it is shipped."""
-    named = next((word for word in command.split() if word in recipe_names()), None)
+    words, known = command.split(), recipe_names()
+    # A word after an option is its value, such as the name of a space.
+    named = next((word for before, word in pairwise(words) if word in known and not before.startswith("--")), None)
     return f"{named}, with other fields (config.yaml)" if named else "none that is shipped (config.yaml)"
 
 

@@ -235,8 +235,9 @@ def test_plots_show_the_study_under_short_names(sweep):
 
 def test_the_page_says_what_was_swept_and_leads_to_curves_and_evaluations(tmp_path):
     sweep = make_sweep(tmp_path / "a storage" / "s")
-    write_json(sweep.path / "environment.json", {"commit": "abc123", "versions": {"torch": "2.0", "timm": None},
-                                                 "command": ["/bin/statten", "tune", "digits"]})  # fmt: skip
+    command = ["/bin/statten", "tune", "--space", "digits_events", "digits"]
+    about = {"commit": "abc123", "versions": {"torch": "2.0", "timm": None}, "command": command}
+    write_json(sweep.path / "environment.json", about)
     evaluated = sweep.trial(4).path / "evaluations" / "digits-T4-b4-0123456789" / "report.html"
     evaluated.parent.mkdir(parents=True)
     evaluated.touch()
@@ -246,7 +247,8 @@ def test_the_page_says_what_was_swept_and_leads_to_curves_and_evaluations(tmp_pa
     about = dict(made["about"])
     assert about["dataset"].startswith("digits (validation: 0.1") and about["commit"] == "abc123"
     assert about["recipe"] == "digits, with other fields (config.yaml)"
-    assert about["versions"] == "torch 2.0" and about["command"] == "statten tune digits"
+    assert about["versions"] == "torch 2.0" and about["command"] == "statten tune --space digits_events digits"
+    assert about["stops early"] == "scheduler auto, firing rates outside 1e-05 to 0.999"
     assert about["sampler"].startswith("tpe, seed 0") and "seed 42" in about["training"] and "lr" not in about["training"]
     page = Path(made["files"]["page"]).read_text()
     for line in ("model.block_size: {divisors_of: model.timesteps}", "train.lr: {float: [0.0001, 0.01], log: true}"):
