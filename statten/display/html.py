@@ -35,7 +35,7 @@ svg.picture { display: block; height: auto; stroke-linejoin: round; }
 svg.picture text { fill: currentColor; font-family: inherit; }
 svg.picture [style*="stroke: #000000"] { stroke: currentColor !important; }
 svg.picture use[style*="stroke: #000000"] { fill: currentColor !important; }
-.plotly-graph-div { min-width: 460px; }
+@media (max-width: 600px) { .js-plotly-plot .modebar { display: none; } }
 .js-plotly-plot text:not(.heatmap-label *, .hoverlayer *) { fill: var(--text) !important; }
 .js-plotly-plot :is(.gridlayer, .zerolinelayer) path { stroke: var(--faint) !important; }
 .js-plotly-plot :is(.xlines-above, .ylines-above, .zl) { stroke: var(--line) !important; }
@@ -73,10 +73,14 @@ def place(heading: str) -> str:
     return re.sub(r"\W+", "-", heading.lower())
 
 
-def figure_html(figure: Any) -> str:
+def figure_html(figure: Any, least: int = 0) -> str:
     """A plotly figure as a div, without plotly.js, which `page` adds; as wide as the page, as high as its layout says.
 
     Its ground is the page's, and the page's style gives its text and lines their colours, which are others in the dark.
+
+    Args:
+        figure: the figure; its layout changes.
+        least: pixels of its width at least; on a narrower screen it scrolls.
     """
     import plotly.io
 
@@ -84,7 +88,7 @@ def figure_html(figure: Any) -> str:
     figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear, modebar={"bgcolor": clear})
     config = {"displaylogo": False, "responsive": True}
     html = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, default_width="100%")
-    return f'<div class="wide">{html}</div>'
+    return f'<div class="wide"><div style="min-width: {least}px">{html}</div></div>'
 
 
 class Markup(str):

@@ -136,13 +136,15 @@ def _parallel(trials: SweepTrials) -> list[str]:
     if problem:
         return [text(problem)]
     drawn = _drawn(figures.CURVES, len(trials.complete), "best trials")
-    return [figure_html(figures.parallel(trials)), *drawn]
+    axes = len(trials.differing) + len(trials.objectives)
+    return [figure_html(figures.parallel(trials), least=200 + 90 * axes), *drawn]
 
 
 def _slices(trials: SweepTrials) -> list[str]:
     if problem := needs(trials, 2, "A slice") or _differ(trials, 1, "A slice"):
         return [text(problem)]
-    return [figure_html(figures.slices(trials, i)) for i in range(len(trials.objectives))]
+    least = 200 + 130 * len(trials.differing)
+    return [figure_html(figures.slices(trials, i), least) for i in range(len(trials.objectives))]
 
 
 def _contour(trials: SweepTrials) -> list[str]:
@@ -187,7 +189,7 @@ def _rates(rates: list[dict[str, Any]]) -> list[str]:
             f"Spikes per neuron and timestep, over {measured[0]['samples']} samples of the validation part "
             f"({SAMPLES} at most) with the weights of the best epoch. A row that is 0 throughout is a dead layer."
         )
-        made += [figure_html(figures.rates(measured)), text(about)]
+        made += [figure_html(figures.rates(measured), least=200 + 170 * len(measured)), text(about)]
     return made or [text("No finished trial was measured.")]
 
 
