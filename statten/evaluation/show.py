@@ -17,7 +17,7 @@ from statten.evaluation.report import (
 )
 from statten.files import write_json, write_text
 from statten.metrics.labels import label, meaning
-from statten.storage.events import PREFIX, point
+from statten.storage.events import PREFIX, points
 
 
 def write(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
@@ -148,12 +148,12 @@ def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where older versions had them
     with SummaryWriter(str(folder)) as events:
         for (group, name, text), value in _scalars(report).items():
-            events.file_writer.add_summary(Summary(value=[point(f"{group}/{name}", value, name, text)]), 0)
+            events.file_writer.add_summary(Summary(value=points(f"{group}/{name}", value, text)), 0)
         for row in report.get("layers", []):
             name = f"firing rate of {row['layer']}"
             for t, rate in enumerate(row["by_timestep"]):
-                value = point(f"neurons by timestep/{name}", rate, name, "Spikes per neuron at each timestep, the first is 1.")
-                events.file_writer.add_summary(Summary(value=[value]), t + 1)
+                text = "" if t else "Spikes per neuron at each timestep, the first is 1."
+                events.file_writer.add_summary(Summary(value=points(f"neurons by timestep/{name}", rate, text)), t + 1)
         for name, made in figures.items():
             events.add_figure(f"pictures/{name}", made, close=False)
         events.add_text("report", markdown(report))

@@ -67,15 +67,15 @@ class EventFile:
             self._best = best_row([found for found in (self._best, row) if found])
             # HParams shows a tag's last value: the best so far needs a tag of its own.
             values = {**row, BEST: self._best["val/top1"]}
-            scalars = [self._value(metric, value) for metric, value in values.items() if metric not in UNSHOWN]
+            scalars = [point for metric in values if metric not in UNSHOWN for point in self._points(metric, values[metric])]
             self._add(Summary(value=scalars), int(row["epoch"]), row.get("time"))
         self._writer.flush()
 
-    def _value(self, metric: str, value: float) -> Any:
+    def _points(self, metric: str, value: float) -> list[Any]:
         """A point of a curve; the first one of each says what it is."""
         first = metric not in self._described
         self._described.add(metric)
-        return point(tag(metric), value, *([label(metric), meaning(metric)] if first else []))
+        return points(tag(metric), value, meaning(metric) if first else "")
 
     def close(self, failed: bool) -> None:
         """End the HParams session and close the file; raises OSError."""
@@ -93,12 +93,17 @@ class EventFile:
         self._writer.close()
 
 
-def point(tag: str, value: float, title: str = "", text: str = "") -> Any:
-    """A point of a curve, with a title and a text of it for TensorBoard, which reads those of the first point."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+def points(tag: str, value: float, text: str = "") -> list[Any]:
+    """A point of a curve; with a text of the curve it stands there twice.
 
-    about = SummaryMetadata(display_name=title, summary_description=text) if title else None
-    return Summary.Value(tag=tag, simple_value=value, metadata=about)
+    TensorBoard's fast loader takes texts from tensors alone, and at one step the later value; what reads scalars for itself,
+    such as an EventAccumulator, takes simple values alone.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+    described = [*scalar_pb(tag, value, description=text).value] if text else []
+    return [*described, Summary.Value(tag=tag, simple_value=value)]
 
 
 def layout() -> dict[str, dict[str, list[Any]]]:

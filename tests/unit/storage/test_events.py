@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from statten.config import load_config
-from statten.metrics.labels import label, meaning
+from statten.metrics.labels import meaning
 from statten.storage.events import PREFIX, EventFile, layout, tag
 from statten.training.loop import reported
 
@@ -52,14 +52,14 @@ def test_loss_and_accuracy_come_first_and_every_curve_says_what_it_is(tmp_path):
     assert all(meaning(name) for name in names), [name for name in names if not meaning(name)]
     assert tag("val/top1") == "accuracy/validation top-1 (%)" and tag("firing_rate/head") == "neurons/firing rate of head"
     EventFile(tmp_path, CONFIG, None).write([row(1, 50.0), row(2, 60.0)])
-    described = {
-        value.tag: value.metadata
-        for path in tmp_path.glob(f"{PREFIX}*") for event in EventFileLoader(str(path)).Load()
-        for value in event.summary.value if event.step == 1
-    }  # fmt: skip
+    described = {}
+    for path in tmp_path.glob(f"{PREFIX}*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                described.setdefault(value.tag, value.metadata)
     about = described[tag("energy_uj")]
-    assert "microjoules" in about.summary_description and about.display_name == label("energy_uj")
-    assert about.plugin_data.plugin_name == "scalars"
+    assert "microjoules" in about.summary_description and about.plugin_data.plugin_name == "scalars"
+    assert all(described[tag(name)].summary_description == meaning(name) for name in ("lr", "val/loss", "firing_rate/head"))
 
 
 def test_the_layout_shows_curves_that_there_are(tmp_path):
