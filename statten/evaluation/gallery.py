@@ -135,7 +135,7 @@ def gallery_html(report: dict[str, Any], made: Sequence[Thumbnail]) -> str:
     for row, picture in zip(rows, made, strict=False):
         label, predicted = escape(names[row["label"]]), escape(names[row["predicted"]])
         where = escape(row.get("file", f"sample {row['index']}"), quote=True)
-        text = f"<b>{label}</b> taken for <b>{predicted}</b>, {100 * row['confidence']:.1f} %"
+        text = f"<b>{label}</b> taken for <b>{predicted}</b>, {100 * row['confidence']:.1f}&nbsp;%"
         alt = f"{where}: {label} taken for {predicted}"
         kind = ' class="strip"' if picture.strip else ""
         cells.append(f'<li{kind} title="{where}"><img src="{picture.uri}" alt="{alt}">{text}</li>')

@@ -73,7 +73,7 @@ def test_files_are_named_and_pictures_end_where_they_would_be_too_many(tmp_path,
     report = {"mistakes": rows, "class_names": ["<cat>", "dog"], "samples": 6, "top1": 200 / 3}
     shown = gallery_html(report, thumbnails(rows, config))
     assert "2 of 2 samples that are not right" in shown and shown.count("<img ") == 2
-    assert "<b>&lt;cat&gt;</b> taken for <b>dog</b>, 90.0 %" in shown and "<cat>" not in shown
+    assert "<b>&lt;cat&gt;</b> taken for <b>dog</b>, 90.0&nbsp;%" in shown and "<cat>" not in shown
     monkeypatch.setattr(gallery, "LARGEST", len(thumbnails(rows, config)[0].uri))
     assert len(thumbnails(rows, config)) == 1
     assert gallery_html({**report, "mistakes": []}, []) == "<p>There is none: every sample is predicted right.</p>"
