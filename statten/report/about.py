@@ -21,7 +21,9 @@ def facts(trials: SweepTrials) -> list[list[str]]:
     parts = [f"validation: {data.validation}", f"split seed {data.split_seed}"]
     parts += [f"{100 * data.fraction:g} % of the training part"] * (data.fraction != 1)
     rates = ", firing rates outside {:g} to {:g}".format(*search.firing_range) if search.firing_range else ""
-    sampler = f"{search.sampler}, seed {search.seed}, {search.startup_trials} trials at random first"
+    sampler = f"{search.sampler}, seed {search.seed}"
+    if search.sampler in ("tpe", "gp", "cmaes"):
+        sampler += f", {search.startup_trials} trials at random first"
     rows = [
         ["dataset", f"{data.name}{f' in {data.root}' if data.root else ''} ({', '.join(parts)})"],
         ["recipe", trials.recipe or _changed_recipe(dict(environment).get("command", ""))],
