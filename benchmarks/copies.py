@@ -30,7 +30,7 @@ model.block_size: {divisors_of: model.timesteps}
 train.lr: {float: [1.0e-4, 1.0e-2], log: true}
 """
 SMALL = ("model.depth=1", "model.embed_dim=16", "model.num_heads=1", "data.fraction=0.2", "train.epochs=3")
-TIMES = ("seconds", "samples_per_second", "latency_ms")
+TIMES = ("seconds", "samples_per_second", "latency_ms", "time")
 
 
 def copy(source: Path, target: Path, order: random.Random) -> None:

@@ -41,6 +41,7 @@ from statten.machine import environment
 from statten.records.reading import read
 from statten.records.runs import Progress
 from statten.search import Sweep
+from statten.storage.events import tag
 from statten.storage.run import Run, checkpoints
 
 MARK = "STATTEN_FAULTS"
@@ -189,7 +190,7 @@ class Faults:
 
         rows, reference = run.metrics(), Run(self.storage / "straight")
         numbers = [row["epoch"] for row in rows]
-        events = [event.step for event in EventAccumulator(str(run.path / "tensorboard")).Reload().Scalars("val/top1")]
+        events = [event.step for event in EventAccumulator(str(run.path)).Reload().Scalars(tag("val/top1"))]
         row = {
             "fault": what, "kills": kills, "finished": run.state == "finished" and numbers == [*range(1, self.epochs + 1)],
             "lost": sum(row not in rows for row in seen), "twice": _repeated(numbers) + _repeated(events),
@@ -407,7 +408,7 @@ def _repeated(numbers: list[Any]) -> int:
 
 def _bits(run: Run) -> Any:
     """Weights after the last epoch and all curves."""
-    curves = [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in run.metrics()]
+    curves = [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second", "time")} for row in run.metrics()]
     return (checkpoints(run.checkpoint_folder)[-1] / "model.safetensors").read_bytes(), curves
 
 

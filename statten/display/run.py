@@ -104,4 +104,4 @@ def run_summary(run: Run, began: float) -> None:
     )
     console.print(f"  folder    {run.where}")
     console.print(f"  test it   statten evaluate {run.typed}")
-    console.print(f"  watch it  tensorboard --logdir {in_shell(run.path)}")
+    console.print(f"  watch it  tensorboard --logdir {in_shell(run.path.parent)}")

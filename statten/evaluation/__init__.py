@@ -10,7 +10,7 @@
                              and on how many samples every neuron fired, by timestep (of large models, whose
                              neurons would fill hundreds of megabytes, summed over each channel)
         rates.png, ...       pictures
-        tensorboard/         the same for TensorBoard
+        events.out.tfevents.*  the same for TensorBoard
 
 The digest covers weights, model and data: the same evaluation goes to the same folder, another one never does.
 """

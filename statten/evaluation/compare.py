@@ -79,7 +79,8 @@ def compare(
         {"a": summaries[i]["name"], "b": summaries[j]["name"], **group_pair(rights[i], rights[j], resamples, seed)}
         for i, j in combinations(range(len(groups)), 2)
     ]
-    about = {"samples": first.samples, "level": LEVEL, "resamples": resamples}
+    classes = max(target.config.model.num_classes for target in chain(*targets))
+    about = {"samples": first.samples, "classes": classes, "level": LEVEL, "resamples": resamples}
     return {**about, "models": models, "groups": summaries, "pairs": pairs}
 
 
@@ -190,16 +191,22 @@ def wilson(right: np.ndarray) -> list[float]:
 def bootstrap(gains: np.ndarray, resamples: int, seed: int) -> list[float]:
     """Bootstrap interval of the mean of every sample's gain [n], in points.
 
-    A draw of n of the n samples is a multinomial one of how often each value comes: as quick for 50,000 samples as for 50. What
-    is turned round gives the same, turned round.
+    It is the mean of what is drawn of gains and of losses, so that two models turned round have the same interval turned round.
     """
-    if gains.sum() < 0:
-        low, high = bootstrap(-gains, resamples, seed)
-        return [-high, -low]
+    (low, high), (lost_low, lost_high) = _drawn(gains, resamples, seed), _drawn(-gains, resamples, seed)
+    return [(low - lost_high) / 2, (high - lost_low) / 2]
+
+
+def _drawn(gains: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """Ends of the interval.
+
+    A draw of n of the n samples is a multinomial one of how often each value comes: as quick for 50,000 samples as for 50.
+    """
     values, counts = np.unique(np.round(gains, 12), return_counts=True)
     draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples) @ values
     tail = (1 - LEVEL) / 2
-    return [float(v) for v in np.quantile(draws * (100 / counts.sum()), [tail, 1 - tail])]
+    low, high = np.quantile(draws * (100 / counts.sum()), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def pair(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
@@ -228,11 +235,14 @@ def pair(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 def compare_summary(report: dict[str, Any]) -> None:
     """Print what `compare` found."""
     percent = f"{100 * report['level']:.0f} %"
+    top5 = ["top5"] if report["classes"] > 5 else []  # of five classes it is always 100 %
     rows = [
-        [m["name"], f"{m['top1']:.2f}", "{:.2f} to {:.2f}".format(*m["top1_interval"]), f"{m['top5']:.2f}", f"{m['loss']:.4f}"]
+        [m["name"], f"{m['top1']:.2f}", "{:.2f} to {:.2f}".format(*m["top1_interval"]), *[f"{m[name]:.2f}" for name in top5],
+         f"{m['loss']:.4f}"]
         for m in report["models"]
-    ]
-    console.print(table("", ["model", "top-1 %", f"{percent} interval", "top-5 %", "loss"], rows, right=range(1, 5)))
+    ]  # fmt: skip
+    columns = ["model", "top-1 %", f"{percent} interval", *["top-5 %" for _ in top5], "loss"]
+    console.print(table("", columns, rows, right=range(1, len(columns))))
     console.print(f"{report['samples']} samples; intervals of an accuracy are Wilson's\n")
     several = [g for g in report["groups"] if g["seeds"] > 1]
     for g in several:
@@ -251,9 +261,15 @@ def compare_summary(report: dict[str, Any]) -> None:
             f"{p['b']} against {p['a']}: {p['difference']:+.2f} points ({percent} {interval}); {how}: [bold]{p['verdict']}[/]"
         )
     if any("mcnemar_p" in p for p in report["pairs"]):
-        console.print("McNemar's exact test decides; its interval leaves out 0 where it calls a difference real")
+        console.print(
+            "McNemar's exact test decides, for both were asked the same samples: those on which one alone is right tell them "
+            "apart. Its interval leaves out 0 where it calls a difference real"
+        )
     if any("welch_p" in p for p in report["pairs"]):
-        console.print("a difference of seeds is real where both intervals leave out 0, over samples and over seeds")
+        console.print(
+            "of several seeds a difference is real where both intervals leave out 0: over samples (bootstrap), for these may "
+            "be lucky ones, and over seeds (Welch's t-test), for these scatter"
+        )
 
 
 def _range(interval: Sequence[float]) -> str:

@@ -15,10 +15,11 @@ from statten.config import build_config
 from statten.data import make_test_loader
 from statten.display import progress_bar
 from statten.errors import UserError
+from statten.evaluation.gallery import mistakes, thumbnails
 from statten.evaluation.html import classes_html, html, summary_html
 from statten.evaluation.measure import Measured, chunk_path, chunks, compact, load, measure_chunks, merge, save
 from statten.evaluation.report import build
-from statten.evaluation.show import write
+from statten.evaluation.show import pictures, write
 from statten.evaluation.targets import Target, open_target, resolve
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions
@@ -84,8 +85,10 @@ def evaluate(
     report = Evaluation(build(target, found, time.monotonic() - began, workers, conventions or Conventions()))
     report["folder"] = str(folder)
     save(compact(found), folder / "samples.safetensors")
-    write(report, folder)
-    write_text(folder / "report.html", html(report))
+    report["mistakes"] = mistakes(found, target.config)
+    figures = pictures(report)
+    write(report, figures, folder)
+    write_text(folder / "report.html", html(report, figures, thumbnails(report["mistakes"], target.config)))
     own = not exact and not as_published
     if target.run and output is None and own and all(name.startswith("scale.") for name in target.changed):
         write_json(target.run.path / "evaluation.json", {k: v for k, v in report.items() if k not in ("energy", "imported")})

@@ -42,7 +42,7 @@ def grid(
 
     Returns:
         `cells`: a row for each (timesteps, block_size), with top1, loss and energy_pj; `best`: the one of highest top-1, of
-        several the one of fewest timesteps, then of least loss.
+        several the one of fewest timesteps, then that of the training, then of least loss.
     """
     if part not in ("validation", "test"):
         raise UserError(f"--part: must be validation or test, but got {part!r}")
@@ -68,7 +68,7 @@ def grid(
             energy = ledger(config.model, t, found.sums, found.samples, Conventions())["total"]["pj"]
             cells.append({"timesteps": t, "block_size": b, **accuracy(found), "energy_pj": energy})
             bar.advance(task)
-    best = max(cells, key=lambda cell: (cell["top1"], -cell["timesteps"], -cell["loss"]))
+    best = best_cell(cells, trained.timesteps, trained.block_size)
     report = {
         "run": str(target.run.path) if target.run else None,
         "target": target.name, "checkpoint": str(target.source), "data": target.config.data.name, "samples": found.samples,
@@ -81,6 +81,16 @@ def grid(
     report |= {"folder": str(folder), "files": files}
     _write_grid(report, folder / files)
     return report
+
+
+def best_cell(cells: list[dict[str, Any]], timesteps: int, block_size: int) -> dict[str, Any]:
+    """The cell of highest top-1; another than that of the training (timesteps, block_size) only where it gains something."""
+
+    def rank(cell: dict[str, Any]) -> tuple[float, int, bool, float]:
+        in_use = (cell["timesteps"], cell["block_size"]) == (timesteps, block_size)
+        return cell["top1"], -cell["timesteps"], in_use, -cell["loss"]
+
+    return max(cells, key=rank)
 
 
 def best_pair(run: Run, overrides: Iterable[str] | Mapping[str, Any] = ()) -> tuple[dict[str, Any], str, dict[str, Any]]:

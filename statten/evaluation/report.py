@@ -9,6 +9,7 @@ from torch import Tensor
 from statten.config import ModelConfig
 from statten.data import open_source
 from statten.display import console, table
+from statten.display.units import EnergyUnit
 from statten.evaluation.measure import Measured
 from statten.evaluation.targets import Target
 from statten.machine import environment
@@ -199,9 +200,10 @@ def headline(report: dict[str, Any]) -> list[str]:
     ]
     if "energy" in report:
         total, dense = report["energy"]["total"], report["energy"]["non_spiking"]["total"]["pj"]
+        unit = energy_unit(report["energy"])
         lines.append(
-            f"energy {total['pj'] / 1e6:.3f} uJ a sample ({total['macs'] / 1e6:.3f} M MACs, {total['sops'] / 1e6:.3f} M SOPs); "
-            f"a non-spiking transformer of this size {dense / 1e6:.3f} uJ, {dense / max(total['pj'], 1e-9):.1f} times as much"
+            f"energy {unit.text(total['pj'])} a sample ({total['macs'] / 1e6:.3f} M MACs, {total['sops'] / 1e6:.3f} M SOPs); "
+            f"a non-spiking transformer of this size {unit.text(dense)}, {dense / max(total['pj'], 1e-9):.1f} times as much"
         )
     workers = "1 worker" if report["workers"] == 1 else f"{report['workers']} workers"
     lines.append(
@@ -209,6 +211,11 @@ def headline(report: dict[str, Any]) -> list[str]:
         f"peak memory {report['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
     return lines
+
+
+def energy_unit(ledger: dict[str, Any]) -> EnergyUnit:
+    """What all energies of a report are written in."""
+    return EnergyUnit.of([ledger["total"]["pj"], ledger["non_spiking"]["total"]["pj"]])
 
 
 def shows_top5(report: dict[str, Any]) -> bool:

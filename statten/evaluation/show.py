@@ -5,20 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from statten.display.plots import figure, heat_map, md_table, save_figure
-from statten.evaluation.report import CLASS_COLUMNS, LAYER_COLUMNS, class_rows, headline, layer_rows, shows_top5, warnings
+from statten.evaluation.report import (
+    CLASS_COLUMNS,
+    LAYER_COLUMNS,
+    class_rows,
+    energy_unit,
+    headline,
+    layer_rows,
+    shows_top5,
+    warnings,
+)
 from statten.files import write_json, write_text
+from statten.metrics.labels import label, meaning
+from statten.storage.events import PREFIX, points
 
 
-def write(report: dict[str, Any], folder: Path) -> None:
-    """Write or replace what a report's folder holds, but for the page."""
+def write(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
+    """Write or replace what a report's folder holds, but for the page; `figures` are its `pictures`."""
     write_json(folder / "report.json", report)
     if "energy" in report:
         write_json(folder / "energy.json", report["energy"])
     write_text(folder / "report.md", markdown(report))
-    figures = pictures(report)
     for name, made in figures.items():
         save_figure(made, folder / f"{name}.png")
-    _tensorboard(report, figures, folder / "tensorboard")
+    _tensorboard(report, figures, folder)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -32,28 +42,27 @@ def markdown(report: dict[str, Any]) -> str:
         parts += ["## Firing rates", md_table(LAYER_COLUMNS, layer_rows(report))]
         parts += [
             "## Energy of a sample",
-            md_table(ENERGY_COLUMNS, energy_rows(report["energy"])),
+            md_table(*energy_table(report["energy"])),
             conventions(report["energy"]),
         ]
     parts += ["## Classes", md_table(CLASS_COLUMNS, class_rows(report))]
     return "\n\n".join(parts) + "\n"
 
 
-ENERGY_COLUMNS = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", "pJ", "formula"]
-
-
-def energy_rows(ledger: dict[str, Any]) -> list[list[Any]]:
-    """Cells of the ledger's table, its total and the non-spiking one last."""
+def energy_table(ledger: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and cells of the ledger's table, its total and the non-spiking one last."""
+    unit = energy_unit(ledger)
+    columns = ["layer", "kind", "input rate", "FLOPs of a timestep", "timesteps", "operations", "unit", unit.name, "formula"]
     rows: list[list[Any]] = [
-        [r["layer"], r["kind"], f"{r['rate']:.4f}", r["flops"], r["timesteps"], f"{r['operations']:.1f}", r["unit"],
-         f"{r['pj']:.1f}", r["formula"]]
+        [r["layer"], r["kind"], f"{r['rate']:.4f}", f"{r['flops']:,}", r["timesteps"], f"{r['operations']:,.0f}", r["unit"],
+         unit.number(r["pj"]), r["formula"]]
         for r in ledger["rows"]
     ]  # fmt: skip
     total, dense = ledger["total"], ledger["non_spiking"]["total"]
-    operations = f"{total['macs']:.1f} + {total['sops']:.1f}"
-    rows.append(["total", "", "", "", "", operations, "MACs + SOPs", f"{total['pj']:.1f}", ""])
-    rows.append(["non-spiking, same size", "", "", "", "", f"{dense['macs']:.1f}", "MACs", f"{dense['pj']:.1f}", ""])
-    return rows
+    operations = f"{total['macs']:,.0f} + {total['sops']:,.0f}"
+    rows.append(["total", "", "", "", "", operations, "MACs + SOPs", unit.number(total["pj"]), ""])
+    rows.append(["non-spiking, same size", "", "", "", "", f"{dense['macs']:,.0f}", "MACs", unit.number(dense["pj"]), ""])
+    return columns, rows
 
 
 def conventions(ledger: dict[str, Any]) -> str:
@@ -79,16 +88,20 @@ def _rates(report: dict[str, Any]) -> Any:
 
 
 def _energy(ledger: dict[str, Any]) -> Any:
-    rows = ledger["rows"]
-    made = figure(7, 1.5 + 0.25 * len(rows))
+    unit, rows = energy_unit(ledger), ledger["rows"]
+    made = figure(7, 1.5 + 0.22 * len(rows))
     axes = made.add_subplot()
-    colours = ["tab:red" if row["unit"] == "MACs" else "tab:blue" for row in rows]
-    axes.barh([row["layer"] for row in rows], [row["pj"] / 1e3 for row in rows], color=colours)
+    places = range(len(rows))
+    for kind, colour in (("MACs", "#d0525f"), ("SOPs", "#3a7fc8")):
+        mine = [i for i in places if rows[i]["unit"] == kind]
+        axes.barh(mine, [rows[i]["pj"] / unit.pj for i in mine], color=colour, label=kind)
+    axes.set_yticks(places, [row["layer"] for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=8)
-    axes.set_xlabel("nJ per sample (red: MACs, blue: SOPs)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"{unit.name} a sample")
+    axes.legend(fontsize=8, frameon=False)
     dense = ledger["non_spiking"]["total"]["pj"]
-    axes.set_title(f"Energy {ledger['total']['pj'] / 1e6:.3f} uJ; non-spiking, same size {dense / 1e6:.3f} uJ", fontsize=10)
+    axes.set_title(f"Energy {unit.text(ledger['total']['pj'])}; non-spiking, same size {unit.text(dense)}", fontsize=10)
     return made
 
 
@@ -112,8 +125,14 @@ def _calibration(report: dict[str, Any]) -> Any:
     bins = report["calibration"]["bins"]
     made = figure(5, 4)
     axes = made.add_subplot()
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="calibrated")
+    sure, right = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    axes.plot(sure, right, color="#3a7fc8")
+    largest = max(b["samples"] for b in bins)
+    sizes = [10 + 90 * b["samples"] / largest for b in bins]
+    axes.scatter(sure, right, sizes, color="#3a7fc8", label="found (larger: more samples)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     axes.set_title(f"Expected calibration error {report['calibration']['ece']:.4f}", fontsize=10)
@@ -121,21 +140,38 @@ def _calibration(report: dict[str, Any]) -> Any:
 
 
 def _tensorboard(report: dict[str, Any], figures: dict[str, Any], folder: Path) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(folder, ignore_errors=True)  # events of the same evaluation, which would be shown beside these
+    for earlier in folder.glob(f"{PREFIX}*"):  # of the same evaluation, which would be shown beside these
+        earlier.unlink()
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where older versions had them
     with SummaryWriter(str(folder)) as events:
-        top5 = ["top5"] if shows_top5(report) else []
-        scalars = {f"test/{name}": report[name] for name in ("top1", *top5, "loss")}
-        scalars["test/f1"] = report["macro"]["f1"]
-        scalars["test/ece"] = report["calibration"]["ece"]
-        if "energy" in report:
-            scalars["test/energy_uj"] = report["energy"]["total"]["pj"] / 1e6
+        for (group, name, text), value in _scalars(report).items():
+            events.file_writer.add_summary(Summary(value=points(f"{group}/{name}", value, text)), 0)
         for row in report.get("layers", []):
+            name = f"firing rate of {row['layer']}"
             for t, rate in enumerate(row["by_timestep"]):
-                events.add_scalar(f"test_firing_rate/{row['layer']}", rate, t + 1)
-        for name, value in scalars.items():
-            events.add_scalar(name, value, 0)
+                text = "" if t else "Spikes per neuron at each timestep, the first is 1."
+                events.file_writer.add_summary(Summary(value=points(f"neurons by timestep/{name}", rate, text)), t + 1)
         for name, made in figures.items():
-            events.add_figure(name, made, close=False)
+            events.add_figure(f"pictures/{name}", made, close=False)
         events.add_text("report", markdown(report))
+
+
+def _scalars(report: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    """Curves of one point, in the groups of a run's: group, name and meaning of each."""
+    of = "over the test part"
+    scalars = {
+        ("accuracy", "test top-1 (%)", f"Share of samples whose class scores highest, in percent, {of}."): report["top1"],
+        ("accuracy", "test F1 (%)", f"Mean over classes of each class's F1, in percent, {of}."): report["macro"]["f1"],
+        ("loss", "test loss", f"Cross-entropy of the mean logits in nats, {of}."): report["loss"],
+        ("loss", "calibration error", f"Mean gap of confidence and accuracy over equal bins, {of}."): report["calibration"][
+            "ece"
+        ],
+    }
+    if shows_top5(report):
+        scalars["accuracy", "test top-5 (%)", f"Share of samples whose class is among the five highest, {of}."] = report["top5"]
+    if "energy" in report:
+        scalars["model", f"test {label('energy_uj')}", meaning("energy_uj")] = report["energy"]["total"]["pj"] / 1e6
+    return scalars

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, StringConstraints, with_config
+from pydantic import AfterValidator, Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from statten.records.reading import STRICT, Count, Number
@@ -39,6 +39,19 @@ class Marker(TypedDict, total=False):
     origin: Origin | None
     study: str
     """Name of a sweep's study."""
+
+
+@with_config(STRICT)
+class Environment(TypedDict, total=False):
+    """environment.json: what a number was computed with."""
+
+    python: str
+    processor: str
+    cpus: Count | None
+    gpus: list[str]
+    versions: dict[str, str | None]
+    commit: str | None
+    command: Annotated[list[str], Field(min_length=1)]
 
 
 def _whole_epoch(row: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +169,15 @@ class Attributes(TypedDict, total=False):
 
 
 @with_config(STRICT)
+class Changed(TypedDict):
+    """Rules and budgets that `extend` changed."""
+
+    from_trial: Count
+    fields: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
+    """What each was, and is since."""
+
+
+@with_config(STRICT)
 class StudyAttributes(TypedDict, total=False):
     """What a sweep's study keeps of the whole sweep."""
 
@@ -163,6 +185,7 @@ class StudyAttributes(TypedDict, total=False):
     """Trials that it was asked for when all had ended."""
     seconds: Number
     """Time that it took so far, with `search.max_hours`."""
+    changed: list[Changed]
 
 
 @with_config(STRICT)

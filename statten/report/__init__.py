@@ -49,8 +49,9 @@ def report(sweep: "Sweep", output: Path | None = None, rates: bool = True) -> di
     write_json(folder / "trials.json", rows)
     write_text(folder / "trials.csv", csv_text(rows))
     measured = best_rates(trials, folder) if rates else []
-    write_text(folder / "index.html", build(trials, summary, measured))
-    pictures = draw(trials, measured, contour_pair(trials), folder)
+    shown = trials.in_one_unit()
+    write_text(folder / "index.html", build(shown, summary, measured, folder))
+    pictures = draw(shown, measured, contour_pair(shown), folder)
     publish(folder)
     files = {"page": str(folder / "index.html"), "csv": str(folder / "trials.csv"), "json": str(folder / "trials.json")}
     return {**summary, "rates": measured, "trials": rows, "files": {**files, "pictures": [str(path) for path in pictures]}}

@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from statten.report.trials import STATES, SweepTrials, TrialRow, label, shown
+from statten.report.trials import STATES, SweepTrials, TrialRow, shown
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -15,6 +15,8 @@ BARS = 200
 POINTS = 3000
 """Trials in any other plot."""
 COLOURS = {"complete": "#2a6fbb", "pruned": "#e8950c", "fail": "#cc2a36", "running": "#3a9d5d", "unfinished": "#8a8a8a"}
+IDLE = "#b4b4b4"
+"""Of the time between a trial's begin and end in which nothing trained it."""
 ABOVE = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 _CYCLE = ["#2a6fbb", "#e8950c", "#3a9d5d", "#8c5fb0", "#7a7a7a"]
 BASE = {"symbol": "star", "size": 16, "color": "#f2c400", "line": {"width": 1, "color": "#444"}}
@@ -33,7 +35,7 @@ def history(trials: SweepTrials, index: int) -> "Figure":
     """Value of each trial and the best so far; stopped trials with the value of their best epoch."""
     from optuna.visualization import plot_optimization_history
 
-    objective, name = trials.objectives[index], label(trials.objectives[index].name)
+    objective, name = trials.objectives[index], trials.objectives[index].label
     figure = plot_optimization_history(trials.study(index), target_name=name)
     stopped = [
         (row, value) for row in trials.rows if row.state != "complete" and (value := row.value(index, objective)) is not None
@@ -62,11 +64,11 @@ def importance(trials: SweepTrials) -> "Figure":
     """A bar for each field and objective."""
     from optuna.visualization import plot_param_importances
 
-    figures = [plot_param_importances(trials.study(i), target_name=label(o.name)) for i, o in enumerate(trials.objectives)]
+    figures = [plot_param_importances(trials.study(i), target_name=o.label) for i, o in enumerate(trials.objectives)]
     figure = figures[0]
     for i, other in enumerate(figures):
         for trace in other.data:
-            trace.update(name=label(trials.objectives[i].name), marker_color=_CYCLE[i % len(_CYCLE)])
+            trace.update(name=trials.objectives[i].label, marker_color=_CYCLE[i % len(_CYCLE)])
             if i:
                 figure.add_trace(trace)
     figure.update_layout(xaxis_title="importance (all fields together: 1)", yaxis_title=None, barmode="group")
@@ -83,7 +85,7 @@ def parallel(trials: SweepTrials) -> "Figure":
     several = len(trials.objectives) > 1
     study = trials.study(None if several else 0, only=best_numbers(trials, CURVES))
     params = [trials.names[path] for path in trials.differing]
-    figure = plot_parallel_coordinate(study, params, target_name=label(trials.objectives[0].name))
+    figure = plot_parallel_coordinate(study, params, target_name=trials.objectives[0].label)
     for trace in figure.data:
         if trace.mode == "lines":
             red, green, blue = unlabel_rgb(trace.line.color)
@@ -100,7 +102,7 @@ def slices(trials: SweepTrials, index: int) -> "Figure":
     """The objective over each field."""
     from optuna.visualization import plot_slice
 
-    name = label(trials.objectives[index].name)
+    name = trials.objectives[index].label
     params = [trials.names[path] for path in trials.differing]
     figure = plot_slice(trials.study(index, only=newest(trials, POINTS)), params, target_name=name)
     for path in trials.differing:
@@ -115,7 +117,7 @@ def contour(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure":
 
     x, y = (trials.names[path] for path in pair)
     objective = trials.objectives[index]
-    figure = plot_contour(trials.study(index, only=newest(trials, POINTS)), [x, y], target_name=label(objective.name))
+    figure = plot_contour(trials.study(index, only=newest(trials, POINTS)), [x, y], target_name=objective.label)
     figure.update_traces(colorbar={"title": {"side": "right"}}, selector={"type": "contour"})
     for axis, path in ((figure.update_xaxes, pair[0]), (figure.update_yaxes, pair[1])):
         if ticks := trials.ticks(path):
@@ -141,7 +143,7 @@ def front(trials: SweepTrials, x: int, y: int) -> "Figure":
     """Two objectives of the finished trials: those that none surpasses, the others, and the base config."""
     from optuna.visualization import plot_pareto_front
 
-    names = [label(trials.objectives[i].name) for i in (x, y)]
+    names = [trials.objectives[i].label for i in (x, y)]
     study = trials.study(only=newest(trials, POINTS))
     figure = plot_pareto_front(study, targets=lambda t: (t.values[x], t.values[y]), target_names=names)
     figure.update_traces(marker={"showscale": False, "size": 8})
@@ -198,30 +200,39 @@ def curves(trials: SweepTrials) -> "Figure":
                 marker={"symbol": symbol, "size": 8, "color": COLOURS[state]}, name=STATES[state],
                 text=[f"trial {row.number}: {row.reason}" for row, _ in these], hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
-    figure.update_layout(xaxis_title="epoch", yaxis_title=label(trials.objectives[0].name))
+    figure.update_layout(xaxis_title="epoch", yaxis_title=trials.objectives[0].label)
     if max((epoch for row in rows.values() for epoch in row.intermediate), default=0) <= 20:
         figure.update_xaxes(dtick=1)
     return finish(figure, 460, legend=ABOVE).update_layout(showlegend=True)
 
 
 def timeline(trials: SweepTrials) -> "Figure":
-    """When each trial ran, and how it ended."""
-    from optuna.visualization import plot_timeline
+    """When each trial was trained, how it ended, and when it only waited: while it started, or was interrupted."""
+    import plotly.graph_objects as go
 
-    figure = plot_timeline(trials.study(only={row.number for row in trials.rows[-BARS:]}))
-    figure.data = [trace for trace in figure.data if trace.name.lower() in COLOURS]
-    rows = {row.number: row for row in trials.rows}
-    for trace in figure.data:
-        state = trace.name.lower()
-        trace.update(
-            name=STATES[state],
-            marker={"color": COLOURS[state]},
-            text=[_bar(trials, rows[number]) for number in trace.y],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    figure.update_layout(xaxis_title=None, yaxis_title="trial", bargap=0.25)
+    rows = [row for row in trials.rows if row.began][-BARS:]
+    figure = go.Figure()
+    if idle := [row for row in rows if row.ended and row.began]:
+        spans = [(row, row.began, row.ended) for row in idle]
+        _add_bars(figure, trials, spans, "starting, waiting or interrupted", IDLE, 0.25)
+    for state in COLOURS:
+        if mine := [(row, *span) for row in rows if row.state == state for span in row.worked]:
+            _add_bars(figure, trials, mine, STATES[state], COLOURS[state], 0.75)
+    figure.update_layout(yaxis_title="trial", barmode="overlay")
+    figure.update_xaxes(type="date")
     figure.update_yaxes(autorange="reversed")
     return finish(figure, min(900, 200 + 16 * len(trials.rows)), legend=ABOVE)
+
+
+def _add_bars(
+    figure: "Figure", trials: SweepTrials, spans: list[tuple[TrialRow, Any, Any]], name: str, colour: str, width: float
+) -> None:
+    figure.add_bar(
+        orientation="h", name=name, marker={"color": colour, "line": {"width": 0}}, width=width,
+        y=[row.number for row, _, _ in spans], base=[begin.isoformat() for _, begin, _ in spans],
+        x=[1000 * (end - begin).total_seconds() for _, begin, end in spans],
+        text=[_bar(trials, row) for row, _, _ in spans], textposition="none", hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
 
 
 def _bar(trials: SweepTrials, row: TrialRow) -> str:
@@ -243,7 +254,7 @@ def cells(trials: SweepTrials, index: int, pair: tuple[str, str]) -> "Figure | N
             text=[[f"{shown(v)}<br>{n} trials" if v is not None and n > 1 else shown(v) if v is not None else ""
                    for v, n in zip(values, numbers, strict=True)] for values, numbers in zip(best, number, strict=True)],
             texttemplate="%{text}", hoverinfo="skip", xgap=2, ygap=2,
-            colorbar={"title": {"text": label(objective.name), "side": "right"}},
+            colorbar={"title": {"text": objective.label, "side": "right"}},
         )
     )  # fmt: skip
     figure.update_xaxes(title=trials.names[pair[0]], type="category", showgrid=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from statten.display.plots import save_figure
 from statten.report.figures import (
     COLOURS,
     CURVES,
+    IDLE,
     STATES,
     best_cells_of,
     best_numbers,
@@ -20,7 +22,7 @@ from statten.report.figures import (
     rate_layers,
     rate_titles,
 )
-from statten.report.trials import SweepTrials, TrialRow, label, shown
+from statten.report.trials import SweepTrials, TrialRow, shown
 
 
 def draw(trials: SweepTrials, measured: list[dict[str, Any]], pair: tuple[str, str] | None, folder: Path) -> list[Path]:
@@ -68,7 +70,7 @@ def _front(trials: SweepTrials | None) -> Any:
         if base and base.state == "complete" and base.values:
             star = {"marker": "*", "s": 170, "color": "#f2c400", "edgecolors": "#444", "zorder": 4}
             axes.scatter([base.values[x]], [base.values[y]], label=trials.base_name, **star)
-        _axes(axes, label(trials.objectives[x].name), label(trials.objectives[y].name))
+        _axes(axes, trials.objectives[x].label, trials.objectives[y].label)
         axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
@@ -87,7 +89,7 @@ def _history(trials: SweepTrials) -> Any:
         axes.scatter(*_columns(other), color=COLOURS["pruned"], s=22, marker="x", label="not finished")
         so_far = list(accumulate((value for _, value in done), max if objective.maximize else min))
         axes.step([n for n, _ in done], so_far, where="post", color="#d0525f", label="best so far")
-        _axes(axes, "trial", label(objective.name))
+        _axes(axes, "trial", objective.label)
         axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
@@ -102,7 +104,7 @@ def _importance(trials: SweepTrials) -> Any:
     height = 0.8 / len(found)
     for i, values in enumerate(found):
         places = [y - 0.4 + height * (i + 0.5) for y in range(len(names))]
-        axes.barh(places, [values.get(name, 0.0) for name in names], height, label=label(trials.objectives[i].name))
+        axes.barh(places, [values.get(name, 0.0) for name in names], height, label=trials.objectives[i].label)
     axes.set_yticks(range(len(names)), names)
     _axes(axes, "importance (all fields together: 1)", "")
     if len(found) > 1:
@@ -116,7 +118,7 @@ def _parallel(trials: SweepTrials) -> Any:
     best = best_numbers(trials, CURVES)
     rows = sorted((r for r in trials.complete if r.number in best and r.values), key=lambda r: _goodness(trials, r))
     axes_of: list[tuple[str, list[Any], bool]] = [
-        (label(o.name), [r.values[i] for r in rows if r.values], False) for i, o in enumerate(trials.objectives)
+        (o.label, [r.values[i] for r in rows if r.values], False) for i, o in enumerate(trials.objectives)
     ]
     axes_of += [(trials.names[p], [r.point.get(p) for r in rows], trials.is_log(p)) for p in trials.differing]
     figure = empty(1.5 * len(axes_of) + 1, 4)
@@ -138,7 +140,7 @@ def _parallel(trials: SweepTrials) -> Any:
     axes.set_xticks(range(len(axes_of)), [name.replace(" (", "\n(") for name, _, _ in axes_of], fontsize=8)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{len(rows)} finished trials, the darker the better in {label(trials.objectives[0].name)}", fontsize=9)
+    axes.set_title(f"{len(rows)} finished trials, the darker the better in {trials.objectives[0].label}", fontsize=9)
     return figure
 
 
@@ -185,7 +187,7 @@ def _slices(trials: SweepTrials) -> Any:
             elif ticks := trials.ticks(path):
                 axes.set_xticks(ticks)
             axes.scatter(values, [row.values[i] for row in rows if row.values], color=COLOURS["complete"], s=16, alpha=0.7)
-            _axes(axes, trials.names[path], label(objective.name) if path == paths[0] else "")
+            _axes(axes, trials.names[path], objective.label if path == paths[0] else "")
     return figure
 
 
@@ -207,7 +209,7 @@ def _cells(trials: SweepTrials, pair: tuple[str, str]) -> Any:
                     axes.text(i, j, shown(value), ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axes.set_xlabel(trials.names[pair[0]])
         axes.set_ylabel(trials.names[pair[1]])
-        axes.set_title(f"best {label(objective.name)} of finished trials", fontsize=10)
+        axes.set_title(f"best {objective.label} of finished trials", fontsize=10)
     return figure
 
 
@@ -224,7 +226,7 @@ def _curves(trials: SweepTrials) -> Any:
         if row.state in ("pruned", "fail"):
             axes.plot(*points[-1], marker="x" if row.state == "pruned" else "D", markersize=5, color=COLOURS[row.state])
     _states(axes, rows)
-    _axes(axes, "epoch", label(trials.objectives[0].name))
+    _axes(axes, "epoch", trials.objectives[0].label)
     return figure
 
 
@@ -253,17 +255,21 @@ def _timeline(trials: SweepTrials, limit: int = 200) -> Any:
     if not rows:
         return None
     zero = min(row.began for row in rows if row.began)
-    last = max(row.ended or row.began or zero for row in rows)
-    spans = [((row.began - zero).total_seconds(), ((row.ended or last) - zero).total_seconds()) for row in rows if row.began]
-    unit, name = next((u, n) for u, n in ((3600, "h"), (60, "min"), (1, "s")) if spans[-1][1] >= 2 * u or u == 1)
+    worked = [(row, begin - zero, end - begin) for row in rows for begin, end in row.worked]
+    idle = [(row, row.began - zero, row.ended - row.began) for row in rows if row.began and row.ended]
+    last = max((begin + length for _, begin, length in [*worked, *idle]), default=timedelta()).total_seconds()
+    unit, name = next((u, n) for u, n in ((3600, "h"), (60, "min"), (1, "s")) if last >= 2 * u or u == 1)
     figure = empty(7, min(9, 1.2 + 0.13 * len(rows)))
     axes = figure.add_subplot()
-    widths = [(end - start) / unit for start, end in spans]
-    lefts, colours = [start / unit for start, _ in spans], [COLOURS.get(row.state, "grey") for row in rows]
-    axes.barh([row.number for row in rows], widths, left=lefts, color=colours)
+    for bars, height in ((idle, 0.25), (worked, 0.75)):
+        axes.barh(
+            [row.number for row, _, _ in bars], [length.total_seconds() / unit for _, _, length in bars], height,
+            left=[begin.total_seconds() / unit for _, begin, _ in bars],
+            color=[COLOURS[row.state] if bars is worked else IDLE for row, _, _ in bars],
+        )  # fmt: skip
     axes.invert_yaxis()
     _states(axes, rows)
-    _axes(axes, f"time since the start ({name})", "trial")
+    _axes(axes, f"time since the start ({name}); thin: starting, waiting or interrupted", "trial")
     return figure
 
 

@@ -1,37 +1,64 @@
 """The page: a section for each thing that one asks of a sweep, with a sentence where a plot needs more trials."""
 
+import os
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from statten.display import duration
-from statten.display.html import figure_html, page, table_html
+from statten.display import duration, state_word
+from statten.display.html import Markup, figure_html, link, page, place, table_html
 from statten.report import figures
+from statten.report.about import evaluations, promoted
 from statten.report.rates import SAMPLES
 from statten.report.summary import best_cells, sentences
-from statten.report.trials import STATES, SweepTrials, label, shown
+from statten.report.trials import STATES, SweepTrials, TrialRow, kind_of, shown
+from statten.storage.run import Run
 
 ROWS = 1000
 """Trials in the table at most; the CSV has all."""
 PAIR = ("model.timesteps", "model.block_size")
 
 
-def build(trials: SweepTrials, summary: dict[str, Any], rates: list[dict[str, Any]]) -> str:
-    """The whole page."""
+CURVES = "Learning curves"
+# A click on a trial's `curve` in the table lets the other curves fade.
+_FADE = """<script>
+addEventListener("click", (event) => {
+  const trial = event.target.dataset.trial, plot = document.querySelector("#PLACE .js-plotly-plot");
+  if (trial === undefined || !plot) return;
+  const mine = (curve) => !curve.name.startsWith("trial ") || curve.name === "trial " + trial;
+  Plotly.restyle(plot, {opacity: plot.data.map((curve) => mine(curve) ? 1 : 0.12)});
+});
+</script>""".replace("PLACE", place(CURVES))
+
+
+def build(trials: SweepTrials, summary: dict[str, Any], rates: list[dict[str, Any]], folder: Path) -> str:
+    """The whole page.
+
+    Args:
+        trials: in one unit of energy.
+        summary: of them.
+        rates: firing rates of the best ones.
+        folder: where the page will lie, for its links to runs and evaluations.
+    """
     makers: list[tuple[str, Callable[[], list[str]]]] = [
         ("", lambda: _summary(trials, summary)),
+        ("What was swept", lambda: [table_html(["", ""], summary["about"], kind="facts")]),
         ("Accuracy against energy" if len(trials.objectives) == 1 else "Pareto front", lambda: _front(trials)),
         ("Optimisation history", lambda: _history(trials)),
         ("Importance of the fields", lambda: _importance(trials)),
         ("Parallel coordinates", lambda: _parallel(trials)),
         ("Slices", lambda: _slices(trials)),
         ("Timesteps and block size", lambda: _contour(trials)),
-        ("Learning curves", lambda: _curves(trials)),
+        (CURVES, lambda: _curves(trials)),
         ("Firing rates of the best trials", lambda: _rates(rates)),
         ("Timeline", lambda: _timeline(trials)),
         ("Stops and failures", lambda: _reasons(trials)),
-        ("All trials", lambda: _table(trials)),
+        ("All trials", lambda: _table(trials, folder)),
     ]
+    if trained := promoted(trials):
+        makers.insert(2, ("Trained on from it", lambda: _promoted(trained, folder)))
     return page(f"Sweep {trials.sweep.name}", [(heading, "\n".join(make())) for heading, make in makers])
 
 
@@ -66,8 +93,7 @@ def _differ(trials: SweepTrials, number: int, what: str) -> str | None:
 
 
 def _summary(trials: SweepTrials, summary: dict[str, Any]) -> list[str]:
-    sense = {"max": "highest", "min": "lowest"}
-    wanted = ", ".join(f"{sense[o['direction']]} {label(o['name'])}" for o in summary["objectives"])
+    wanted = ", ".join(f"{'highest' if o.maximize else 'lowest'} {o.label}" for o in trials.objectives)
     made = [text(" ".join(sentences(summary))), text(f"Wanted: {wanted}.")]
     if trials.front:
         columns, cells = best_cells(trials)
@@ -110,13 +136,15 @@ def _parallel(trials: SweepTrials) -> list[str]:
     if problem:
         return [text(problem)]
     drawn = _drawn(figures.CURVES, len(trials.complete), "best trials")
-    return [figure_html(figures.parallel(trials)), *drawn]
+    axes = len(trials.differing) + len(trials.objectives)
+    return [figure_html(figures.parallel(trials), least=200 + 90 * axes), *drawn]
 
 
 def _slices(trials: SweepTrials) -> list[str]:
     if problem := needs(trials, 2, "A slice") or _differ(trials, 1, "A slice"):
         return [text(problem)]
-    return [figure_html(figures.slices(trials, i)) for i in range(len(trials.objectives))]
+    least = 200 + 130 * len(trials.differing)
+    return [figure_html(figures.slices(trials, i), least) for i in range(len(trials.objectives))]
 
 
 def _contour(trials: SweepTrials) -> list[str]:
@@ -161,7 +189,7 @@ def _rates(rates: list[dict[str, Any]]) -> list[str]:
             f"Spikes per neuron and timestep, over {measured[0]['samples']} samples of the validation part "
             f"({SAMPLES} at most) with the weights of the best epoch. A row that is 0 throughout is a dead layer."
         )
-        made += [figure_html(figures.rates(measured)), text(about)]
+        made += [figure_html(figures.rates(measured), least=200 + 170 * len(measured)), text(about)]
     return made or [text("No finished trial was measured.")]
 
 
@@ -177,23 +205,73 @@ def _reasons(trials: SweepTrials) -> list[str]:
     if not ended:
         return [text("No trial was stopped early, and none failed.")]
     ended.sort(key=lambda row: (row.state != "fail", row.number))
+    kinds: dict[tuple[str, str], list[TrialRow]] = {}
+    for row in ended:
+        kinds.setdefault((row.state, kind_of(row.reason)), []).append(row)
+    counted = [
+        [len(rows), STATES[state], kind or "-", _numbers(rows)]
+        for (state, kind), rows in sorted(kinds.items(), key=lambda item: (item[0][0] != "fail", -len(item[1])))
+    ]
     cells = [[row.number, STATES[row.state], len(row.epochs), row.reason or "-"] for row in ended[:ROWS]]
-    return [table_html(["trial", "state", "epochs", "reason"], cells, right=(0, 2))] + _listed(len(ended))
+    return [
+        table_html(["trials", "state", "reason", "which"], counted, right=(0,)),
+        text("Each of them:"),
+        table_html(["trial", "state", "epochs", "reason"], cells, right=(0, 2), kind="long"),
+    ] + _listed(len(ended))
 
 
-def _table(trials: SweepTrials) -> list[str]:
-    columns = ["trial", "state", *trials.names.values(), *[o.name for o in trials.objectives], "epochs", "time"]
+def _numbers(rows: list[TrialRow], most: int = 12) -> str:
+    return ", ".join(str(row.number) for row in rows[:most]) + (", ..." if len(rows) > most else "")
+
+
+def _promoted(trained: list[tuple[int, Run]], folder: Path) -> list[str]:
+    cells = []
+    for number, run in trained:
+        best = run.judged() if run.metrics() else {}
+        top1 = shown(best.get("val/top1"))
+        where = Markup(", ".join(_evaluations(run, folder)) or "-")
+        cells.append(
+            [link(run.name, _address(run.path, folder)), number, state_word(run.state), len(run.metrics()), top1, where]
+        )
+    columns = ["run", "from trial", "state", "epochs", "validation top-1 (%)", "evaluations"]
+    return [table_html(columns, cells, right=(1, 3, 4))]
+
+
+def _table(trials: SweepTrials, folder: Path) -> list[str]:
+    columns = ["trial", "state", *trials.names.values(), *[o.label for o in trials.objectives], "epochs", "time", "see"]
     rows = sorted(trials.rows, key=lambda row: row.number, reverse=True)[:ROWS][::-1]
+    drawn = figures.curve_numbers(trials)
     cells = []
     for row in rows:
         point = [shown(row.point.get(path)) for path in trials.fields]
         values = [shown(row.value(i, o)) for i, o in enumerate(trials.objectives)]
-        time = duration(row.seconds)
-        cells.append([row.number, STATES[row.state], *point, *values, len(row.epochs), time])
-    about = "Values of trials that are not complete are those of their best epoch. Everything that was reported is in "
+        time, links = duration(row.seconds), _links(row, row.number in drawn, folder)
+        cells.append([row.number, STATES[row.state], *point, *values, len(row.epochs), time, links])
+    about = (
+        "Values of trials that are not complete are those of their best epoch. A curve is shown among the others, whose lines "
+        "fade; folders and evaluations open where they lie. Everything that was reported is in "
+    )
     files = '<a href="trials.csv">trials.csv</a> and <a href="trials.json">trials.json</a>'
-    right = [0, *range(2, len(columns))]
-    return [table_html(columns, cells, right), f"<p>{escape(about)}{files}.</p>", *_listed(len(trials.rows), "newest ")]
+    right = [0, *range(2, len(columns) - 1)]
+    table = table_html(columns, cells, right, "long")
+    return [table, f"<p>{escape(about)}{files}.</p>", *_listed(len(trials.rows), "newest "), _FADE]
+
+
+def _links(row: TrialRow, drawn: bool, folder: Path) -> Markup:
+    """To a trial's curve, its folder and its evaluations."""
+    links = [f'<a href="#{place(CURVES)}" data-trial="{row.number}">curve</a>'] if drawn and row.intermediate else []
+    if row.run.path.is_dir():
+        links += [link("folder", _address(row.run.path, folder)), *_evaluations(row.run, folder)]
+    return Markup(", ".join(links))
+
+
+def _evaluations(run: Run, folder: Path) -> list[Markup]:
+    return [link(f"on {page.parent.name.rpartition('-')[0]}", _address(page, folder)) for page in evaluations(run)]
+
+
+def _address(path: Path, folder: Path) -> str:
+    """What a link in the folder's page leads to a file by."""
+    return quote(os.path.relpath(path, folder))
 
 
 def _listed(number: int, which: str = "") -> list[str]:

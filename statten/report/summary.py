@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from statten.display import duration
+from statten.report.about import facts
 from statten.report.trials import NOT_RUN, STATES, SweepTrials, common_reason, shown
 from statten.search.repeats import sentence
 
@@ -11,7 +12,7 @@ _WAS = ("was", "were")
 
 
 def summarize(trials: SweepTrials) -> dict[str, Any]:
-    """States, the best trial or the front, the cost, and what to type next."""
+    """What was swept, states, the best trial or the front, the cost, and what to type next."""
     own = [row for row in trials.rows if not row.taken_over]
     epochs, seconds = sum(len(row.epochs) for row in own), sum(row.seconds for row in own)
     began = [row.began for row in own if row.began]
@@ -22,6 +23,7 @@ def summarize(trials: SweepTrials) -> dict[str, Any]:
     return {
         "sweep": trials.sweep.name,
         "path": str(trials.sweep.path),
+        "about": facts(trials),
         "objectives": [{"name": o.name, "direction": "max" if o.maximize else "min"} for o in trials.objectives],
         "states": states,
         "not_run": trials.not_run,
@@ -89,7 +91,7 @@ def _span(summary: dict[str, Any]) -> str:
 
 def best_cells(trials: SweepTrials) -> tuple[list[str], list[list[str]]]:
     """The best trial or the front as a table: number, point, objectives, epochs; the base config last."""
-    columns = ["", "trial", *trials.names.values(), *[o.name for o in trials.objectives], "best epoch", "time"]
+    columns = ["", "trial", *trials.names.values(), *[o.label for o in trials.objectives], "best epoch", "time"]
     rows = [("front" if len(trials.objectives) > 1 else "best", row) for row in trials.front]
     if trials.base and trials.base not in trials.front:
         rows.append((trials.base_name.partition(" (")[0], trials.base))

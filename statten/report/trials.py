@@ -8,13 +8,15 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from statten.config import load_config, recipe_names
 from statten.display import numeral, state_word
+from statten.display.units import EnergyUnit
 from statten.errors import UserError
+from statten.metrics.labels import label
 from statten.search.sweep import Sweep, is_run, short
 from statten.storage.run import Run, best_row, written
 
@@ -29,29 +31,10 @@ NOT_RUN = {
     "lost": "not in the study any more, and without a folder",
 }
 """Why a trial was proposed and not trained, by its user attribute."""
-LABELS = {
-    "val/top1": "validation top-1 (%)",
-    "val/top5": "validation top-5 (%)",
-    "val/loss": "validation loss",
-    "train/loss": "training loss",
-    "train/top1": "training top-1 (%)",
-    "energy_uj": "energy per sample (µJ)",
-    "latency_ms": "latency of one sample (ms)",
-    "peak_memory_mib": "peak memory (MiB)",
-    "samples_per_second": "training speed (samples/s)",
-    "seconds": "time per epoch (s)",
-}
+ENERGY = "energy_uj"
+"""The metric of which a page chooses the unit."""
 STATES = {state: state_word(state) for state in ("complete", "pruned", "fail", "running", "unfinished", "waiting")}
 """States of a trial as a person reads them."""
-UNITS = {"uj": "µJ", "mj": "mJ", "ms": "ms", "mib": "MiB", "gib": "GiB", "bytes": "bytes"}
-
-
-def label(metric: str) -> str:
-    """A reported metric as an axis calls it, with its unit."""
-    if metric in LABELS:
-        return LABELS[metric]
-    words, _, unit = metric.rpartition("_")
-    return f"{words} ({UNITS[unit]})".replace("_", " ") if words and unit in UNITS else metric.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -62,6 +45,17 @@ class Objective:
     """The metric, such as val/top1."""
     maximize: bool
     """Whether more is better."""
+    unit: EnergyUnit | None = None
+    """What its values are in, of an energy that is not in the metric's own unit."""
+
+    @property
+    def label(self) -> str:
+        """What an axis or a column calls it, with its unit."""
+        return f"energy per sample ({self.unit.name})" if self.unit else label(self.name)
+
+
+PAUSE = 5.0
+"""Seconds between two epochs, and a tenth of the later one, from which on they count as interrupted."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +96,25 @@ class TrialRow:
         """Of the best epoch; empty before the first one."""
         return best_row(self.epochs) if self.epochs else {}
 
+    @property
+    def worked(self) -> list[tuple[datetime, datetime]]:
+        """From when to when it was trained, in the order of time; what is between was waiting, or an interruption."""
+        spans: list[tuple[datetime, datetime]] = []
+        for row in self.epochs:
+            seconds = row.get("seconds", 0.0)
+            # An older version did not write down when an epoch ended; what is no time in this century is damaged.
+            if not (0 < row.get("time", 0) < 4e9 and 0 <= seconds < 1e9):
+                continue
+            end = datetime.fromtimestamp(row["time"])
+            begin = end - timedelta(seconds=seconds)
+            if spans and (begin - spans[-1][1]).total_seconds() <= PAUSE + seconds / 10:
+                spans[-1] = spans[-1][0], end
+            else:
+                spans.append((begin, end))
+        if not spans and self.epochs and self.began and 0 <= self.seconds < 1e9:
+            spans = [(self.began, self.began + timedelta(seconds=self.seconds))]
+        return spans
+
     def value(self, index: int, objective: Objective) -> float | None:
         """An objective's value, or what the best epoch of an unfinished trial gave."""
         if self.state == "complete" and self.values:
@@ -112,8 +125,11 @@ class TrialRow:
 class SweepTrials:
     """Everything that a report needs of a sweep, read once; the sweep may be running."""
 
-    def __init__(self, sweep: Sweep, rows: list[TrialRow], objectives: list[Objective], not_run: dict[str, int]):
-        self.sweep, self.config, self.rows, self.objectives = sweep, sweep.config, rows, objectives
+    def __init__(
+        self, sweep: Sweep, rows: list[TrialRow], objectives: list[Objective], not_run: dict[str, int],
+        unit: EnergyUnit | None = None,
+    ):  # fmt: skip
+        self.sweep, self.config, self.rows, self.objectives, self.unit = sweep, sweep.config, rows, objectives, unit
         self.not_run = not_run
         """How many proposals were not trained, by why."""
 
@@ -126,6 +142,23 @@ class SweepTrials:
         rows = [_row(sweep, trial, objectives[0].name, alive) for trial in trials if is_run(trial)]
         not_run = Counter(why for trial in trials if not is_run(trial) for why in trial.user_attrs if why in NOT_RUN)
         return cls(sweep, rows, objectives, dict(not_run))
+
+    def in_one_unit(self) -> "SweepTrials":
+        """The same trials with energies in the unit that suits them all, as pages and pictures show them."""
+        unit = EnergyUnit.of([1e6 * epoch[ENERGY] for row in self.rows for epoch in row.epochs if ENERGY in epoch])
+        factor = 1e6 / unit.pj
+        objectives = [replace(o, unit=unit) if o.name == ENERGY else o for o in self.objectives]
+        scales = [factor if o.unit else 1.0 for o in objectives]
+        rows = [
+            replace(
+                row,
+                epochs=[epoch | {ENERGY: factor * epoch[ENERGY]} if ENERGY in epoch else epoch for epoch in row.epochs],
+                values=[scale * value for scale, value in zip(scales, row.values, strict=False)] if row.values else None,
+                intermediate={epoch: scales[0] * value for epoch, value in row.intermediate.items()},
+            )
+            for row in self.rows
+        ]
+        return SweepTrials(self.sweep, rows, objectives, self.not_run, unit)
 
     @cached_property
     def fields(self) -> list[str]:
@@ -171,12 +204,17 @@ class SweepTrials:
         return next((row for row in same if row.state == "complete"), same[0] if same else None)
 
     @cached_property
-    def base_name(self) -> str:
-        """What the base config's point is called: by the recipe that has its model and data, where there is one."""
+    def recipe(self) -> str | None:
+        """Name of the recipe that has the base config's model and data, if any."""
         model, data = self.config.model, self.config.data.name
         recipes = (name for name in recipe_names() if (c := load_config(name)).model == model and c.data.name == data)
-        name = next(recipes, None)
-        return (f"recipe {name}" if name else "base config") + (f" (trial {self.base.number})" if self.base else "")
+        return next(recipes, None)
+
+    @cached_property
+    def base_name(self) -> str:
+        """What the base config's point is called: by its recipe, where it is one."""
+        name = f"recipe {self.recipe}" if self.recipe else "base config"
+        return name + (f" (trial {self.base.number})" if self.base else "")
 
     def describe(self, row: TrialRow) -> str:
         """A point in short: T=4 b=2 depth=2 dim=64."""
@@ -222,15 +260,14 @@ class SweepTrials:
         """The same trials with several objectives: with one, energy per sample is the second; None where none reports it."""
         if len(self.objectives) > 1:
             return self
-        metric = "energy_uj"
         rows = [
-            replace(row, values=[row.values[0], row.metrics[metric]]) if row.values and row.state == "complete" else row
+            replace(row, values=[row.values[0], row.metrics[ENERGY]]) if row.values and row.state == "complete" else row
             for row in self.rows
-            if row.state != "complete" or metric in row.metrics
+            if row.state != "complete" or ENERGY in row.metrics
         ]
         if not any(row.state == "complete" for row in rows):
             return None
-        other = SweepTrials(self.sweep, rows, [*self.objectives, Objective(metric, False)], self.not_run)
+        other = SweepTrials(self.sweep, rows, [*self.objectives, Objective(ENERGY, False, self.unit)], self.not_run)
         numbers = {trial.number for trial in other.study().best_trials}
         other.front = different([row for row in rows if row.number in numbers])
         return other
@@ -274,13 +311,17 @@ def common_reason(ended: Iterable[tuple[str, str | None]]) -> str | None:
     """
     ended = list(ended)
     for state, verb in (("pruned", "were stopped"), ("fail", "failed")):
-        reasons = [reason or "" for found, reason in ended if found == state]
-        kinds = Counter(re.sub(r"(?<=layer )\S+|(?<![\w/.])\d[\d.]*(e[+-]?\d+)?", "…", reason) for reason in reasons)
+        kinds = Counter(kind_of(reason) for found, reason in ended if found == state)
         for kind, number in kinds.most_common(1):
-            if kind and number > 1 and number > len(reasons) / 2:
-                kind = kind.removeprefix("stopped at epoch …: ")
+            if kind and number > 1 and number > kinds.total() / 2:
                 return f"{number} of {len(ended)} trials {verb} for the same reason: {kind}"
     return None
+
+
+def kind_of(reason: str | None) -> str:
+    """A reason without its numbers and layers, by which those that are alike are counted together."""
+    kind = re.sub(r"(?<=layer )\S+|(?<![\w/.])\d[\d.]*(e[+-]?\d+)?", "…", reason or "")
+    return kind.removeprefix("stopped at epoch …: ")
 
 
 def different(rows: list[TrialRow]) -> list[TrialRow]:
@@ -297,7 +338,7 @@ def memory_study(objectives: list[Objective], trials: "list[optuna.trial.FrozenT
     study.add_trials(trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        study.set_metric_names([label(objective.name) for objective in objectives])
+        study.set_metric_names([objective.label for objective in objectives])
     return study
 
 

@@ -69,17 +69,20 @@ SETTLE = 1.0
 """Seconds after which a writer that put its name into the store looks whether it is still there."""
 
 
+SHOWN = ("events.out.tfevents.", "tensorboard/", "evaluations/")
+"""How files begin that are made for people alone: events (in a folder of older versions), and evaluations."""
+
 # What is brought: a file's path inside its run decides.
 
 
 def look(file: str) -> bool:
     """The small files that tables are made of."""
-    return not file.startswith(("checkpoints/", "tensorboard/", "evaluations/")) and not file.endswith(".safetensors")
+    return not file.startswith(("checkpoints/", *SHOWN)) and not file.endswith(".safetensors")
 
 
 def work(file: str) -> bool:
     """All that training goes on from."""
-    return not file.startswith(("tensorboard/", "evaluations/"))
+    return not file.startswith(SHOWN)
 
 
 def everything(file: str) -> bool:

@@ -10,7 +10,7 @@
         train.log         warnings and choices of the workers
         progress.json     where the current epoch is
         checkpoints/      see checkpoint.py
-        tensorboard/      one event folder
+        events.out.tfevents.*  what TensorBoard shows; see events.py
         result.json       how it ended: finished, failed (with the reason) or stopped
         evaluation.json   what `evaluate` found on the test part
         evaluations/      its whole reports, one folder for each dataset, T and b; see evaluation/

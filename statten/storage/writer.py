@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statten.config import Config
 from statten.errors import Superseded
 from statten.files import FULL, append_line, write_json, write_text
 from statten.storage.mirror import Sender, mirror_of
 from statten.storage.run import Run, now
+
+if TYPE_CHECKING:
+    from statten.storage.events import EventFile
 
 log = logging.getLogger("statten")
 
@@ -45,8 +48,7 @@ class RunWriter:
         self.classes: Sequence[str] = ()
         """Name of each label, which every checkpoint keeps."""
         self._sender = Sender(mirror, attempt) if mirror else None
-        self._events: Any = None
-        self._purge: int | None = None
+        self._events: EventFile | None = None
         self._progress_at = 0.0
 
     def begin(self, state: Any) -> None:
@@ -70,7 +72,6 @@ class RunWriter:
             rows.append(state.metrics)
         if stale or rows:
             write_text(self.run.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            self._purge = state.epoch
             if state.metrics:
                 self._write_events(state)
 
@@ -118,19 +119,8 @@ class RunWriter:
     def close(self, failed: bool) -> None:
         """Close the event file, mark the HParams session as ended and see that a store has everything."""
         if self._events is not None:
-            from torch.utils.tensorboard.summary import hparams
-
-            end = hparams({}, {})[2]
-            if failed:
-                from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE
-                from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-                content = HParamsPluginData.FromString(end.value[0].metadata.plugin_data.content)
-                content.session_end_info.status = STATUS_FAILURE
-                end.value[0].metadata.plugin_data.content = content.SerializeToString()
             with suppress(OSError):  # storage that is away or full has been told of
-                self._events.file_writer.add_summary(end)
-                self._events.close()
+                self._events.close(failed)
             self._events = None
         if self._sender:
             with suppress(*[RuntimeError] if failed else []):  # there is a better reason already
@@ -177,22 +167,15 @@ class RunWriter:
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
     def _write_events(self, state: Any) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
+        rows = [state.metrics]
         if self._events is None:  # made with the first row, so that no event file is empty
-            from torch.utils.tensorboard import SummaryWriter
+            from statten.storage.events import EventFile  # TensorBoard, which a folder that is only read does not need
 
-            self._events = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self._purge)
-            for summary in _hparams_summaries(self.config, self.run.origin.get("point")):
-                self._events.file_writer.add_summary(summary)
+            self._events, rows = EventFile(self.run.path, self.config, self.run.origin.get("point")), self.run.metrics()
         try:
-            # HParams shows a tag's last value: the best so far needs a tag of its own.
-            values = {**state.metrics, "best/top1": state.best["val/top1"]}
-            scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if tag != "epoch"]
-            self._events.file_writer.add_summary(Summary(value=scalars), state.epoch)
-            self._events.flush()
+            self._events.write(rows)
         except OSError:
-            self._events, self._purge = None, state.epoch  # the writer's thread ended with it
+            self._events = None  # the writer's thread ended with it
             raise
 
 
@@ -222,23 +205,3 @@ def logging_to(path: Path, rank: int) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
-
-
-def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any]:
-    """What TensorBoard's HParams page needs: all hyperparameters, the few that it shows at first marked."""
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-    from torch.utils.tensorboard.summary import hparams
-
-    flat = {}
-    for part in ("data", "model", "train"):
-        for name, value in getattr(config, part).model_dump(mode="json").items():
-            if value is not None:
-                flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    experiment, start, _ = hparams(flat, {"best/top1": 0.0, "val/loss": 0.0})
-    plugin = experiment.value[0].metadata.plugin_data
-    content = HParamsPluginData.FromString(plugin.content)
-    shown = {*(point or {}), "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}
-    for field in content.experiment.hparam_infos:
-        field.differs = field.name in shown
-    plugin.content = content.SerializeToString()
-    return [experiment, start]

@@ -153,6 +153,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
             "samples_per_second": trained["samples"] / seconds,
             "seconds": state.seconds + time.monotonic() - began,
+            "time": time.time(),
         }
         if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])):
             raise Diverged(

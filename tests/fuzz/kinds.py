@@ -195,7 +195,8 @@ def a_sweep(box: Path) -> Sweep:
 
     base = load_config("digits", {**FIELDS, "search.trials": 3, "search.objectives": ["val/top1", "energy_uj"]})
     tree = {"model.timesteps": {"choices": [1, 2]}, "model.block_size": {"divisors_of": "model.timesteps"}}
-    sweep = Sweep.create(box / "runs" / "s", base, make_space(tree, base))
+    about = {"commit": "abc", "versions": {"torch": "2.11.0"}, "command": ["statten", "tune"], "gpus": [], "cpus": 2}
+    sweep = Sweep.create(box / "runs" / "s", base, make_space(tree, base), {"environment.json": about})
     study, source = sweep.study(), a_run(box).path
     for number, timesteps in enumerate((1, 2, 2)):
         point = {"model.timesteps": timesteps, "model.block_size": max(1, timesteps - number % 2)}
@@ -220,6 +221,8 @@ def printed(path: Path) -> None:
     trials = SweepTrials.read(Sweep(path))
     csv_text(documents(trials))
     json.dumps(summarize(trials))
+    for row in trials.in_one_unit().rows:
+        row.worked  # noqa: B018 - a property that computes
 
 
 def of_sweep(file: str, mutate: Any) -> Callable[[Path], Target]:
@@ -469,6 +472,7 @@ KINDS: dict[str, Kind] = {
     "config.yaml of a run": Kind(of_run("config.yaml", yaml_text), 80),
     "state.json": Kind(of_run("checkpoints/epoch-0002/state.json", sealed), 80),
     "sweep.json": Kind(of_sweep("sweep.json", document), 20), "sources.json": Kind(of_sweep("sources.json", document), 20),
+    "environment.json": Kind(of_sweep("environment.json", document), 20),
     "study.journal": Kind(of_sweep("study.journal", lines), 20),
     "space.yaml of a sweep": Kind(of_sweep("space.yaml", yaml_text), 20),
     "result.json of a trial": Kind(of_sweep("trials/0000/result.json", document), 12),

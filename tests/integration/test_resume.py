@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from statten.data import split_indices
+from statten.storage.events import PREFIX, tag
 from statten.storage.run import Run
 
 SMALL = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=6 --set train.checkpoint_every_steps=7"
@@ -17,7 +18,7 @@ ALL_OF_IT = (
     "--set train.ema_decay=0.9 --set train.layer_decay=0.8 --set train.clip_grad=1 --set data.augment=true "
     "--set model.drop_path=0.1"
 )
-TAGS = {"train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head"}
+TAGS = {tag(metric) for metric in ("train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head")}
 
 
 def train(statten, storage, name, workers, options=""):
@@ -48,15 +49,15 @@ def test_six_epochs_straight_equal_three_killed_and_resumed(workers, options, st
 
     straight = Run(tmp_path / "straight")
     assert weights(run) == weights(straight)
-    rates = {"seconds", "samples_per_second"}
+    rates = {"seconds", "samples_per_second", "time"}
     rows = [[{k: v for k, v in row.items() if k not in rates} for row in r.metrics()] for r in (run, straight)]
     assert rows[0] == rows[1], "every epoch's metrics, the interrupted one's included"
     assert run.state == "finished" and run.result["best"]["epoch"] == straight.result["best"]["epoch"]
 
-    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    events = EventAccumulator(str(run.path)).Reload()
     assert set(events.Tags()["scalars"]) >= TAGS
-    assert [event.step for event in events.Scalars("val/top1")] == [1, 2, 3, 4, 5, 6], "nothing twice, nothing missing"
-    assert all(path.stat().st_size > 200 for path in (run.path / "tensorboard").iterdir()), "no empty event file"
+    assert [event.step for event in events.Scalars(tag("val/top1"))] == [1, 2, 3, 4, 5, 6], "nothing twice, nothing missing"
+    assert all(path.stat().st_size > 200 for path in run.path.glob(f"{PREFIX}*")), "no empty event file"
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from statten.search import resume_sweep
 from statten.search.searcher import OptunaSearcher
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
+from statten.storage.events import tag
 from statten.storage.run import Run
 from statten.training.worker import run_fit
 
@@ -84,9 +85,10 @@ def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
         assert run.state == {"COMPLETE": "finished", "PRUNED": "stopped"}[after[trial.number]]
         if after[trial.number] == "COMPLETE":
             assert len(rows) == EPOCHS and trial.value == run.result["best"]["val/top1"]
-        events = EventAccumulator(str(run.path / "tensorboard")).Reload()
-        assert [event.step for event in events.Scalars("val/top1")] == rows
-        assert {"train/loss", "val/loss", "lr", "samples_per_second", "firing_rate/head"} <= set(events.Tags()["scalars"])
+        events = EventAccumulator(str(run.path)).Reload()
+        assert [event.step for event in events.Scalars(tag("val/top1"))] == rows
+        shown = {tag(metric) for metric in ("train/loss", "val/loss", "lr", "samples_per_second", "firing_rate/head")}
+        assert shown <= set(events.Tags()["scalars"])
         assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 
     text = statten("best", "s", "--storage", tmp_path, "--json").finish()

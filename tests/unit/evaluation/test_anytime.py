@@ -11,7 +11,7 @@ from statten.data import make_loaders, make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate, open_target
 from statten.evaluation.anytime import anytime, early_exit
-from statten.evaluation.grid import best_pair, grid, grid_summary, recalibrate_norms
+from statten.evaluation.grid import best_cell, best_pair, grid, grid_summary, recalibrate_norms
 from statten.evaluation.measure import RECORD, Measured
 from statten.models import Backbone
 
@@ -104,6 +104,14 @@ def test_recalibration_finds_the_statistics_of_the_batches(run):
     means = [conv(next(batches)[0]).mean((0, 2, 3)) for _ in range(2)]
     torch.testing.assert_close(norm.running_mean, (means[0] + means[1]) / 2)
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_pair_in_use_stays_where_another_gains_nothing():
+    cells = [{"timesteps": t, "block_size": b, "top1": top1, "loss": loss} for t, b, top1, loss in
+             [(1, 1, 70.0, 0.1), (2, 1, 80.0, 0.5), (2, 2, 80.0, 0.4), (4, 4, 80.0, 0.1)]]  # fmt: skip
+    assert best_cell(cells, 2, 1) == cells[1], "its loss alone is higher"
+    assert best_cell(cells, 4, 4) == cells[2], "fewer timesteps cost less"
+    assert best_cell([*cells, {**cells[0], "top1": 81.0}], 2, 1)["timesteps"] == 1
 
 
 def test_the_grid_recommends_no_pair_that_is_in_use(run, capsys):

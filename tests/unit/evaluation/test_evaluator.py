@@ -18,9 +18,10 @@ from statten.errors import UserError
 from statten.evaluation import evaluate, measure_target, open_target
 from statten.evaluation import measure as measuring
 from statten.evaluation.anytime import anytime
+from statten.evaluation.gallery import MISTAKES
 from statten.evaluation.grid import grid
 from statten.evaluation.measure import chunk_path, compact, load, measure, merge
-from statten.evaluation.report import build, calibration, classes, confusion, headline, layers, warnings
+from statten.evaluation.report import build, calibration, classes, confusion, energy_unit, headline, layers, warnings
 from statten.files import write_json
 from statten.metrics.energy import Conventions, check_file
 from statten.metrics.inference import evaluating
@@ -177,24 +178,31 @@ def test_files_and_another_evaluation_beside_them(runs):
     run = runs["digits"]
     report = evaluate(run.path)
     folder = Path(report["folder"])
-    names = {p.name for p in folder.iterdir()}
+    names = {"events" if p.name.startswith("events.out.tfevents.") else p.name for p in folder.iterdir()}
     assert names == {
-        "report.json", "report.md", "report.html", "energy.json", "samples.safetensors", "tensorboard", "rates.png",
+        "report.json", "report.md", "report.html", "energy.json", "samples.safetensors", "events", "rates.png",
         "energy.png", "confusion.png", "calibration.png",
     }  # fmt: skip
     assert json.loads((folder / "report.json").read_text())["top1"] == report["top1"]
     assert "| embed.conv0 | conv3x3 |" in (folder / "report.md").read_text()
     page = (folder / "report.html").read_text()
-    assert page.count("plotly.js v") == 1 and page.count('class="plotly-graph-div"') == 5
+    assert page.count('<svg class="picture"') == 4 and "plotly.js v" not in page and len(page) < 500_000
     assert all(f"<td>{op}</td>" in page for op in ("embed.conv0", "blocks.0.attn.kv", "head"))
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page), "nothing is fetched"
-    assert f"{report['energy']['total']['pj'] / 1e6:.4f} uJ" in page and f"{report['top1']:.2f} %" in page
+    assert not re.search(r"""<(script|link|img|image)[^>]*(src|href)=(?!"data:)""", page), "nothing is fetched"
+    unit = energy_unit(report["energy"])
+    assert unit.text(report["energy"]["total"]["pj"]) in page and f"{report['top1']:.2f} %" in page
+    assert set(re.findall(r"\d (.J)\b(?! each)", page)) == {unit.name}, "one unit of energy"
+    shown = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)">', page)
+    assert len(shown) == len(report["mistakes"]) == MISTAKES and shown[0].startswith(
+        f"sample {report['mistakes'][0]['index']}: "
+    )
     assert json.loads((run.path / "evaluation.json").read_text())["top1"] == report["top1"]
     before = (folder / "report.json").read_bytes()
     other = evaluate(run.path, {"model.timesteps": 2, "model.block_size": 1})
     assert other["folder"] != report["folder"] and other["timesteps"] == 2
     assert (folder / "report.json").read_bytes() == before
     assert Path(evaluate(run.path)["folder"]) == folder, "the same evaluation has the same place"
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1, "and one event file"
 
 
 def test_a_published_checkpoint_is_evaluated_as_our_own(runs, tmp_path):

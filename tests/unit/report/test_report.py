@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from statten import report as reporting
 from statten.config import load_config
 from statten.errors import UserError
 from statten.files import write_json
+from statten.metrics.labels import label
 from statten.report import figures, rates
 from statten.report.overview import awaited, details, details_table, sweep_summary, watch
 from statten.report.sections import build, contour_pair
 from statten.report.summary import sentences, summarize
-from statten.report.trials import SweepTrials, common_reason, label
+from statten.report.trials import SweepTrials, common_reason
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.checkpoint import save
@@ -125,7 +127,7 @@ def untouched(sweep):
 
 def test_the_page_has_every_section_and_loads_nothing(report):
     page = Path(report["files"]["page"]).read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Pareto front", *SECTIONS]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["What was swept", "Pareto front", *SECTIONS]
     assert page.count('class="plotly-graph-div"') >= 10
     body = page[page.rindex("</script>\n</head>") :]
     loads = re.findall(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)\s*=\s*["']?([^"'> ]+)""", page)
@@ -224,10 +226,57 @@ def test_plots_show_the_study_under_short_names(sweep):
 
     timeline = figures.timeline(trials)
     assert {trace.name: list(trace.y) for trace in timeline.data} == {
-        "finished": [0, 1, 3, 4, 6], "failed": [5], "stopped early": [2],
+        "starting, waiting or interrupted": [0, 1, 2, 3, 4, 5, 6], "finished": [0, 1, 3, 4, 6], "failed": [5],
+        "stopped early": [2],
     }  # fmt: skip
     curves = {trace.name: list(trace.y) for trace in figures.curves(trials).data}
     assert curves["trial 4"] == [75.0, 85.0, 95.0] and curves["stopped early"] == [30.0] and curves["failed"] == [20.0]
+
+
+def test_the_page_says_what_was_swept_and_leads_to_curves_and_evaluations(tmp_path):
+    sweep = make_sweep(tmp_path / "a storage" / "s")
+    command = ["/bin/statten", "tune", "--space", "digits_events", "digits"]
+    about = {"commit": "abc123", "versions": {"torch": "2.0", "timm": None}, "command": command}
+    write_json(sweep.path / "environment.json", about)
+    evaluated = sweep.trial(4).path / "evaluations" / "digits-T4-b4-0123456789" / "report.html"
+    evaluated.parent.mkdir(parents=True)
+    evaluated.touch()
+    Run.create(tmp_path / "a storage" / "further", sweep.trial(1).config, {"sweep": sweep.name, "trial": 1})
+    Run.create(tmp_path / "a storage" / "other", sweep.trial(1).config, {"sweep": "another", "trial": 1})
+    made = reporting.report(sweep, tmp_path / "out", rates=False)
+    about = dict(made["about"])
+    assert about["dataset"].startswith("digits (validation: 0.1") and about["commit"] == "abc123"
+    assert about["recipe"] == "digits, with other fields (config.yaml)"
+    assert about["versions"] == "torch 2.0" and about["command"] == "statten tune --space digits_events digits"
+    assert about["stops early"] == "scheduler auto, firing rates outside 1e-05 to 0.999"
+    assert about["sampler"].startswith("tpe, seed 0") and "seed 42" in about["training"] and "lr" not in about["training"]
+    page = Path(made["files"]["page"]).read_text()
+    for line in ("model.block_size: {divisors_of: model.timesteps}", "train.lr: {float: [0.0001, 0.01], log: true}"):
+        assert f"<td>{line}</td>" in page
+    assert '<a href="../a%20storage/s/trials/0004/evaluations/digits-T4-b4-0123456789/report.html">on digits-T4-b4</a>' in page
+    assert page.count('<a href="#learning-curves" data-trial=') == len(TRIALS) and 'id="learning-curves"' in page
+    assert "Trained on from it" in page and ">further</a>" in page and ">other</a>" not in page
+    write_json(sweep.path / "environment.json", {"commit": 7})
+    assert "commit must be" in dict(summarize(SweepTrials.read(sweep))["about"])["environment"]
+
+
+def test_an_interruption_is_not_work(sweep):
+    row, began = SweepTrials.read(sweep).rows[0], datetime(2026, 1, 1, 12)
+    ends = [60, 121, 1000, 1061]  # seconds after the begin; each epoch took 60
+    row = replace(row, epochs=[{"epoch": i, "seconds": 60.0, "time": began.timestamp() + end} for i, end in enumerate(ends)])
+    assert [[(at - began).total_seconds() for at in span] for span in row.worked] == [[0, 121], [940, 1061]]
+    old = replace(row, epochs=[{"epoch": 1, "seconds": 60.0}], began=began, ended=began + timedelta(hours=1))
+    assert old.worked == [(began, began + timedelta(seconds=60))], "older rows do not say when"
+
+
+def test_a_page_has_one_unit_of_energy(sweep):
+    trials = SweepTrials.read(sweep)
+    rows = [replace(r, values=[r.values[0], r.values[1] / 1e4] if r.values else None,
+                    epochs=[e | {"energy_uj": e["energy_uj"] / 1e4} for e in r.epochs]) for r in trials.rows]  # fmt: skip
+    small = SweepTrials(sweep, rows, trials.objectives, {}).in_one_unit()
+    assert [o.label for o in small.objectives] == ["validation top-1 (%)", "energy per sample (pJ)"]
+    assert small.rows[4].values == pytest.approx([95.0, 600.0]) and small.rows[2].value(1, small.objectives[1]) == 500.0
+    assert trials.in_one_unit().objectives[1].label == "energy per sample (µJ)"
 
 
 def test_firing_rates_are_those_of_a_validation_and_are_kept(sweep, report, monkeypatch):
@@ -265,7 +314,7 @@ def test_few_trials_make_a_page_too(tmp_path, objectives, trials):
     page = Path(report["files"]["page"]).read_text()
     assert [command.split()[1] for _, command in report["next"][:2]] == ["show", "resume"]
     first = "Pareto front" if len(objectives) > 1 else "Accuracy against energy"
-    assert re.findall("<h2>(.*?)</h2>", page) == [first, *SECTIONS]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["What was swept", first, *SECTIONS]
     if not any(trial[4] == STATES.COMPLETE for trial in trials):
         assert "No trial is finished yet" in page and "The history needs at least 1 finished trial; there is none." in page
     if not trials:
@@ -287,10 +336,10 @@ def test_what_is_not_drawn_is_said(sweep, monkeypatch):
     monkeypatch.setattr(figures, "CURVES", 3)
     monkeypatch.setattr(figures, "BARS", 4)
     trials = SweepTrials.read(sweep)
-    page = build(trials, summarize(trials), [])
+    page = build(trials, summarize(trials), [], sweep.path / "report")
     assert "Drawn are 3 of 5 best trials." in page and "Drawn are 4 of 7 newest trials." in page
     assert len([t for t in figures.curves(trials).data if t.name.startswith("trial")]) == 3
-    assert [y for trace in figures.timeline(trials).data for y in trace.y] == [3, 4, 6, 5]
+    assert [y for trace in figures.timeline(trials).data[1:] for y in trace.y] == [3, 4, 6, 5]
 
 
 def test_a_folder_of_something_else_stays_as_it_is(sweep, tmp_path):

@@ -44,7 +44,7 @@ def finish(run: Run, then=None):
 
 
 def curves(run: Run) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in run.metrics()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second", "time")} for row in run.metrics()]
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ class Checkpoints(NoCallback):
                 raise Killed
 
     def epoch(self, state):
-        self.rows.append({k: v for k, v in state.metrics.items() if not k.startswith(("seconds", "samples_per"))})
+        self.rows.append({k: v for k, v in state.metrics.items() if not k.startswith(("seconds", "samples_per", "time"))})
         if state.epoch == self.epochs:
             save(state, self.folder)
 
@@ -237,4 +237,4 @@ def test_fit_reports_what_it_says_that_it_reports():
     config = load_config("digits", {**TINY, "train.epochs": 1, "data.skip_corrupt": True, "search.objectives": ["latency_ms"]})
     state = make_state(config)
     fit(state, make_loaders(config), config, NoCallback())
-    assert {*state.metrics, "peak_memory_mib"} == {"epoch", *reported(config)}  # memory is measured on a GPU
+    assert {*state.metrics, "peak_memory_mib"} == {"epoch", "time", *reported(config)}  # memory is measured on a GPU
