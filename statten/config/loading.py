@@ -21,7 +21,7 @@ SHORT_FORMS = {
     "data": "data.root", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr",
     "workers": "scale.workers", "trials": "search.trials", "hours": "search.max_hours", "total_epochs": "search.max_epochs",
 }  # fmt: skip
-"""Options of `train` and `tune` that are a field each."""
+"""Options of commands that are a field each."""
 P = TypeVar("P", bound="Part")
 
 
