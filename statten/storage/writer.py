@@ -13,6 +13,7 @@ from typing import Any
 from statten.config import Config
 from statten.errors import Superseded
 from statten.files import FULL, append_line, write_json, write_text
+from statten.storage.loggers import Loggers, hyperparameters
 from statten.storage.mirror import Sender, mirror_of
 from statten.storage.run import Run, now
 
@@ -46,6 +47,7 @@ class RunWriter:
         """Name of each label, which every checkpoint keeps."""
         self._sender = Sender(mirror, attempt) if mirror else None
         self._events: Any = None
+        self._loggers: Loggers | None = None
         self._purge: int | None = None
         self._progress_at = 0.0
 
@@ -53,6 +55,8 @@ class RunWriter:
         """Make the folder agree with the state that training starts from."""
         if self.rank == 0:
             self._patiently(self._begin, state)
+            self._loggers = Loggers(self.run, self.config, list(self.classes))
+            self._loggers.begin()
 
     def _begin(self, state: Any) -> None:
         self._check_attempt()
@@ -97,6 +101,8 @@ class RunWriter:
             self._patiently(self._save, state)
             self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
             self._patiently(self._write_events, state)
+            if self._loggers:
+                self._loggers.epoch(state.metrics)
             self._send()
         if self.then:
             self._await_store()  # who hears of the epoch may look for it there
@@ -116,7 +122,9 @@ class RunWriter:
         (self.run.path / "progress.json").unlink(missing_ok=True)
 
     def close(self, failed: bool) -> None:
-        """Close the event file, mark the HParams session as ended and see that a store has everything."""
+        """Close the event file, mark the HParams session as ended, end loggers, and see that a store has everything."""
+        if self._loggers:
+            self._loggers.close(failed)
         if self._events is not None:
             from torch.utils.tensorboard.summary import hparams
 
@@ -229,12 +237,7 @@ def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    flat = {}
-    for part in ("data", "model", "train"):
-        for name, value in getattr(config, part).model_dump(mode="json").items():
-            if value is not None:
-                flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    experiment, start, _ = hparams(flat, {"best/top1": 0.0, "val/loss": 0.0})
+    experiment, start, _ = hparams(hyperparameters(config), {"best/top1": 0.0, "val/loss": 0.0})
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     shown = {*(point or {}), "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}
