@@ -114,7 +114,7 @@ Set = Annotated[
     ),
 ]  # fmt: skip
 Root = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset: data.root.")]
-Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
+Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: one of the recipe or target.")]
 Storage = Annotated[
     Path | None,
     typer.Option(

@@ -219,6 +219,8 @@ def check_loggers(config: Config, group: str | None = None, starts: bool = True)
 
 def _check_login() -> None:
     wandb = _wandb()
+    if wandb.run is not None:  # a notebook's own, which a login would refuse and a teardown end
+        return
     try:
         there = wandb.login(prompt=False)
     except Exception as error:

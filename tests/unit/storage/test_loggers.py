@@ -16,6 +16,8 @@ from wandb.proto import wandb_internal_pb2
 from statten.config import build_config, load_config
 from statten.data import resolved
 from statten.errors import ConfigError, UserError
+from statten.evaluation.targets import open_target
+from statten.space.loading import make_space
 from statten.storage.loggers import FILE, check_loggers
 from statten.storage.run import Run
 from statten.training.worker import run_fit
@@ -178,4 +180,8 @@ def test_the_config_says_where_and_holds_no_password(work):
         "http://host:5000": "http://host:5000", "databricks": "databricks", "file:/a": "file:/a",
     }.items():  # fmt: skip
         assert resolved(load_config("digits", {"log.mlflow": given})).log.mlflow == kept
+    with pytest.raises(UserError, match=r"log\.project"):
+        make_space({"log.project": {"choices": ["a", "b"]}}, load_config("digits"))
+    with pytest.raises(UserError, match=r"--set log\.wandb: decides nothing of an evaluation"):
+        open_target(work, {"log.wandb": "offline"})
     assert not load_config("digits").log.mlflow and load_config("digits").log.wandb == "none"
