@@ -124,7 +124,13 @@ class MlflowLogger:
         self._client = _mlflow(self.config)
         group, name = _named(run)
         values = {path: str(value) for path, value in hyperparameters(self.config).items()}
-        tags = {"folder": run.where, **_listed("classes", classes)}
+        tags = {
+            "folder": run.where,
+            "mlflow.source.name": "statten",
+            "mlflow.source.type": "LOCAL",
+            **_listed("classes", classes),
+        }
+        tags |= {"mlflow.user": user} if (user := os.environ.get("USER")) else {}
         if known is None:
             experiment = _experiment(self._client, group or self.config.log.project)
             known = self._client.create_run(experiment, run_name=name).info.run_id
