@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from statten.cli.options import Ema, Evaluated, Json, OnData, Set, Storage, app, begin, print_json
-from statten.errors import user_path
+from statten.errors import UserError, user_path
 from statten.storage.run import locate
 
 Output = Annotated[
@@ -158,6 +158,9 @@ def export_model(
     overrides: Set = [],  # noqa: B006
     data: OnData = None,
     ema: Ema = True,
+    repo: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload it to the Hugging Face Hub too.")
+    ] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -165,14 +168,23 @@ def export_model(
     path = locate(target, begin(as_json, storage))
     from statten.display import console
     from statten.evaluation import export as exporting
+    from statten.evaluation import hub
 
-    report = exporting.export(path, output, formats or exporting.DEFAULT, overrides, data=data, ema=ema)
+    formats = formats or [*exporting.DEFAULT]
+    if repo is not None:
+        if "safetensors" not in formats:
+            raise UserError("--push-to-hub: needs --format safetensors, which timm opens")
+        hub.check_repo(repo)
+    report = exporting.export(path, output, formats, overrides, data=data, ema=ema)
+    report["hub"] = None if repo is None else hub.push(output, repo)
     if as_json:
         return print_json(report)
     for name, about in report["files"].items():
         console.print(f"{output / name}  runs; its logits differ by {about['largest_difference']:.1e} at most", markup=False)
     if report["open"]:
         console.print("\n".join(["", "it opens with", *[f"  {line}" for line in report["open"]]]), markup=False)
+    if report["hub"]:
+        console.print(f"\npushed to {report['hub']}", markup=False)
     return None
 
 

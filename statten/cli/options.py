@@ -1,10 +1,12 @@
 """The command line's application, the options that several commands share, and where a new folder goes."""
 
+import functools
+import inspect
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -112,11 +114,7 @@ Set = Annotated[
     ),
 ]  # fmt: skip
 Root = Annotated[str | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset: data.root.")]
-Epochs = Annotated[int | None, typer.Option(metavar="N", help="Epochs: train.epochs.")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Samples per step: train.batch_size.")]
-Lr = Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate: train.lr.")]
-Workers = Annotated[str | None, typer.Option(metavar="N", help="Training workers: scale.workers.")]
-Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: the recipe's name and a number.")]
+Name = Annotated[str | None, typer.Option(help="Name of the new folder; default: one of the recipe or target.")]
 Storage = Annotated[
     Path | None,
     typer.Option(
@@ -131,14 +129,49 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run or sweep of this name and config was.")]
 
 
-def load(recipe: str, overrides: list[str], **short: Any) -> Config:
-    """The config of a recipe with overrides and short forms on top; raises UserError."""
-    config = load_config(recipe, with_short_forms(overrides, short))
+Short = Mapping[str, Any]
+"""What a command was given in short forms, by the keys of SHORT_FORMS; what was left out is None."""
+SHORT_OPTIONS = {
+    "data": Root,
+    "epochs": Annotated[int | None, typer.Option(metavar="N", help="Epochs: train.epochs.")],
+    "batch_size": Annotated[int | None, typer.Option(metavar="N", help="Samples per step: train.batch_size.")],
+    "lr": Annotated[float | None, typer.Option(metavar="RATE", help="Peak learning rate: train.lr.")],
+    "workers": Annotated[str | None, typer.Option(metavar="N", help="Training workers: scale.workers.")],
+}
+
+
+def short_forms(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of SHORT_OPTIONS in the place of its parameter `short`, which gets them as one mapping."""
+
+    @functools.wraps(command)
+    def typed(**given: Any) -> Any:
+        short = {name: given.pop(name) for name in SHORT_OPTIONS}
+        return command(**given, short=short)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        names = SHORT_OPTIONS if parameter.name == "short" else {}
+        more = [inspect.Parameter(n, parameter.kind, default=None, annotation=kind) for n, kind in names.items()]
+        parameters += more or [parameter]
+    typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    hints = get_type_hints(command, include_extras=True)
+    typed.__annotations__ = {name: hint for name, hint in hints.items() if name != "short"} | SHORT_OPTIONS
+    return typed
+
+
+def check_data_option(short: Short, config: Config) -> None:
+    """Raise UserError where --data names a folder for a dataset that has none."""
     if short.get("data") is not None and DATASETS[config.data.name].bundled:
         raise UserError(
             f"--data: has no effect on {config.data.name}, which comes with the package; for your own images use the recipe "
             f"image_folder, for event clips event_folder"
         )
+
+
+def load(recipe: str, overrides: list[str], short: Short) -> Config:
+    """The config of a recipe with overrides and short forms on top; raises UserError."""
+    config = load_config(recipe, with_short_forms(overrides, short))
+    check_data_option(short, config)
     return config
 
 

@@ -6,18 +6,16 @@ from typing import Annotated
 import typer
 
 from statten.cli.options import (
-    BatchSize,
-    Epochs,
     Json,
-    Lr,
     Recipe,
     Root,
     Set,
-    Workers,
+    Short,
     app,
     begin,
     load,
     print_json,
+    short_forms,
 )
 from statten.config import Config, config_tree, get_field, load_config, recipe_file, recipe_names, with_short_forms
 from statten.config.describe import describe_fields, settings
@@ -59,21 +57,17 @@ def recipes(
 
 
 @app.command("config")
+@short_forms
 def show_config(
     recipe: Recipe,
     overrides: Set = [],  # noqa: B006
-    data: Root = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    workers: Workers = None,
+    short: Short = {},  # noqa: B006
     changed: Annotated[bool, typer.Option("--changed", help="Only what is not a field's default.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show every field of a config that is in force, and what set it."""
     begin(as_json, None)
-    short = {"data": data, "epochs": epochs, "batch_size": batch_size, "lr": lr, "workers": workers}
-    config = in_force(load(recipe, overrides, **short))
+    config = in_force(load(recipe, overrides, short))
     rows = settings(recipe, with_short_forms(overrides, short), config)
     if changed:
         rows = [row for row in rows if row.differs]
@@ -98,7 +92,7 @@ def model(
 ) -> None:
     """Show a config's network without data: layers, parameters, operations, energy, memory."""
     begin(as_json, None)
-    config = in_force(load(recipe, overrides, data=data))
+    config = in_force(load(recipe, overrides, {"data": data}))
     from statten.display import console, table
     from statten.training.footprint import footprint
 

@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from statten.cli.options import (
-    BatchSize,
     DryRun,
-    Epochs,
     Json,
-    Lr,
     Name,
     Recipe,
     Resume,
-    Root,
     Set,
+    Short,
     Storage,
     Target,
-    Workers,
     app,
     begin,
+    check_data_option,
     load,
     print_json,
+    short_forms,
     stem,
 )
 from statten.cli.resume import begun, finish_run, finish_sweep, go_on
+from statten.config import with_short_forms
 from statten.errors import UserError
 from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
 from statten.space.loading import space_file
@@ -39,14 +38,11 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@short_forms
 def train(
     recipe: Recipe,
     overrides: Set = [],  # noqa: B006 - typer copies it
-    data: Root = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    workers: Workers = None,
+    short: Short = {},  # noqa: B006
     name: Name = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -55,7 +51,7 @@ def train(
 ) -> None:
     """Train one run on Ray Train workers."""
     folder, began = begin(as_json, storage), time.monotonic()
-    config = load(recipe, overrides, data=data, epochs=epochs, batch_size=batch_size, lr=lr, workers=workers)
+    config = load(recipe, overrides, short)
     path = folder_for(folder, name, stem(recipe))
     if dry_run:
         return _plan(config, as_json)
@@ -67,15 +63,12 @@ def train(
 
 
 @app.command()
+@short_forms
 def tune(
     recipe: Recipe,
     space: Annotated[list[str], typer.Option(help="Search-space file, or its name in search_spaces/; several are merged.")],
     overrides: Set = [],  # noqa: B006
-    data: Root = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    workers: Workers = None,
+    short: Short = {},  # noqa: B006
     trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials: search.trials.")] = None,
     hours: Annotated[float | None, typer.Option(metavar="HOURS", help="End after so many hours: search.max_hours.")] = None,
     total_epochs: Annotated[
@@ -92,10 +85,7 @@ def tune(
 ) -> None:
     """Sweep over a search space with Ray Tune and Optuna."""
     folder = begin(as_json, storage)
-    config = load(
-        recipe, overrides, data=data, epochs=epochs, batch_size=batch_size, lr=lr, workers=workers,
-        trials=trials, hours=hours, total_epochs=total_epochs,
-    )  # fmt: skip
+    config = load(recipe, overrides, {**short, "trials": trials, "hours": hours, "total_epochs": total_epochs})
     from statten.config import with_overrides
     from statten.data import resolved
     from statten.search.samplers import trials_of
@@ -133,9 +123,11 @@ def extend(
 
 
 @app.command()
+@short_forms
 def promote(
     target: Target,
     overrides: Set = [],  # noqa: B006
+    short: Short = {},  # noqa: B006
     trial: Annotated[int | None, typer.Option(help="Trial of the sweep; default: the best one.")] = None,
     front: Annotated[bool, typer.Option("--front", help="Promote every trial of the Pareto front, in turn.")] = False,
     use_grid: Annotated[
@@ -149,17 +141,18 @@ def promote(
 ) -> None:
     """Train a sweep's best trial (or a run) further, from its own checkpoint."""
     folder = begin(as_json, storage)
-    path, began = locate(target, folder), time.monotonic()
+    path, began, fields = locate(target, folder), time.monotonic(), with_short_forms(overrides, short)
     if front:
         if use_grid:
             raise UserError("--front: takes its trials as they are, and --grid changes (timesteps, block size); leave one out")
-        return _promote_front(path, overrides, trial, name, folder, as_json, dry_run, again)
+        return _promote_front(path, fields, short, trial, name, folder, as_json, dry_run, again)
     from statten.search.promotion import source_of
 
     source, recorded = source_of(path, trial)
     from statten.config import with_overrides
 
-    config = with_overrides(source.config, overrides)
+    config = with_overrides(source.config, fields)
+    check_data_option(short, config)
     new = folder_for(folder, name, f"{path.name}-promoted")
     if again and use_grid and new.exists():  # the pair was chosen when it was begun
         config = with_overrides(config, Run.open(new).origin.get("grid", {}).get("fields", {}))
@@ -169,15 +162,13 @@ def promote(
         return _plan(config, as_json)
     if again and begun(new, config):
         return go_on(new, folder, as_json)
-    fields: Any = overrides
     if use_grid:
-        from statten.config import parse_overrides
         from statten.display import console
         from statten.evaluation.grid import best_pair
 
-        chosen, why, report = best_pair(source, overrides)
+        chosen, why, report = best_pair(source, fields)
         console.print(why)
-        fields = {**parse_overrides(overrides), **chosen}
+        fields = {**fields, **chosen}
         recorded["grid"] = {
             **report["best"],
             "fields": chosen,
@@ -223,7 +214,8 @@ def run(
 
 def _promote_front(
     path: Path,
-    overrides: list[str],
+    fields: dict[str, Any],
+    short: Short,
     trial: int | None,
     name: str | None,
     folder: Path,
@@ -239,17 +231,18 @@ def _promote_front(
     if trial is not None:
         raise UserError("--front: takes every trial of the front, and --trial takes one; leave one of them out")
     sweep = search.Sweep.open(path)
+    check_data_option(short, with_overrides(sweep.config, fields))
     places = {t.number: folder_for(folder, f"{name or path.name + '-front'}-{t.number:04d}", "") for t in sweep.front()}
     known = [
         number for number, place in places.items()
-        if again and begun(place, with_overrides(sweep.trial(number).config, overrides))
+        if again and begun(place, with_overrides(sweep.trial(number).config, fields))
     ]  # fmt: skip
     if taken := [place for number, place in places.items() if place.exists() and number not in known]:
         raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
     if dry_run:
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
     done = []
-    for number, run in promote_front(sweep, overrides, places, known):
+    for number, run in promote_front(sweep, fields, places, known):
         best = run.judged()
         done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
         console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best.get('energy_uj', math.nan):.4g} uJ a sample")

@@ -15,6 +15,7 @@ from statten.display.run import following
 from statten.errors import Failed, UserError, in_shell
 from statten.files import write_json
 from statten.machine import environment
+from statten.storage.loggers import check_loggers
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
@@ -43,6 +44,7 @@ def train(config: Config, path: Path, weights: Path | None = None, origin: dict[
     if path.exists():
         Run.create(path, config)  # raises: say so before any machine is asked for
     config = resolved(config)
+    check_loggers(config, (origin or {}).get("sweep"))
     with ray_cluster(config.scale.address):
         machines = check_nodes(config, path)
         plan = preflight(config, capacity(machines))
@@ -61,6 +63,7 @@ def resume(run: Run) -> Run:
     config = run.config
     if changed := check_resumable(run):
         console.print(f"changed since its newest checkpoint: {', '.join(changed)}", markup=False)
+    check_loggers(config, run.origin.get("sweep"))
     with run.resumable(), ray_cluster(config.scale.address):
         machines = check_nodes(config, run.path)
         plan = preflight(config, capacity(machines))

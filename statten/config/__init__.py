@@ -33,6 +33,7 @@ from statten.config.schema import (
     Config,
     DataConfig,
     Dataset,
+    LogConfig,
     Optimizer,
     Sampler,
     ScaleConfig,
@@ -44,8 +45,8 @@ from statten.config.schema import (
 )
 
 __all__ = [
-    "DATASET_NAMES", "METRICS", "RECIPES", "SHORT_FORMS", "AttentionMode", "BackboneName", "Config", "DataConfig",
-    "Dataset", "Float", "Int", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
+    "DATASET_NAMES", "METRICS", "RECIPES", "SHORT_FORMS", "AttentionMode", "BackboneName", "Config", "DataConfig", "Dataset",
+    "Float", "Int", "LogConfig", "ModelConfig", "NeuronKind", "NeuronMap", "Optimizer", "Part", "Sampler", "ScaleConfig",
     "Scheduler", "SearchConfig", "Stage", "TrainConfig", "build_config", "config_tree", "constraint", "dump_config",
     "dump_yaml", "field_at", "field_paths", "get_field", "load_config", "nearest_field", "objective", "parse_overrides",
     "parse_yaml", "read_yaml", "recipe_file", "recipe_names", "validate_part", "with_overrides", "with_short_forms",

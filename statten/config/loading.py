@@ -21,7 +21,7 @@ SHORT_FORMS = {
     "data": "data.root", "epochs": "train.epochs", "batch_size": "train.batch_size", "lr": "train.lr",
     "workers": "scale.workers", "trials": "search.trials", "hours": "search.max_hours", "total_epochs": "search.max_epochs",
 }  # fmt: skip
-"""Options of `train` and `tune` that are a field each."""
+"""Options of commands that are a field each."""
 P = TypeVar("P", bound="Part")
 
 
@@ -37,7 +37,7 @@ def load_config(source: str | Path, overrides: Iterable[str] | Mapping[str, Any]
     """Load a recipe (by name) or a YAML file, apply overrides, check every rule.
 
     Args:
-        source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search.
+        source: name of a bundled recipe, or path of a YAML file with the parts data, model, train, scale, search, log.
         overrides: `["model.depth=4", ...]` (values in YAML) or `{"model.depth": 4, ...}`.
 
     Returns:

@@ -1,6 +1,7 @@
 """What every part of the config is made of: its base class, and numbers and paths as users write them."""
 
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, field_validator
@@ -28,6 +29,14 @@ def _at_home(value: str) -> str:
         return value
     user_path(path)
     return scheme + slashes + os.path.expanduser(path)
+
+
+def absolute_place(value: str) -> str:
+    """A path, or that of an SQLite file behind its scheme, as an absolute one: it means the same from every folder."""
+    scheme, slashes, path = value.rpartition(":///")
+    if value == "databricks" or (re.match(r"[a-z][a-z0-9+.-]*:", value) and not scheme.startswith("sqlite")):
+        return value
+    return scheme + slashes + os.path.abspath(path)
 
 
 Place = Annotated[str, AfterValidator(_at_home)]

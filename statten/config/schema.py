@@ -460,6 +460,26 @@ class SearchConfig(Part):
         return self.scheduler if self.scheduler != "auto" else "asha" if len(self.objectives) == 1 else "front"
 
 
+class LogConfig(Part):
+    """Where metrics go beside the run's folder and TensorBoard, which need nothing set; needs the extra statten[log]."""
+
+    mlflow: Place | None = None
+    """Tracking URI of MLflow, such as http://host:5000 or sqlite:///mlflow.db; empty sends nothing."""
+    wandb: Literal["none", "offline", "online"] = "none"
+    """Weights & Biases: `online` needs a login; `offline` keeps the run in its folder, for `wandb sync`."""
+    project: str = Field("statten", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Project of W&B, and experiment of MLflow for runs that come from no sweep; else the sweep is experiment and group."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> "LogConfig":
+        if self.mlflow and holds_secret(self.mlflow):
+            raise ConfigError(
+                "`mlflow` must not hold a password, for config.yaml goes into every run's folder; MLflow finds it in "
+                "$MLFLOW_TRACKING_USERNAME and $MLFLOW_TRACKING_PASSWORD, or $MLFLOW_TRACKING_TOKEN"
+            )
+        return self
+
+
 def _database(url: str) -> str | None:
     """What is wrong with the URL of a study's database, if anything; a sentence shows no more of it than its scheme."""
     if not re.match(r"(sqlite|postgresql|mysql)(\+\w+)?://", url):
@@ -517,6 +537,8 @@ class Config(Part):
     """Where it runs."""
     search: SearchConfig = SearchConfig()
     """How a sweep looks for the best."""
+    log: LogConfig = LogConfig()
+    """Where metrics go besides."""
 
     _auto: tuple[str, ...] = PrivateAttr(())
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from statten.config import Config, get_field, with_overrides
+from statten.config.parts import absolute_place
 from statten.data.dataset import CorruptSample, Files, Source
 from statten.data.factory import open_source
 from statten.data.pixels import Look, Moments, look
@@ -31,7 +32,7 @@ PIXELS = ("data.mean", "data.std")
 
 
 def resolved(config: Config) -> Config:
-    """The config as its run keeps it: `data.root` absolute, for workers have folders of their own, and no field at auto.
+    """The config as its run keeps it: places absolute, for workers have folders of their own, and no field at auto.
 
     The same folder gives the same values. Classes are those of the folder; image size, mean and std are those of the training
     part; `model.pooling` follows `model.image_size`.
@@ -42,6 +43,8 @@ def resolved(config: Config) -> Config:
     root = config.data.root
     if root is not None:
         config = with_overrides(config, {"data.root": str(Path(root).absolute())})
+    if config.log.mlflow:
+        config = with_overrides(config, {"log.mlflow": absolute_place(config.log.mlflow)})
     return with_overrides(config, found(config)) if config.auto else config
 
 

@@ -169,7 +169,7 @@ def open_target(
     if large:
         changed |= _LARGE
     changed |= parse_overrides(overrides)
-    if idle := [field for field in changed if field.partition(".")[0] in ("train", "search") and field not in DECIDES]:
+    if idle := [field for field in changed if field.partition(".")[0] in ("train", "search", "log") and field not in DECIDES]:
         raise UserError(f"--set {idle[0]}: decides nothing of an evaluation; what does is in data, model and scale, and "
                         f"{' and '.join(DECIDES)}")  # fmt: skip
     if as_published and "train.eval_batch_size" not in changed:

@@ -61,7 +61,7 @@ def from_command(words: list[str], command: str, parameters: dict[str, Any]) -> 
         parameters: what the command line's own parser made of it.
     """
     line, recipe = list(words), parameters.get("recipe")
-    short = {name: parameters.get(name) for name in SHORT_FORMS} if command in ("train", "tune") else {}
+    short = {name: parameters.get(name) for name in SHORT_FORMS} if "epochs" in parameters else {}
     overrides = with_short_forms(parameters.get("overrides") or [], short)
     files, root = [], overrides.get("data.root")
     stem = str(parameters.get("target") or "job")

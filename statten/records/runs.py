@@ -201,3 +201,5 @@ class Trial(TypedDict):
 
 Sources = dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], str]
 """sources.json: folders of trials that were taken over from another sweep, by number."""
+LoggedAs = dict[str, str]
+"""loggers.json: ids of the run elsewhere, by logger."""

@@ -22,6 +22,7 @@ from statten.search.plan import SweepPlan, measure_sweep, plan_sweep
 from statten.search.samplers import trials_of
 from statten.search.sweep import Sweep
 from statten.space.space import Space
+from statten.storage.loggers import check_loggers
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight
@@ -48,6 +49,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
     if path.exists():
         Sweep.create(path, config, space)  # raises: say so before any machine is asked for
     config = with_overrides(resolved(config), {"search.trials": trials_of(config.search, space)})
+    check_loggers(config, path.name)
     with ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, path)
         plan = plan_sweep(config, space, nodes.capacity(machines))
@@ -72,6 +74,7 @@ def tune(config: Config, space: Space, path: Path, source: Sweep | None = None) 
 def resume_sweep(sweep: Sweep) -> Sweep:
     """Finish a sweep whose driver was stopped: unfinished trials go on from their checkpoints, finished ones stay."""
     config = sweep.config
+    check_loggers(config, sweep.name)
     with sweep.resumable(), ray_cluster(config.scale.address, dashboard=config.scale.max_workers > 1):
         machines = check_nodes(config, sweep.path)
         plan = plan_sweep(config, sweep.space, nodes.capacity(machines))

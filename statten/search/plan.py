@@ -15,6 +15,7 @@ from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.space import Space
+from statten.storage.loggers import check_loggers
 from statten.training.loop import reported
 from statten.training.preflight import Preflight, memory_bytes, own_capacity, preflight
 
@@ -176,6 +177,7 @@ def dry_run(config: Config, space: Space | None = None) -> Rehearsal:
     scale = config.scale
     if has_data := not lacks_data(config):
         config = resolved(config)
+    check_loggers(config, starts=False)
     machines = nodes.survey(scale.address)
     if space is None:
         plan = preflight(config, nodes.capacity(machines), has_data)

@@ -227,7 +227,7 @@ def _check_path(path: str) -> None:
     if (hint := nearest(path, [CONSTRAINT])).startswith("did you mean"):
         raise ConfigError(f"{path}: no such field; {hint}")
     field_at(path)
-    if path.startswith(("scale.", "search.")):
+    if path.startswith(("scale.", "search.", "log.")):
         raise ConfigError(f"{path}: says how a sweep runs and cannot be searched; search fields of data, model or train")
 
 

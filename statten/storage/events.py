@@ -4,7 +4,6 @@ It lies in the run's folder itself, so that TensorBoard calls the run by its nam
 begins with all epochs so far and takes the place of those before it: `metrics.jsonl` knows them all, wherever the run goes on.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from statten.config import Config
 from statten.metrics.labels import RATE, label, meaning
+from statten.storage.loggers import hyperparameters
 from statten.storage.run import best_row
 
 PREFIX = "events.out.tfevents."
@@ -129,12 +129,7 @@ def _hparams_summaries(config: Config, point: dict[str, Any] | None) -> list[Any
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    flat = {}
-    for part in ("data", "model", "train"):
-        for name, value in getattr(config, part).model_dump(mode="json").items():
-            if value is not None:
-                flat[f"{part}.{name}"] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    experiment, start, _ = hparams(flat, {tag(BEST): 0.0, tag(LOSS): 0.0})
+    experiment, start, _ = hparams(hyperparameters(config), {tag(BEST): 0.0, tag(LOSS): 0.0})
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     shown = {*(point or {}), "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}

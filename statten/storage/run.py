@@ -11,6 +11,7 @@
         progress.json     where the current epoch is
         checkpoints/      see checkpoint.py
         events.out.tfevents.*  what TensorBoard shows; see events.py
+        loggers.json      ids of the run in MLflow and W&B, where it is logged there; wandb/ holds what waits for `wandb sync`
         result.json       how it ended: finished, failed (with the reason) or stopped
         evaluation.json   what `evaluate` found on the test part
         evaluations/      its whole reports, one folder for each dataset, T and b; see evaluation/

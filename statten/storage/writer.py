@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from statten.config import Config
 from statten.errors import Superseded
 from statten.files import FULL, append_line, write_json, write_text
+from statten.storage.loggers import Loggers
 from statten.storage.mirror import Sender, mirror_of
 from statten.storage.run import Run, now
 
@@ -49,12 +50,15 @@ class RunWriter:
         """Name of each label, which every checkpoint keeps."""
         self._sender = Sender(mirror, attempt) if mirror else None
         self._events: EventFile | None = None
+        self._loggers: Loggers | None = None
         self._progress_at = 0.0
 
     def begin(self, state: Any) -> None:
         """Make the folder agree with the state that training starts from."""
         if self.rank == 0:
             self._patiently(self._begin, state)
+            self._loggers = Loggers(self.run, self.config, list(self.classes))
+            self._loggers.begin()
 
     def _begin(self, state: Any) -> None:
         self._check_attempt()
@@ -98,6 +102,8 @@ class RunWriter:
             self._patiently(self._save, state)
             self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
             self._patiently(self._write_events, state)
+            if self._loggers:
+                self._loggers.epoch(state.metrics)
             self._send()
         if self.then:
             self._await_store()  # who hears of the epoch may look for it there
@@ -117,7 +123,9 @@ class RunWriter:
         (self.run.path / "progress.json").unlink(missing_ok=True)
 
     def close(self, failed: bool) -> None:
-        """Close the event file, mark the HParams session as ended and see that a store has everything."""
+        """Close the event file, mark the HParams session as ended, end loggers, and see that a store has everything."""
+        if self._loggers:
+            self._loggers.close(failed)
         if self._events is not None:
             with suppress(OSError):  # storage that is away or full has been told of
                 self._events.close(failed)

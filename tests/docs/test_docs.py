@@ -304,4 +304,5 @@ def test_blocks_keep_the_rule():
     for page in PAGES:
         for block in blocks(page):
             assert block.language in known, f"{block.place}: {block.language} is no language of the rule in CONTRIBUTING.md"
+    assert [block.place for block in blocks(PAGES[0]) if block.language == "python" and block.reason] == []
     assert {page.stem for page in PAGES if SHELL[page]} >= {"quickstart", "data"} and len(PYTHON) >= 3

@@ -35,8 +35,8 @@ def entries(lock: str) -> dict[str, str]:
     ("lock", "requirement"),
     [
         ("requirements.lock", r)
-        for r in [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["onnx"], *EXTRAS["dev"]]
-        if "statten[" not in r
+        for r in [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["onnx"], *EXTRAS["log"], *EXTRAS["dev"]]
+        if not r.startswith("statten[")
     ]
     + [("requirements-cuda.lock", r) for r in EXTRAS["cuda"]],
 )
@@ -67,7 +67,7 @@ def test_lock_is_closed():
 
 def test_every_import_is_declared():
     """Packages that statten imports are its own dependencies, not somebody else's."""
-    needed = [*PROJECT["dependencies"], *EXTRAS["cuda"], *EXTRAS["onnx"]]
+    needed = [*PROJECT["dependencies"], *EXTRAS["cuda"], *EXTRAS["onnx"], *EXTRAS["log"]]
     declared = {canonicalize_name(Requirement(r).name) for r in needed}
     peers = {canonicalize_name(Requirement(r).name) for r in EXTRAS["bench"]}
     # pydantic pins its core; CuPy need not be installed here.

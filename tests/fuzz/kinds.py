@@ -43,7 +43,7 @@ from statten.metrics.energy import check_file, ledger, operations
 from statten.models.published import load_published
 from statten.records.measurements import Rates
 from statten.records.reading import read
-from statten.records.runs import Progress
+from statten.records.runs import LoggedAs, Progress
 from statten.report.overview import details, details_table, overview
 from statten.report.summary import summarize
 from statten.report.trials import SweepTrials, csv_text, documents
@@ -51,6 +51,7 @@ from statten.search import costs
 from statten.search.sweep import Sweep
 from statten.space.loading import load_space, make_space
 from statten.storage.checkpoint import _digest, load_newest, load_weights, save
+from statten.storage.loggers import FILE as LOGGERS
 from statten.storage.mirror import Mirror, mirror_of
 from statten.storage.run import Run
 from statten.training.loop import make_state
@@ -188,6 +189,12 @@ def sealed(content: bytes, rng: random.Random) -> bytes:
 def progress(box: Path) -> Target:
     path = a_run(box).path / "progress.json"
     return Target(path, document, [lambda: read(path, Progress)])
+
+
+def logged(box: Path) -> Target:
+    path = a_run(box).path / LOGGERS
+    write_json(path, {"mlflow": "30f82838dee14394b9fecf887f687cea", "wandb": "dbbd6334810d"})
+    return Target(path, document, [lambda: read(path, LoggedAs)])
 
 
 def a_sweep(box: Path) -> Sweep:
@@ -469,6 +476,7 @@ KINDS: dict[str, Kind] = {
     "config.yaml": Kind(config, 300), "space.yaml": Kind(space, 200), "job.yaml": Kind(job, 300),
     "run.json": Kind(of_run("run.json", document), 80), "result.json": Kind(of_run("result.json", document), 80),
     "metrics.jsonl": Kind(of_run("metrics.jsonl", lines), 80), "progress.json": Kind(progress),
+    "loggers.json": Kind(logged),
     "config.yaml of a run": Kind(of_run("config.yaml", yaml_text), 80),
     "state.json": Kind(of_run("checkpoints/epoch-0002/state.json", sealed), 80),
     "sweep.json": Kind(of_sweep("sweep.json", document), 20), "sources.json": Kind(of_sweep("sources.json", document), 20),

@@ -1,57 +1,45 @@
-"""From a folder of pictures to a model in another process, with every class called by its name on the way."""
+"""The notebook of the docs, from a folder of pictures to an export: what it shows, and the model in another process."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
+import nbclient
+import nbformat
 import pytest
-from evaluated import SMALL
-from PIL import Image
 
 import statten
-from statten.cluster.session import ray_cluster
 
-COLOURS = {"Zinnia": (220, 40, 60), "aster": (80, 60, 220), "oxeye daisy": (230, 230, 210)}
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "own_data.ipynb"
+CLASSES = ["Zinnia", "aster", "oxeye daisy"]
 """Names that are sorted otherwise than people, or a dictionary, would."""
-FIELDS = {
-    **SMALL, "data.name": "image_folder", "model.in_channels": 3, "model.num_classes": 3, "model.image_size": 16,
-    "model.timesteps": 2, "train.batch_size": 16, "train.epochs": 3, "train.lr": 3e-3, "data.validation": 0.2,
-}  # fmt: skip
 
 
-def paint(path, colour, draw) -> None:
-    """A noisy picture of one colour."""
-    pixels = np.array(colour) + draw.normal(0, 25, (20, 22, 3))
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+def test_the_notebook_is_kept_without_outputs():
+    """Those of one machine would be noise in every change."""
+    cells = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    assert cells and all(cell.outputs == [] and cell.execution_count is None for cell in cells)
 
 
 @pytest.mark.slow
 def test_from_pictures_to_a_model_elsewhere(work):
-    draw = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (work / "flowers" / name).mkdir(parents=True)
-        (work / "new").mkdir(exist_ok=True)
-        for i in range(100):
-            paint(work / "flowers" / name / f"{i:03d}.png", colour, draw)
-        for i in range(3):
-            paint(work / "new" / f"{name}-{i}.png", colour, draw)
-    with ray_cluster(None):
-        config = statten.load_config("digits", {**FIELDS, "data.root": "flowers"})
-        first = statten.train(config, name="first")
-        sweep = statten.tune(config, {"model.embed_dim": {"choices": [16, 32]}}, "sizes", trials=2)
-        promoted = statten.promote(sweep, {"train.epochs": 5}, "best")
-    report = statten.evaluate("best")
-    assert report["top1"] > 95 and report["class_names"] == sorted(COLOURS)
-    assert {row["name"]: row["samples"] for row in report["classes"]} == dict.fromkeys(COLOURS, 20)
-    for target in (first, "sizes", promoted):
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}).execute()
+    shown = [output.data["text/html"] for cell in notebook.cells for output in cell.get("outputs", [])
+             if output.output_type == "execute_result" and "text/html" in output.data]  # fmt: skip
+    for found, words in zip(shown, (["first", "3 of 3"], ["sizes"], ["best", "5 of 5"], ["top-1"], CLASSES), strict=True):
+        assert "<table" in found and all(word in found for word in words), found
+
+    (evaluation,) = (work / "runs" / "best" / "evaluations").glob("*/report.json")
+    report = json.loads(evaluation.read_text())
+    assert report["top1"] > 95 and report["class_names"] == CLASSES
+    assert {row["name"]: row["samples"] for row in report["classes"]} == dict.fromkeys(CLASSES, 20)
+    for target in ("first", "sizes", "best"):
         found = statten.load_model(target).predict("new")
         assert len(found) == 9 and sum(answer.name in answer.source for answer in found) >= 8, found
-    run = subprocess.run(
-        [sys.executable, "-m", "statten", "export", "best", "--output", "out", "--format", "safetensors", "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = json.loads(run.stdout)["open"]
+
+    lines = notebook.cells[-2].outputs[-1].text.strip().splitlines()
     code = "\n".join([
         *lines,
         "import torch, pathlib; from PIL import Image; from timm.data import create_transform, resolve_model_data_config",

@@ -23,6 +23,7 @@ SOUND: list[tuple[Any, Any]] = [
     (runs.Result, {"state": "finished", "best": ROW}),
     (runs.Progress, {"epoch": 1, "epochs": 2, "step": 3, "steps": 4, "time": 1.7e9}),
     (runs.Seal, {"sha256": {"model.safetensors": "ab" * 32}, "epoch": 3}), (runs.Sources, {"7": "/runs/s/trials/0007"}),
+    (runs.LoggedAs, {"mlflow": "ab", "wandb": "cd"}),
     (stores.Storage, {"uri": "s3://bucket/runs"}), (stores.Agreed, {"copy": "ab", "files": {"a/b": [[1, 2], None]}}),
     (stores.Writer, {"host": "h", "pid": 7, "time": 1.7e9, "attempt": "ab"}),
     (data.Splits, {"train": [0], "test": {"count": 1, "bits": "eJw="}, "samples": 2, "labels": "ab"}),
