@@ -193,7 +193,7 @@ def check_energy(
     file: Annotated[Path, typer.Argument(parser=user_path, metavar="FILE", help="energy.json or report.json.")],
     as_json: Json = False,
 ) -> None:
-    """Recompute an energy ledger from the file alone; exit code 2 and a sentence for each row that does not add up."""
+    """Recompute an energy ledger from its network; exit code 2 and a sentence for each row that is not as it must be."""
     begin(as_json, None)
     from statten.display import console
     from statten.metrics.energy import check_file

@@ -8,7 +8,8 @@ The two costs are of 32-bit arithmetic in 45 nm (Horowitz: Computing's energy pr
 products are rows of their own: K^T V adds where k and v both spike, Q (K^T V) where q spikes. Masks, pooling, BatchNorm (which
 folds into the convolution), biases, residual additions and the neurons' own updates are not counted, as in the literature.
 
-A ledger is a plain document: `check` recomputes it from itself. T timesteps, N tokens, D embedding, d = D/h, b block size.
+A ledger is a plain document that names its network: `check` recomputes it from that, and from what was measured of each row.
+T timesteps, N tokens, D embedding, d = D/h, b block size.
 """
 
 import math
@@ -20,11 +21,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from statten.config import ModelConfig
+from statten.config import ModelConfig, load_config, validate_part, with_overrides
 from statten.errors import UserError, shown
 from statten.models.operations import Operation
 from statten.records import reading
-from statten.records.measurements import Ledger
+from statten.records.measurements import Ledger, Report
 from statten.registry import BACKBONES
 
 MAC_PJ, AC_PJ = 4.6, 0.9
@@ -73,6 +74,7 @@ def ledger(
         "timesteps": timesteps,
         "block_size": config.block_size,
         "conventions": vars(conventions).copy(),
+        "model": config.model_dump(mode="json"),
         "rows": rows,
         "total": _total(rows),
         "non_spiking": non_spiking(config, timesteps, conventions),
@@ -106,23 +108,34 @@ def _row(
     op: Operation, timesteps: int, counts: Mapping[str, Tensor], samples: int, config: ModelConfig, conventions: Conventions,
     first: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs", "rate": 1.0, "inside": 1.0}
-    row |= {"flops": op.flops, "timesteps": timesteps}
-    bits = 32
+    rate = inside = 1.0
+    if op.point is not None:
+        found = counts[op.point].double()
+        rate = found.sum().item() / (_values(op) * timesteps * samples)
+        if _padded(op) and found.ndim:
+            inside = _inside(found, op)
+    return _row_at(op, rate, inside, timesteps, config, conventions, first)
+
+
+def _row_at(
+    op: Operation, rate: float, inside: float, timesteps: int, config: ModelConfig, conventions: Conventions, first: bool
+) -> dict[str, Any]:
+    """The row of an operation whose input has this rate, and this share of its additions inside the map."""
+    reads_numbers = op.point is None
+    row: dict[str, Any] = {"layer": op.layer, "kind": op.kind, "unit": "MACs" if reads_numbers else "SOPs"}
+    row |= {"rate": rate, "inside": inside, "flops": op.flops, "timesteps": timesteps}
     if op.once or (first and conventions.first_layer == "once" and not config.events):
         row["timesteps"] = 1
     if op.levels > 2:
         row["levels"] = op.levels
-    if op.point is None:
-        pass  # it reads numbers
-    else:
-        found = counts[op.point].double()
-        row |= {"unit": "SOPs", "rate": found.sum().item() / (_values(op) * timesteps * samples)}
-        bits = math.ceil(math.log2(op.levels + 1))
-        if (op.kernel, op.stride) != (1, 1) and found.ndim:
-            row["inside"] = _inside(found, op)
+    bits = 32 if reads_numbers else math.ceil(math.log2(op.levels + 1))
     row["bytes"] = 4 * op.weights + math.ceil(op.inputs * bits / 8) + 4 * op.outputs
     return row | _costs(row, conventions)
+
+
+def _padded(op: Operation) -> bool:
+    """Whether some additions of a convolution may fall outside its map, or some positions be left out."""
+    return (op.kernel, op.stride) != (1, 1)
 
 
 def _inside(counts_TCHW: Tensor, op: Operation) -> float:
@@ -174,50 +187,90 @@ def non_spiking(config: ModelConfig, timesteps: int, conventions: Conventions) -
     return {"rows": rows, "total": _total(rows)}
 
 
-def check(document: Any, source: str = "ledger") -> Ledger:
-    """Recompute a ledger from itself, and return it.
+def check(document: Any, source: str = "ledger", network: ModelConfig | None = None) -> Ledger:
+    """Recompute a ledger from its network and from what was measured of each row, and return it.
+
+    Args:
+        document: what `ledger` returned, or what a file holds.
+        source: how sentences name it.
+        network: of a ledger that does not name its own, as those of versions before; else it is not looked at.
 
     Raises:
-        UserError: it is none, or with a sentence for every row or total that does not add up.
+        UserError: it is none, or with a sentence for every row that is missing, or too many, or does not add up.
     """
     found = reading.check(document, Ledger, source, "is not an energy ledger")
-    conventions, timesteps = Conventions(**found["conventions"]), found["timesteps"]
-    problems: list[str] = []
-    for prefix, part in (("", found), ("non_spiking: ", found["non_spiking"])):
-        seen = set[str]()
-        for row in part["rows"]:
-            where = f"{source}: {prefix}{row['layer']}"
-            problems += _differences(where, row, _costs(row, conventions))
-            if row["rate"] > (most := row.get("levels", 2)):
-                problems.append(f"{where}: rate must be between 0 and {most}, but is {row['rate']:g}")
-            # What reads numbers, and the classifier, may be computed once for all timesteps.
-            once = row["timesteps"] == 1 and (row["unit"] == "MACs" or row.get("kind") == "linear")
-            if row["timesteps"] != timesteps and not once:
-                problems.append(f"{where}: timesteps must be the ledger's {timesteps}, but are {row['timesteps']}")
-            if row["layer"] in seen:
-                problems.append(f"{where}: is there twice")
-            seen.add(row["layer"])
-        problems += _differences(f"{source}: {prefix}total", part["total"], _total(part["rows"]))
-    dense = {row["layer"]: row["flops"] for row in found["non_spiking"]["rows"]}
-    for row in found["rows"]:
-        if row.get("kind") not in ("product", "gate") and dense.get(row["layer"]) != row["flops"]:
-            there = dense.get(row["layer"], "no such row")
-            problems.append(f"{source}: {row['layer']}: flops are {row['flops']}, but the non-spiking network has {there}")
+    config = _network(found, source) or network
+    if config is None:
+        raise UserError(
+            f"{source}: does not say which network it is of, so a row that is missing would not be seen; "
+            f"evaluate again, or check the file where it was written, inside its run"
+        )
+    conventions = Conventions(**found["conventions"])
+    problems = _differences(source, found, {"timesteps": config.timesteps, "block_size": config.block_size}, "the network has")
+    written, network_rows = {row["layer"]: row for row in found["rows"]}, {}
+    for i, op in enumerate(operations(config)):
+        row = written.get(op.layer)
+        rate, inside = (1.0, 1.0) if row is None or op.point is None else (row["rate"], row["inside"])
+        if rate > op.levels:
+            problems.append(f"{source}: {op.layer}: rate must be between 0 and {op.levels}, but is {rate:g}")
+        network_rows[op.layer] = _row_at(
+            op, rate, inside if _padded(op) else 1.0, config.timesteps, config, conventions, first=i == 0
+        )
+    dense = non_spiking(config, config.timesteps, conventions)["rows"]
+    problems += _unlike(source, found, network_rows, conventions)
+    problems += _unlike(f"{source}: non_spiking", found["non_spiking"], {row["layer"]: row for row in dense}, conventions)
     if problems:
         raise UserError(problems)
     return found
 
 
-def _differences(where: str, written: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name, value in found.items():
-        there = written.get(name)
-        if isinstance(value, str):
-            same = there == value
+def _network(found: Ledger, source: str) -> ModelConfig | None:
+    if "model" not in found:
+        return None
+    config, problems, _ = validate_part(ModelConfig, found["model"], "model")
+    if config is None or problems:
+        raise UserError(f"{source}: is not an energy ledger: {problem}" for problem in problems)
+    return config
+
+
+def _unlike(
+    where: str, part: Mapping[str, Any], network: Mapping[str, Mapping[str, Any]], conventions: Conventions
+) -> Iterator[str]:
+    """A sentence for everything in which the rows and the total of a ledger are not those of the network.
+
+    Args:
+        network: its rows by name, with the rates that the ledger says.
+    """
+    seen = set[str]()
+    for row in part["rows"]:
+        name = f"{where}: {row['layer']}"
+        if row["layer"] in seen:
+            yield f"{name}: is there twice"
+        seen.add(row["layer"])
+        costs = _costs(row, conventions)
+        yield from _differences(name, row, costs, "its row gives")
+        if (wanted := network.get(row["layer"])) is None:
+            yield f"{name}: is there, but the network has no such operation"
         else:
+            fixed = {field: value for field, value in wanted.items() if field not in costs}
+            yield from _differences(name, row, fixed, "the network has")
+    for layer in network:
+        if layer not in seen:
+            yield f"{where}: {layer}: is missing, but the network has it"
+    yield from _differences(f"{where}: total", part["total"], _total(part["rows"]), "its rows give")
+
+
+def _differences(where: str, written: Mapping[str, Any], wanted: Mapping[str, Any], who: str) -> list[str]:
+    """A sentence for every value that is not as wanted: numbers with a point to 1e-9 of them, everything else exactly."""
+    problems = []
+    for name, value in wanted.items():
+        there = written.get(name)
+        if isinstance(value, float):
             same = isinstance(there, int | float) and abs(there - value) <= _TOLERANCE * max(abs(value), 1e-12)
+        else:
+            same = there == value
         if not same:
-            problems.append(f"{where}: {name} is written as {there}, but its row gives {value}")
+            problems.append(f"{where}: {name} is written as {there}, but {who} {value}")
     return problems
 
 
@@ -227,9 +280,23 @@ def check_file(path: Path) -> Ledger:
     if document is None:
         raise UserError(f"{path}: no such file")
     if "energy" not in document:
-        return check(document, str(path))
-    found = check(document["energy"], str(path))
+        return check(document, str(path), _network_of_run(path))
+    found = check(document["energy"], str(path), _network_of_run(path))
     for name in ("timesteps", "block_size", "samples"):
         if document.get(name) != (there := found[name]):
             raise UserError(f"{path}: {name} is {shown(document.get(name))}, but that of its energy ledger is {there}")
     return found
+
+
+def _network_of_run(path: Path) -> ModelConfig | None:
+    """The network of the run in whose folder an evaluation lies; None where it lies elsewhere.
+
+    Args:
+        path: `<run>/evaluations/<evaluation>/energy.json`, or report.json there, which holds the fields that were changed.
+    """
+    parents = path.absolute().parents
+    if len(parents) < 3 or parents[1].name != "evaluations" or not (parents[2] / "config.yaml").is_file():
+        return None
+    report = reading.read(parents[0] / "report.json", Report) or {}
+    changed = {field: value for field, value in report.get("changed", {}).items() if field.startswith("model.")}
+    return with_overrides(load_config(parents[2] / "config.yaml"), changed).model

@@ -3,7 +3,7 @@
 See metrics/energy.py, report/rates.py and search/costs.py.
 """
 
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
@@ -75,9 +75,19 @@ class Ledger(TypedDict):
     timesteps: Timesteps
     block_size: Timesteps
     conventions: Conventions
+    model: NotRequired[dict[str, Any]]
+    """The network, as in config.yaml; versions before had none."""
     rows: Rows
     total: Total
     non_spiking: Dense
+
+
+@with_config(STRICT)
+class Report(TypedDict, total=False):
+    """What of an evaluation's report.json tells its network."""
+
+    changed: dict[str, Any]
+    """Fields of the run's config that were changed for it, by dotted path."""
 
 
 @with_config(STRICT)

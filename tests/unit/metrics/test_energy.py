@@ -14,7 +14,7 @@ from statten.config import ModelConfig, load_config
 from statten.data import make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate
-from statten.metrics.energy import Conventions, check, check_file, ledger, operations
+from statten.metrics.energy import Conventions, _costs, _total, check, check_file, ledger, operations
 from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.metrics.spikes import SpikeTotals
@@ -190,7 +190,7 @@ def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
     assert "total: sops is written as" in changed(lambda d: d["rows"].pop(3))
     assert "total: pj is written as 1.0" in changed(lambda d: d["total"].update(pj=1.0))
     assert "embed.conv0: pj is written as" in changed(lambda d: d["conventions"].update(mac_pj=3.7))
-    assert "head: rate must be between 0 and 2" in changed(lambda d: d["rows"][-1].update(rate=3.0))
+    assert "head: rate must be between 0 and 1" in changed(lambda d: d["rows"][-1].update(rate=3.0))
     assert "is not an energy ledger" in changed(lambda d: d.pop("rows"))
     # What adds up, and is none all the same.
     nothing = {"macs": 0.0, "sops": 0.0, "pj": 0.0, "memory_pj": 0.0}
@@ -199,12 +199,15 @@ def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
         document.update(rows=[], total=nothing, non_spiking={"rows": [], "total": nothing})
 
     assert "rows must hold at least 1, but got []" in changed(emptied)
-    assert "embed.conv0: timesteps must be the ledger's 9, but are 4" in changed(lambda d: d.update(timesteps=9))
+    assert "timesteps is written as 9, but the network has 4" in changed(lambda d: d.update(timesteps=9))
+    assert "block_size is written as 1, but the network has 2" in changed(lambda d: d.update(block_size=1))
     words = changed(lambda d: d["conventions"].update(padding="ignored"))
     assert "conventions.padding must be one of 'counted' or 'skipped', but got 'ignored'" in words
     assert "conventions.colour is not known" in changed(lambda d: d["conventions"].update(colour="red"))
     assert "head: is there twice" in changed(lambda d: d["rows"].append(d["rows"][-1]))
-    assert "flops are 1, but the non-spiking network has" in changed(lambda d: d["rows"][-1].update(flops=1))
+    assert "head: flops is written as 1, but the network has 320" in changed(lambda d: d["rows"][-1].update(flops=1))
+    assert "is not an energy ledger: model.backbone: must be one of" in changed(lambda d: d["model"].update(backbone="unet"))
+    assert "is not an energy ledger: model.colour: no such field" in changed(lambda d: d["model"].update(colour="red"))
     for value in ("0.5", 10**400, -1, True, None, float("nan"), float("inf"), [], {}):
         for field in ("rate", "pj", "flops", "bytes"):
             words = changed(lambda d, f=field, v=value: d["rows"][-1].update({f: v}))
@@ -218,6 +221,98 @@ def test_a_ledger_is_recomputed_from_its_file_alone(tmp_path):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(UserError, match=r"report.json: is not an energy ledger: "):
             check_file(tmp_path / "report.json")
+
+
+@pytest.fixture(scope="module")
+def of_clips():
+    """A ledger with rows of every kind: numbers, spikes, a stream of counts, products; conventions that all count."""
+    config = ModelConfig(
+        backbone="spikformer", events=True, embed_dim=16, num_heads=2, depth=1, mlp_ratio=2, pooling="0001", image_size=8,
+        in_channels=2, num_classes=5, timesteps=3, block_size=1,
+    )  # fmt: skip
+    counts = {op.point: torch.tensor(100.0 + i) for i, op in enumerate(operations(config)) if op.point}
+    return ledger(config, 3, counts, 8, Conventions("once", "skipped", 2.0))
+
+
+def summed_up(document: dict) -> dict:
+    """A copy in which every row's costs and every total follow from the rows again, as somebody would do who forges it."""
+    document = copy.deepcopy(document)
+    for part in (document, document["non_spiking"]):
+        for row in part["rows"]:
+            row.update(_costs(row, Conventions(**document["conventions"])))
+        part["total"] = _total(part["rows"])
+    return document
+
+
+def refused(document: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        check(json.loads(json.dumps(document)))
+    return str(caught.value)
+
+
+def test_a_ledger_without_one_of_its_rows_is_refused(of_clips):
+    """However its totals are adjusted: the network says which rows there are."""
+    assert check(of_clips) == check(summed_up(of_clips)) == of_clips
+    layers = [row["layer"] for row in of_clips["rows"]]
+    for layer in layers:
+        for both in (False, True):
+            forged = copy.deepcopy(of_clips)
+            for part in (forged, *[forged["non_spiking"]] * both):
+                part["rows"] = [row for row in part["rows"] if row["layer"] != layer]
+            words = refused(summed_up(forged))
+            assert f"ledger: {layer}: is missing, but the network has it" in words
+            assert "is written as" not in words, "all that is left adds up"
+    forged = copy.deepcopy(of_clips)
+    forged["non_spiking"]["rows"].pop()
+    assert refused(summed_up(forged)) == "ledger: non_spiking: head: is missing, but the network has it"
+    forged = copy.deepcopy(of_clips)
+    forged["rows"].append({**forged["rows"][1], "layer": "blocks.1.mlp.fc1"})
+    assert refused(summed_up(forged)) == "ledger: blocks.1.mlp.fc1: is there, but the network has no such operation"
+
+
+def test_a_ledger_of_another_network_is_refused(of_clips):
+    """Rows that add up, under a backbone, timesteps, sizes or conventions that are not theirs."""
+    for field, value in {
+        "backbone": "sdt", "timesteps": 4, "depth": 2, "embed_dim": 32, "image_size": 16, "num_classes": 6, "mlp_ratio": 3.0,
+    }.items():  # fmt: skip
+        assert "the network has" in refused({**of_clips, "model": {**of_clips["model"], "depth": 1, field: value}}), field
+    for timesteps in (1, 2, 4):
+        forged = copy.deepcopy(of_clips)
+        forged["timesteps"] = timesteps
+        for row in [*forged["rows"], *forged["non_spiking"]["rows"]]:
+            row["timesteps"] = timesteps if row["timesteps"] == 3 else row["timesteps"]
+        assert f"timesteps is written as {timesteps}, but the network has 3" in refused(summed_up(forged))
+    images = {**of_clips, "model": {**of_clips["model"], "events": False}}
+    assert "embed.conv0: timesteps is written as 3, but the network has 1" in refused(images), "the first layer counts once"
+    for field, value in (("kind", "linear"), ("unit", "MACs"), ("bytes", 1), ("levels", 9), ("flops", 7)):
+        for part in (of_clips, of_clips["non_spiking"]):
+            for place, row in enumerate(part["rows"]):
+                if field in row and row[field] != value:
+                    forged = copy.deepcopy(of_clips)
+                    (forged if part is of_clips else forged["non_spiking"])["rows"][place][field] = value
+                    assert f"{row['layer']}: {field} is written as" in refused(summed_up(forged))
+    # What a row of numbers, or without padding, cannot have.
+    for place, field, value in ((0, "rate", 0.5), (0, "inside", 0.5), (-1, "inside", 0.5)):
+        forged = copy.deepcopy(of_clips)
+        forged["rows"][place][field] = value
+        assert f"{field} is written as 0.5, but the network has 1.0" in refused(summed_up(forged))
+
+
+def test_a_ledger_that_names_no_network_is_checked_against_its_run(tmp_path):
+    """Versions before wrote none into it; where its run is not known either, a missing row would not be seen."""
+    run = make_run(tmp_path / "run")
+    folder = Path(evaluate(run.path, {"model.timesteps": 3, "model.block_size": 1})["folder"])
+    document = json.loads((folder / "energy.json").read_text())
+    assert document["model"]["timesteps"] == 3 and document.pop("model")
+    (folder / "energy.json").write_text(json.dumps(document))
+    assert check_file(folder / "energy.json") == document
+    del document["rows"][3], document["non_spiking"]["rows"][3]
+    (folder / "energy.json").write_text(json.dumps(summed_up(document)))
+    with pytest.raises(UserError, match=r"energy.json: embed.conv3: is missing, but the network has it"):
+        check_file(folder / "energy.json")
+    (tmp_path / "energy.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"energy\.json: does not say which network it is of, so a row that is missing"):
+        check_file(tmp_path / "energy.json")
 
 
 @pytest.mark.parametrize(
