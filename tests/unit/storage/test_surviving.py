@@ -19,12 +19,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from evaluated import TINY
+from states import next_epoch
 
 from statten.config import load_config
 from statten.errors import Superseded, UserError
 from statten.models.published import load_published
 from statten.storage.checkpoint import OPTIMIZER, STATE, load_newest, load_weights, prune, save
-from statten.storage.run import Run, best_row, checkpoints
+from statten.storage.run import Run, checkpoints
 from statten.storage.writer import RunWriter
 from statten.training.loop import make_state
 from statten.training.worker import Agreement, run_fit
@@ -123,13 +124,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_unasked(tw
 
 def writer_of(run: Run, attempt: str) -> RunWriter:
     return RunWriter(run, run.config, attempt)
-
-
-def next_epoch(state, top1: float = 50.0) -> None:
-    """What `fit` does with its state when an epoch is done."""
-    state.epoch, state.step = state.epoch + 1, 0
-    state.metrics = {"epoch": state.epoch, "val/top1": top1, "val/loss": 1.0, "seconds": 1.0}
-    state.best = best_row([row for row in (state.best, state.metrics) if row])
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 5])
