@@ -61,8 +61,12 @@ class OptunaSearcher(Searcher):
         for trial in known:
             if trial.state == TrialState.RUNNING:
                 self.unfinished.append(trial)
+                if (point := trial.user_attrs.get("point")) is not None:  # it will be trained, beside those that are drawn
+                    self.seen.setdefault(point_key(point), trial.number)
             elif trial.state.is_finished():
                 self._learn(trial)
+        for trial in known:
+            self._grow(trial)
         self._before, self._began = self.study.user_attrs.get("seconds", 0.0), time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -280,7 +284,9 @@ class OptunaSearcher(Searcher):
                 trial.set_constraint(text, violation(text, best))
         if self.search.max_hours:
             self.study.set_user_attr("seconds", self._seconds())
-        self._learn(self.study.tell(trial, values, state=state))
+        told = self.study.tell(trial, values, state=state)
+        self._learn(told)
+        self._grow(told)
         if "source" not in trial.user_attrs:
             run.publish(self.attempt)
         self.sweep.publish(self.attempt)
@@ -294,11 +300,19 @@ class OptunaSearcher(Searcher):
         self.trained += len(trial.intermediate_values) if "source" not in trial.user_attrs else 0
         if "memory_bytes" in trial.user_attrs:
             self.too_large[trial.number] = trial.user_attrs["memory_bytes"]
-        if trial.state == TrialState.COMPLETE:
-            if len(self.search.objectives) > 1:
-                self.done[trial.number] = stopping.Done(self.sweep.trial(trial.number).metrics(), trial.values)
-            if (longer := trial.user_attrs.get("then")) and point_key(longer) not in self.seen:
-                self.study.enqueue_trial(self.space.params(longer), skip_if_exists=True)
+        if trial.state == TrialState.COMPLETE and len(self.search.objectives) > 1:
+            self.done[trial.number] = stopping.Done(self.sweep.trial(trial.number).metrics(), trial.values)
+
+    def _grow(self, trial: FrozenTrial) -> None:
+        """After a trial with few timesteps, ask for the one with more that was put off for it."""
+        longer = trial.user_attrs.get("then")
+        if trial.state != TrialState.COMPLETE or longer is None or point_key(longer) in self.seen:
+            return
+        params = self.space.params(longer)
+        # Not those of any other trial: the one that was put off has them too.
+        waiting = [t.system_attrs.get("fixed_params") for t in self._trials() if t.state == TrialState.WAITING]
+        if params not in waiting:
+            self.study.enqueue_trial(params)
 
     # Budgets.
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from statten.data.counter import hashed, permutation
+from statten.data.counter import hashed, permutation, uniform
 from statten.data.order import shuffled, shuffled_shards
 
 quick = settings(max_examples=80, deadline=None)
@@ -85,8 +85,35 @@ def test_epochs_seeds_and_shards_have_orders_of_their_own():
         assert len({tuple(order) for order in found}) == 4
     for order in sharded:
         assert np.mean(order.samples[:50] == order.stream[:50]) < 0.2, "shuffled inside its window"
+    one_shard = [
+        shuffled_shards(indices, np.zeros(1300, np.int64), seed, epoch, batch_size=4, window=50).samples
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len({tuple(order) for order in one_shard}) == 3, "windows too are shuffled by seed and epoch"
     again = shuffled_shards(indices, owner, 1, 1, batch_size=4, window=50)
     assert np.array_equal(again.samples, sharded[3].samples) and np.array_equal(again.stream, sharded[3].stream)
+
+
+def test_alone_and_without_repeats_every_sample_comes_once():
+    indices = chosen(40)
+    for order in (
+        shuffled(indices, 0, 0, batch_size=4),
+        shuffled_shards(indices, np.zeros(200, np.int64), 0, 0, batch_size=4, window=9),
+    ):
+        assert sorted(order.samples) == indices.tolist() and not order.repeats.any()
+        assert order.samples.dtype == order.stream.dtype == np.int64
+
+
+def test_draws_are_those_of_ever():
+    """A changed constant would be another augmentation in every run that goes on."""
+    draws = uniform("augment", 7, 3, np.array([0, 5]), 3)
+    assert draws.shape == (3, 2) and draws.dtype == np.float64
+    assert draws.tolist() == [
+        [0.5199014517394436, 0.4759179505994565], [0.6617879627267701, 0.41955338900812666],
+        [0.9125213427726936, 0.7736243409981879],
+    ]  # fmt: skip
+    many = uniform("augment", 0, 0, np.arange(2000), 2)
+    assert 0 <= many.min() < 0.01 and 0.99 < many.max() < 1
 
 
 @quick

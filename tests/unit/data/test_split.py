@@ -13,8 +13,8 @@ from statten.data.split import TEST, decode, encode, identity, split
 
 @st.composite
 def data_sets(draw):
-    """Labels in any order, classes of 3 to 30 samples; perhaps with a test part, or a validation part too, of their own."""
-    sizes = draw(st.lists(st.integers(3, 30), min_size=1, max_size=5))
+    """Labels in any order, classes of 1 to 30 samples; perhaps with a test part, or a validation part too, of their own."""
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
     labels = np.random.default_rng(draw(st.integers(0, 99))).permutation(np.repeat(np.arange(len(sizes)), sizes))
     comes_with = draw(st.sampled_from(["nothing", "test", "validation and test"]))
     # Every third sample of a class is its test part, every second of the others its validation part.
@@ -58,8 +58,8 @@ def test_parts_are_disjoint_and_complete_and_of_the_sizes_that_are_asked_for(dat
             assert count["test"] == max(1, round(TEST * number))
         rest -= count["test"]
         if held_out is None and validation != "test":
-            assert count["validation"] == min(rest - 1, max(1, round(validation * rest)))
-        assert (labels[less["train"]] == label).sum() == max(1, round(fraction * count["train"]))
+            assert count["validation"] == max(0, min(rest - 1, max(1, round(validation * rest)))), "one is left to train on"
+        assert (labels[less["train"]] == label).sum() == min(count["train"], max(1, round(fraction * count["train"])))
 
 
 @quick
@@ -101,6 +101,7 @@ def test_up_to_a_number_of_samples_lists_are_written():
         labels = np.zeros(samples, np.int64)
         document = encode(split(labels, 0.1, 1.0, 0), labels)
         assert all(isinstance(document[name], kind) for name in ("train", "validation", "test"))
+    assert decode({"train": [], "test": [1]})["train"].dtype == np.int64, "an empty part too"
     assert document["train"]["form"].startswith("base64") and len(document["train"]["bits"]) < 5000
 
 
