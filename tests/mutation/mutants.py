@@ -37,8 +37,12 @@ class Part:
     """Words of slow tests among them, as `pytest -k "not (...)"` takes them."""
     functions: tuple[str, ...] = ()
     """Of a file that does more than one thing, the functions that count; empty means all."""
+    isolation: str = "fork"
+    """From which process mutmut forks: `forkserver` where tests start threads of C++ libraries, which no fork survives."""
 
 
+STORES = (f"{UNIT}/storage/test_agreeing.py", f"{UNIT}/storage/test_mirror.py")
+SLOW = "gs or killed_anywhere or is_down or stays_away or dead_writers or without_credentials or clock_is_wrong"
 PARTS = {
     "checkpoint": Part("storage/checkpoint.py", (f"{UNIT}/storage/test_checkpoint.py",)),
     "writer": Part(
@@ -49,8 +53,8 @@ PARTS = {
         ),
     ),
     "run": Part("storage/run.py", (f"{UNIT}/storage/test_run.py", f"{UNIT}/storage/test_damaged_records.py")),
-    "store": Part("storage/store.py", (f"{UNIT}/storage/test_mirror.py",), "gs or killed_anywhere"),
-    "mirror": Part("storage/mirror.py", (f"{UNIT}/storage/test_mirror.py",), "gs or killed_anywhere"),
+    "store": Part("storage/store.py", STORES, SLOW, isolation="forkserver"),
+    "mirror": Part("storage/mirror.py", STORES, SLOW, isolation="forkserver"),
     "faults": Part("training/faults.py", (f"{UNIT}/training/test_faults.py",)),
     "recovery": Part("cluster/recovery.py", (f"{UNIT}/cluster/test_recovery.py",)),
     "nodes": Part("cluster/nodes.py", ("tests/integration/test_nodes.py",), "cluster or lost or store or taken"),
@@ -82,7 +86,7 @@ def copied(part: Part, folder: Path) -> None:
     settings = {
         "source_paths": ["statten"], "only_mutate": [f"statten/{part.file}"], "pytest_add_cli_args": arguments,
         "pytest_add_cli_args_test_selection": list(part.tests), "also_copy": ["search_spaces", "jobs", "docs"],
-        "timeout_multiplier": 3, "timeout_constant": 5,
+        "timeout_multiplier": 3, "timeout_constant": 5, "process_isolation": part.isolation,
     }  # fmt: skip
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     with (folder / "pyproject.toml").open("a") as file:

@@ -34,26 +34,6 @@ def server(request):
         yield server
 
 
-@pytest.fixture
-def uri(server, tmp_path, monkeypatch, request):
-    """A storage of its own for each test, and this machine's working copies under tmp_path."""
-    for name, value in object_store.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("STATTEN_CACHE", str(tmp_path / "here"))
-    monkeypatch.setattr(mirrors, "SETTLE", 0.01)
-    return server.uri(request.node.name.replace("[", "-").replace("]", ""))
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """Another machine: the next working copies lie in another folder."""
-
-    def move(name: str) -> None:
-        monkeypatch.setenv("STATTEN_CACHE", str(tmp_path / name))
-
-    return move
-
-
 def a_run(uri: str, epochs: int = 0) -> Run:
     run = Run.create(working_copy(uri) / "a", load_config("digits"))
     for epoch in range(1, epochs + 1):
