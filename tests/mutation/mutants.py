@@ -56,8 +56,8 @@ PARTS = {
     "store": Part("storage/store.py", STORES, SLOW, isolation="forkserver"),
     "mirror": Part("storage/mirror.py", STORES, SLOW, isolation="forkserver"),
     "faults": Part("training/faults.py", (f"{UNIT}/training/test_faults.py",)),
-    "recovery": Part("cluster/recovery.py", (f"{UNIT}/cluster/test_recovery.py",)),
-    "nodes": Part("cluster/nodes.py", ("tests/integration/test_nodes.py",), "cluster or lost or store or taken"),
+    "recovery": Part("cluster/recovery.py", (f"{UNIT}/cluster/test_decisions.py",), functions=("after_exception", "_short_of")),
+    "nodes": Part("cluster/nodes.py", (f"{UNIT}/cluster/test_decisions.py",), functions=("place", "capacity", "alive_nodes")),
     "split": Part("data/split.py", (f"{UNIT}/data/test_split.py",)),
     "order": Part("data/order.py", (f"{UNIT}/data/test_order.py",)),
     "counter": Part(
