@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from statten.data import CorruptSample
 from statten.errors import Failed, UserError
-from statten.training.faults import Diverged, classify
+from statten.training.faults import Diverged, Preempted, classify
 
 
 def raised(function) -> BaseException:
@@ -58,6 +58,26 @@ def test_every_cause_alone_and_as_the_one_of_two_ranks(error, kind, said):
     for wrapped in (error, ranks(LOST, error), ranks(error, COLLATERAL), ControllerError(ranks(COLLATERAL, error))):
         fault = classify(wrapped)
         assert fault.kind == kind and fault.retry == (kind == "lost") and "\n" not in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (Preempted("asked to go after step 3"), "lost", "asked to go after step 3"),
+        (ray.exceptions.RayActorError(error_msg="its node has died"), "lost", "the node of a worker is gone"),
+        (RuntimeError("NCCL error: x\nmore"), "lost", "a worker lost its connection or its device: NCCL error: x"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "error",
+         "the disk of the run is full (/x): No space left on device; free some space"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "error", "the disk of the run is full: Quota exceeded; free some space"),
+        (OSError(errno.EIO, "Input/output error"), "error", "OSError: [Errno 5] Input/output error"),
+        (KeyError("a"), "error", "KeyError: 'a'"),
+        (AssertionError(), "error", "AssertionError"),
+        (AssertionError(" "), "error", "AssertionError"),
+    ],
+)  # fmt: skip
+def test_a_reason_is_a_sentence_of_its_own(error, kind, reason):
+    fault = classify(error)
+    assert (fault.kind, fault.reason) == (kind, reason)
 
 
 def test_torch_without_memory_on_the_cpu():
