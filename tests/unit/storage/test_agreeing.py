@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from object_store import finish_epoch, serving
+from states import a_state, next_epoch
 
 from statten.config import load_config
 from statten.errors import Failed, Superseded, UserError
@@ -33,6 +34,7 @@ from statten.storage.mirror import (
 )
 from statten.storage.run import Run
 from statten.storage.store import Store, explain, join_uri, split_uri, working_copy
+from statten.storage.writer import RunWriter
 
 CHECKPOINT = ("model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -413,6 +415,32 @@ def test_who_closes_does_not_wait_for_a_lost_store_again(uri, monkeypatch):
         sender.wait()
     sender.close()
     assert tries == [1]
+
+
+def test_what_rank_0_writes_is_in_the_store_before_others_hear_of_it(uri, monkeypatch):
+    run, calls, state, heard = a_run(uri), Calls(monkeypatch), a_state(), []
+    with run.writing() as attempt:
+        assert RunWriter(run, run.config, attempt, rank=1)._sender is None
+        writer = RunWriter(run, run.config, attempt, then=lambda row: heard.append(sorted(there(uri))))
+        assert writer._sender.mirror.store.patience == run.config.scale.storage_seconds
+        writer.begin(state)
+        for epoch in (1, 2):
+            next_epoch(state)
+            writer.epoch(state)
+            made = calls.taken()
+            assert made.index(f"checkpoints/epoch-000{epoch}/state.json") < made.index("metrics.jsonl")
+            assert {f"checkpoints/epoch-000{epoch}/{name}" for name in CHECKPOINT} < set(heard[-1])
+        state.step = 1
+        writer.checkpoint(state)
+        writer.end(state)
+        writer.close(failed=False)
+        made = calls.taken()
+        assert "checkpoints/epoch-0002-step-000001/state.json" in made and made[-1] == "result.json"
+        # One that another attempt followed says so at its end, unless there is a better reason.
+        older = [RunWriter(run, run.config, "older") for _ in range(2)]
+        with pytest.raises(Superseded):
+            older[0].close(failed=False)
+        older[1].close(failed=True)
 
 
 # --- places

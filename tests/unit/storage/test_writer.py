@@ -23,7 +23,8 @@ from statten.storage.writer import RunWriter, logging_to
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    config = load_config("digits", {**TINY, "train.epochs": 9, "train.keep_checkpoints": 2, "scale.storage_seconds": 20})
+    config = load_config("digits", {**TINY, "train.epochs": 9, "train.keep_checkpoints": 2, "scale.storage_seconds": 20,
+                                    "model.neuron": {"mlp": "plif"}})  # fmt: skip
     return Run.create(tmp_path / "run", config, {"point": {"train.weight_decay": 0.1}})
 
 
@@ -55,18 +56,19 @@ def test_an_epoch_is_its_checkpoint_then_its_metrics_then_what_a_viewer_sees(run
     monkeypatch.setattr(checkpoint, "save", lambda *a: (seen.append((run.path / "metrics.jsonl").exists()), save(*a))[1])
     writer.begin(state)
     assert not (run.path / "metrics.jsonl").exists() and not (run.path / "tensorboard").exists(), "nothing to tell yet"
-    for top1 in (10.0, 30.0, 20.0):
+    for top1 in (30.0, 10.0, 20.0, 15.0):
         next_epoch(state, top1)
         writer.epoch(state)
-    assert seen == [False, True, True], "metrics were written before the first checkpoint that they speak of"
-    assert [row["val/top1"] for row in rows(run)] == [10.0, 30.0, 20.0] and kept(run) == ["epoch-0002", "epoch-0003"]
-    assert [names[-1] for names, same in heard if same] == ["epoch-0001", "epoch-0002", "epoch-0003"]
+    assert seen == [False, True, True, True], "metrics were written before the first checkpoint that they speak of"
+    assert [row["val/top1"] for row in rows(run)] == [30.0, 10.0, 20.0, 15.0]
+    assert kept(run) == ["epoch-0001", "epoch-0003", "epoch-0004"], "the best one and the newest two"
+    assert [names[-1] for names, same in heard if same] == ["epoch-0001", "epoch-0002", "epoch-0003", "epoch-0004"]
     saved = json.loads((run.checkpoint_folder / "epoch-0003" / "state.json").read_text())
     assert saved["classes"] == ["cat", "dog"] and saved["config"]["train"]["epochs"] == 9
     writer.close(failed=False)
     shown = scalars(run)
-    assert shown["val/top1"] == [(1, 10.0), (2, 30.0), (3, 20.0)] and "epoch" not in shown
-    assert shown["best/top1"] == [(1, 10.0), (2, 30.0), (3, 30.0)]
+    assert shown["val/top1"] == [(1, 30.0), (2, 10.0), (3, 20.0), (4, 15.0)] and "epoch" not in shown
+    assert shown["best/top1"] == [(epoch, 30.0) for epoch in (1, 2, 3, 4)]
 
 
 def test_other_ranks_write_nothing_and_hear_everything(run, attempt):
@@ -117,6 +119,7 @@ def test_what_is_written_agrees_with_where_training_goes_on(run, attempt):
     writer.close(failed=True)
     run.fail("killed")
     (run.checkpoint_folder / ".epoch-0004-abcdefgh").mkdir()
+    (run.checkpoint_folder / ".epoch-0005").write_text("no folder: it cannot be removed as one")
     state.epoch, state.metrics, state.best = 2, metrics, best
     again = RunWriter(run, run.config, attempt)
     again.begin(state)
@@ -168,6 +171,10 @@ def test_a_damaged_row_that_the_run_is_judged_by_comes_from_the_checkpoint(damag
     (run.path / "metrics.jsonl").write_text("{damaged\n" + lines[2])
     writer.begin(state)
     assert [row["epoch"] for row in rows(run)] == [1]
+    state.epoch, state.metrics = 2, state.best
+    (run.path / "metrics.jsonl").write_text(lines[0] + "{damaged\n" + lines[2])
+    writer.begin(state)
+    assert [row["epoch"] for row in rows(run)] == ([2] if damaged == 1 else [1, 2])
 
 
 def test_the_end_names_the_best_checkpoint(run, attempt):
@@ -184,6 +191,10 @@ def test_the_end_names_the_best_checkpoint(run, attempt):
     best = {**rows(run)[1], "checkpoint": "checkpoints/epoch-0002"}
     assert result == {"state": "finished", "epochs": 3, "seconds": 3.0, "best": best, "last": rows(run)[2]}
     assert not (run.path / "progress.json").exists() and run.best_checkpoint().name == "epoch-0002"
+    lines = (run.path / "metrics.jsonl").read_text().replace('"seconds": 1.0', '"other": 1.0', 1)
+    (run.path / "metrics.jsonl").write_text(lines)
+    writer.end(state)
+    assert run.result["seconds"] == 2.0, "of an older version one row knows no time"
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -205,6 +216,7 @@ def test_a_viewer_sees_settings_and_how_it_ended(failed, run, attempt):
     values = content["_hparams_/session_start_info"].session_start_info.hparams
     assert values["model.depth"].number_value == 1 and values["data.name"].string_value == "digits"
     assert values["data.augment"].bool_value == run.config.data.augment
+    assert json.loads(values["model.neuron"].string_value)["mlp"] == "plif"
     assert values["search.trials"].number_value == 0, "of a run, not of a search"
     ended = content["_hparams_/session_end_info"].session_end_info.status
     assert ended == (STATUS_FAILURE if failed else STATUS_SUCCESS)
@@ -236,7 +248,7 @@ def test_storage_that_is_away_is_waited_for_and_nothing_is_made_in_its_place(run
     assert back.startswith("the storage is back after ") and kept(run) == ["epoch-0001"] and len(rows(run)) == 1
 
 
-def test_how_long_storage_is_waited_for(run, attempt, monkeypatch):
+def test_how_long_storage_is_waited_for(run, attempt, monkeypatch, caplog):
     state, writer, clock, pauses = a_state(), RunWriter(run, run.config, attempt), [0.0], []
 
     def sleep(seconds: float) -> None:
@@ -246,9 +258,17 @@ def test_how_long_storage_is_waited_for(run, attempt, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(time, "sleep", sleep)
     (run.path / "run.json").unlink()
-    with pytest.raises(FileNotFoundError, match="the run's folder is not there"):
-        writer.checkpoint(state)
-    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], "pauses grow to a quarter of a minute, until 20 s are over"
+    for seconds, expected in ((60.0, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]), (15.5, [0.5, 1.0, 2.0, 4.0, 8.0])):
+        writer.config = load_config("digits", {**TINY, "scale.storage_seconds": seconds})
+        caplog.clear()
+        with (
+            caplog.at_level(logging.WARNING, "statten"),
+            pytest.raises(FileNotFoundError, match="the run's folder is not there"),
+        ):
+            writer.checkpoint(state)
+        assert pauses == expected, "pauses grow to a quarter of a minute, until the time is over"
+        assert caplog.text.count("waiting for the storage") == 1
+        pauses.clear()
 
 
 def test_a_full_disk_and_a_newer_attempt_are_not_waited_for(run, attempt, monkeypatch):
@@ -284,6 +304,19 @@ def test_events_that_could_not_be_written_are_begun_anew(run, attempt, monkeypat
     writer.epoch(state)
     writer.close(failed=False)
     assert failures and scalars(run)["val/top1"] == [(1, 10.0), (2, 20.0)] and len(rows(run)) == 2
+
+
+def test_an_end_that_no_viewer_hears_of_ends_all_the_same(run, attempt, monkeypatch):
+    state, writer = a_state(), RunWriter(run, run.config, attempt)
+    next_epoch(state)
+    writer.epoch(state)
+
+    def away(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writer._events.file_writer, "add_summary", away)
+    writer.close(failed=False)
+    writer.close(failed=False)
 
 
 def test_lines_of_rank_0_go_to_the_log_too(tmp_path):
