@@ -72,7 +72,7 @@ PARTS = {
         "resuming or survives or unless_told or amp or reports_what or footprint or graphs",
     ),
     "energy": Part(
-        "metrics/energy.py", (f"{UNIT}/metrics/test_energy.py",), "spikingjelly or sdsa or totals or pairs or its_run or alone"
+        "metrics/energy.py", (f"{UNIT}/metrics/test_energy.py",), "spikingjelly or sdsa or totals or pairs or alone"
     ),
     "searcher": Part("search/searcher.py", (f"{UNIT}/search/test_asking.py",)),
 }

@@ -10,11 +10,11 @@ import torch
 from evaluated import SMALL, alive, make_run
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
 
-from statten.config import ModelConfig, load_config
+from statten.config import ModelConfig, dump_config, load_config
 from statten.data import make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate
-from statten.metrics.energy import Conventions, _costs, _total, check, check_file, ledger, operations
+from statten.metrics.energy import Conventions, _costs, _total, check, check_file, ledger, ledger_at, operations
 from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.metrics.spikes import SpikeTotals
@@ -300,19 +300,55 @@ def test_a_ledger_of_another_network_is_refused(of_clips):
 
 def test_a_ledger_that_names_no_network_is_checked_against_its_run(tmp_path):
     """Versions before wrote none into it; where its run is not known either, a missing row would not be seen."""
-    run = make_run(tmp_path / "run")
-    folder = Path(evaluate(run.path, {"model.timesteps": 3, "model.block_size": 1})["folder"])
-    document = json.loads((folder / "energy.json").read_text())
-    assert document["model"]["timesteps"] == 3 and document.pop("model")
-    (folder / "energy.json").write_text(json.dumps(document))
-    assert check_file(folder / "energy.json") == document
-    del document["rows"][3], document["non_spiking"]["rows"][3]
-    (folder / "energy.json").write_text(json.dumps(summed_up(document)))
-    with pytest.raises(UserError, match=r"energy.json: embed.conv3: is missing, but the network has it"):
+    config = load_config("digits", SMALL)
+    changed = {"model.timesteps": 3, "model.block_size": 1, "data.root": "/elsewhere"}
+    folder = tmp_path / "run" / "evaluations" / "e"
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(config))
+    for fields in (changed, {}):
+        model = config.model.model_copy(
+            update={name.partition(".")[2]: value for name, value in fields.items() if "model" in name}
+        )
+        document = ledger_at(model, 0.2)
+        assert document.pop("model")["timesteps"] == model.timesteps
+        report = {"changed": fields, "energy": document, **{k: document[k] for k in ("timesteps", "block_size", "samples")}}
+        for name, content in (("energy.json", document), ("report.json", report)):
+            (folder / name).write_text(json.dumps(content))
+        assert check_file(folder / "energy.json") == check_file(folder / "report.json") == document
+    (folder / "report.json").unlink()
+    assert check_file(folder / "energy.json") == document, "nothing was changed, as far as is known"
+    forged = copy.deepcopy(document)
+    del forged["rows"][3], forged["non_spiking"]["rows"][3]
+    (folder / "energy.json").write_text(json.dumps(summed_up(forged)))
+    with pytest.raises(UserError, match=r"energy\.json: embed.conv3: is missing, but the network has it"):
         check_file(folder / "energy.json")
-    (tmp_path / "energy.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"energy\.json: does not say which network it is of, so a row that is missing"):
-        check_file(tmp_path / "energy.json")
+    unknown = r"energy\.json: does not say which network it is of, so a row that is missing would not be seen; evaluate again"
+    (tmp_path / "run" / "other" / "e").mkdir(parents=True)
+    for place in (tmp_path, tmp_path / "run", tmp_path / "run" / "other" / "e"):
+        (place / "energy.json").write_text(json.dumps(document))
+        with pytest.raises(UserError, match=unknown):
+            check_file(place / "energy.json")
+    (folder / "energy.json").write_text(json.dumps(document))
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=unknown):
+        check_file(folder / "energy.json")
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        check_file(tmp_path / "none.json")
+
+
+def test_a_network_whose_neurons_all_fire_at_a_rate():
+    config = load_config("digits_events", SMALL).model
+    found = ledger_at(config, 0.25, Conventions(first_layer="once"))
+    assert found["samples"] == 1 and found["timesteps"] == config.timesteps and found["block_size"] == config.block_size
+    rates = {row["layer"]: row["rate"] for row in found["rows"]}
+    for op in operations(config):
+        together = op.point is not None and op.point.endswith(".pairs")
+        assert rates[op.layer] == pytest.approx(1.0 if op.point is None else 0.0625 if together else 0.25), op.layer
+    assert all(row["timesteps"] == config.timesteps for row in found["rows"]), "the first layer reads another frame each time"
+    images = ledger_at(load_config("digits", SMALL).model, 0.25, Conventions(first_layer="once"))
+    assert [row["timesteps"] == 1 for row in images["rows"]] == [True] + [False] * (len(images["rows"]) - 1)
+    passes = [document["non_spiking"]["rows"][0]["timesteps"] for document in (found, images)]
+    assert passes == [config.timesteps, 1], "a clip frame by frame, an image once"
 
 
 @pytest.mark.parametrize(
