@@ -56,7 +56,7 @@ PARTS = {
         isolation="forkserver",
     ),
     "run": Part("storage/run.py", (f"{UNIT}/storage/test_run.py", f"{UNIT}/storage/test_damaged_records.py")),
-    "store": Part("storage/store.py", STORES, SLOW, isolation="forkserver"),
+    "store": Part("storage/store.py", (f"{UNIT}/storage/test_store.py",)),
     "mirror": Part("storage/mirror.py", STORES, SLOW, isolation="forkserver"),
     "faults": Part("training/faults.py", (f"{UNIT}/training/test_faults.py",)),
     "recovery": Part("cluster/recovery.py", (f"{UNIT}/cluster/test_decisions.py",), functions=("after_exception", "_short_of")),

@@ -17,7 +17,6 @@ from states import a_state, next_epoch
 from statten.config import load_config
 from statten.errors import Failed, Superseded, UserError
 from statten.files import writer
-from statten.storage import mirror as mirrors
 from statten.storage.mirror import (
     Mirror,
     Sender,
@@ -33,7 +32,7 @@ from statten.storage.mirror import (
     work,
 )
 from statten.storage.run import Run
-from statten.storage.store import Store, explain, join_uri, split_uri, working_copy
+from statten.storage.store import Store, join_uri, working_copy
 from statten.storage.writer import RunWriter
 
 CHECKPOINT = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -484,35 +483,3 @@ def test_a_place_for_results(uri, tmp_path, read_only, monkeypatch):
         check_place(working_copy(uri) / "a")
     with pytest.raises(UserError, match="the bucket is read-only"):
         check_store(working_copy(uri), writable=True)
-
-
-@pytest.mark.parametrize(
-    ("uri", "storage", "name"),
-    [
-        ("s3://bucket/runs/a", "s3://bucket/runs", "a"),
-        ("s3://bucket/runs/a/?x=1&y=/z", "s3://bucket/runs?x=1&y=/z", "a"),
-        ("s3://bucket/a", "s3://bucket", "a"),
-    ],
-)
-def test_the_uri_of_a_run(uri, storage, name):
-    assert split_uri(uri) == (storage, name) and join_uri(storage, name) == uri.replace("/?", "?")
-    assert join_uri(f"{storage.partition('?')[0]}/", "") == storage.partition("?")[0]
-
-
-def test_what_a_store_says_in_a_sentence():
-    assert explain(OSError("When listing: AWS Error ACCESS_DENIED (Request ID: 1) no. ; Details: x\nmore")).startswith(
-        "When listing: AWS Error ACCESS_DENIED"
-    )
-    assert "look at the credentials in the environment" in explain(OSError("AWS Error ACCESS_DENIED during HeadBucket"))
-    assert explain(OSError("connection refused.  ")) == "connection refused" and explain(OSError()) == "OSError"
-    google = (
-        "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of could not connect. error_info=x)"
-    )
-    assert explain(OSError(google)) == "could not connect"
-    token = "google::cloud::Status(UNKNOWN: x, with a last message of Could not create a OAuth2 access token. error_info=)"
-    assert explain(OSError(token)) == (
-        "no credentials of Google Cloud are found; make some with: gcloud auth application-default login"
-    )
-    assert (
-        mirrors._turn("metrics.jsonl") < mirrors._turn("result.json") < mirrors._turn("run.json") == mirrors._turn("sweep.json")
-    )

@@ -21,7 +21,7 @@ from statten.config import load_config
 from statten.errors import Failed, Superseded, UserError
 from statten.storage import mirror as mirrors
 from statten.storage import store as stores
-from statten.storage.mirror import Mirror, Sender, look, mirror_of, work
+from statten.storage.mirror import Mirror, Sender, mirror_of, work
 from statten.storage.run import Run, default_storage, free_name, locate, written
 from statten.storage.store import Store, working_copy
 
@@ -484,8 +484,3 @@ def ask_for_keys(server, after) -> None:
     headers = {"Content-Type": "text/plain"}
     request = urllib.request.Request(f"{server.endpoint}/moto-api/reset-auth", str(after).encode(), headers, method="POST")
     urllib.request.urlopen(request).close()
-
-
-def test_what_belongs_to_a_look():
-    assert look("metrics.jsonl") and look("evaluation.json") and not look("initial.safetensors")
-    assert not look("checkpoints/epoch-0001/state.json") and work("checkpoints/epoch-0001/state.json")
