@@ -5,7 +5,7 @@ import json
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import formats
 import numpy as np
@@ -61,6 +61,18 @@ def test_a_tar_with_a_bad_member_is_refused_and_leaves_nothing(member, words, tm
         extract(path, tmp_path / "in" / "here")
     assert str(caught.value).startswith(f"{path}: cannot be extracted: ")
     assert list((tmp_path / "in").iterdir()) == [] and {p.name for p in tmp_path.iterdir()} == {"a.tar.gz", "in"}
+
+
+@pytest.mark.parametrize("name", ["/evil.txt", "a/../../evil.txt", "../evil.txt"])
+def test_a_member_that_leads_out_is_refused_even_where_its_name_says_nothing(name, tmp_path, monkeypatch):
+    """Where it lies counts, not only how it is called: the second of two locks, tried with the first one open."""
+    monkeypatch.setattr(archives, "member_path", PurePosixPath)
+    name = f"{tmp_path}{name}" if name.startswith("/") else name
+    path = tar_of(tmp_path / "a.tar.gz", GOOD, (name, tarfile.REGTYPE, "x"))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="cannot be extracted"):
+        extract(path, tmp_path / "in" / "here")
+    assert list((tmp_path / "in").iterdir()) == [] and not list(tmp_path.rglob("evil.txt")), "a member was written outside"
 
 
 def test_limits_of_an_archive(tmp_path, monkeypatch):
