@@ -70,6 +70,12 @@ def test_a_split_is_the_same_again_and_another_one_with_another_seed(data, seed)
     assert all(np.array_equal(one[name], again[name]) for name in one)
 
 
+@pytest.mark.parametrize(("samples", "sizes"), [(1, (0, 0, 1)), (2, (1, 0, 1)), (3, (1, 1, 1))])
+def test_of_a_class_of_few_samples_one_is_trained_on_before_one_is_validated_on(samples, sizes):
+    parts = split(np.zeros(samples, np.int64), 0.4, 1.0, 0)
+    assert tuple(len(parts[name]) for name in ("train", "validation", "test")) == sizes
+
+
 def test_the_order_in_a_class_is_that_of_the_seed():
     labels = np.repeat([0, 1], 50)
     parts = [split(labels, 0.2, 0.5, seed) for seed in range(4)]
