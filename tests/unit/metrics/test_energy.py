@@ -14,10 +14,11 @@ from statten.config import ModelConfig, dump_config, load_config
 from statten.data import make_test_loader
 from statten.errors import UserError
 from statten.evaluation import evaluate
-from statten.metrics.energy import Conventions, _costs, _total, check, check_file, ledger, ledger_at, operations
+from statten.metrics.energy import Conventions, _costs, _inside, _total, check, check_file, ledger, ledger_at, operations
 from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.metrics.spikes import SpikeTotals
+from statten.models.operations import conv
 
 aten = torch.ops.aten
 SKIPPED = Conventions(padding="skipped", first_layer="once")
@@ -282,6 +283,8 @@ def test_a_ledger_of_another_network_is_refused(of_clips):
         for row in [*forged["rows"], *forged["non_spiking"]["rows"]]:
             row["timesteps"] = timesteps if row["timesteps"] == 3 else row["timesteps"]
         assert f"timesteps is written as {timesteps}, but the network has 3" in refused(summed_up(forged))
+    unknown = refused({**of_clips, "model": {**of_clips["model"], "backbone": "unet"}})
+    assert unknown.startswith("ledger: is not an energy ledger: model.backbone: must be one of")
     images = {**of_clips, "model": {**of_clips["model"], "events": False}}
     assert "embed.conv0: timesteps is written as 3, but the network has 1" in refused(images), "the first layer counts once"
     for field, value in (("kind", "linear"), ("unit", "MACs"), ("bytes", 1), ("levels", 9), ("flops", 7)):
@@ -334,6 +337,17 @@ def test_a_ledger_that_names_no_network_is_checked_against_its_run(tmp_path):
         check_file(folder / "energy.json")
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         check_file(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 1), (7, 4)])
+@pytest.mark.parametrize("side", [4, 5, 8, 9])
+def test_additions_inside_the_map_are_those_of_every_window(kernel, stride, side):
+    op = conv("x", "p", 3, 4, side, kernel, stride)
+    counts = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(side), dtype=torch.float64)
+    windows = torch.nn.functional.unfold(counts, kernel, padding=kernel // 2, stride=stride)
+    everywhere = counts.mean() * 2 * op.flops / 4  # for one of the four output channels, as rate * flops counts them
+    assert _inside(counts, op) == pytest.approx((windows.sum() / everywhere).item(), rel=1e-12)
+    assert _inside(counts * 0, op) == 1.0
 
 
 def test_a_network_whose_neurons_all_fire_at_a_rate():

@@ -355,6 +355,18 @@ def test_short_timesteps_first(tmp_path):
         assert searcher._why_not(long) == ("duplicate_of", 1, "not run: the same configuration as trial 1"), "nor ever"
 
 
+def test_the_shortest_where_blocks_are_not_searched_or_points_cannot_be_counted(tmp_path):
+    fields = {"trials": 3, "model__block_size": 1, "short_first": True, **RANDOM}
+    alone = new(tmp_path / "s", {"model.timesteps": {"choices": [1, 2, 4]}}, **fields)
+    with searching(alone) as searcher:
+        assert searcher._shortest({"model.timesteps": 4}) == {"model.timesteps": 1}
+    endless = {"model.timesteps": {"choices": [1, 2]}, "train.lr": {"float": [1e-4, 1e-2]}}
+    sweep = new(tmp_path / "t", endless, **fields)
+    with searching(sweep) as searcher:
+        point = {"model.timesteps": 2, "train.lr": 1e-3}
+        assert searcher._shortest(point) == point
+
+
 def test_what_needs_more_memory_than_one_that_ran_out(tmp_path):
     sweep = new(tmp_path / "s", {"model.embed_dim": {"choices": [16, 32, 64]}}, trials=3, **RANDOM)
     with searching(sweep) as searcher:
