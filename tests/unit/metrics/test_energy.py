@@ -335,6 +335,12 @@ def test_a_ledger_that_names_no_network_is_checked_against_its_run(tmp_path):
     (tmp_path / "run" / "config.yaml").unlink()
     with pytest.raises(UserError, match=unknown):
         check_file(folder / "energy.json")
+    (tmp_path / "report.json").write_text(json.dumps({"energy": {**document, "timesteps": "4"}}))
+    with pytest.raises(UserError, match=r"/report\.json: is not an energy ledger: timesteps must be a whole number"):
+        check_file(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"/report\.json: is not an energy ledger: it must be a JSON object"):
+        check_file(tmp_path / "report.json")
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         check_file(tmp_path / "none.json")
 
@@ -352,12 +358,12 @@ def test_additions_inside_the_map_are_those_of_every_window(kernel, stride, side
 
 def test_a_network_whose_neurons_all_fire_at_a_rate():
     config = load_config("digits_events", SMALL).model
-    found = ledger_at(config, 0.25, Conventions(first_layer="once"))
+    found = ledger_at(config, 0.2, Conventions(first_layer="once"))
     assert found["samples"] == 1 and found["timesteps"] == config.timesteps and found["block_size"] == config.block_size
     rates = {row["layer"]: row["rate"] for row in found["rows"]}
     for op in operations(config):
         together = op.point is not None and op.point.endswith(".pairs")
-        assert rates[op.layer] == pytest.approx(1.0 if op.point is None else 0.0625 if together else 0.25), op.layer
+        assert rates[op.layer] == pytest.approx(1.0 if op.point is None else 0.04 if together else 0.2, rel=1e-12), op.layer
     assert all(row["timesteps"] == config.timesteps for row in found["rows"]), "the first layer reads another frame each time"
     images = ledger_at(load_config("digits", SMALL).model, 0.25, Conventions(first_layer="once"))
     assert [row["timesteps"] == 1 for row in images["rows"]] == [True] + [False] * (len(images["rows"]) - 1)

@@ -219,6 +219,13 @@ def test_networks_that_cannot_recover_are_stopped_whatever_the_rule(tmp_path):
             row = an_epoch(run, 10.0, steps=1000, **{"firing_rate/head": 0.0})
             assert searcher.judge("id", row) is stops, epoch
         assert "layer head is dead" in run.reason
+    done = new(tmp_path / "t", trials=1, **RANDOM, firing_range=(0.1, 0.9), grace_epochs=1, train__epochs=2)
+    with searching(done) as searcher:
+        run = started(searcher)
+        for _ in range(2):
+            assert searcher.judge("id", an_epoch(run, 10.0, steps=1000, **{"firing_rate/head": 0.0})) is False, (
+                "it is done anyway"
+            )
 
 
 def test_the_front_stops_what_cannot_enter_it(tmp_path):
