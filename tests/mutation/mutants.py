@@ -55,7 +55,15 @@ PARTS = {
         ),
         isolation="forkserver",
     ),
-    "run": Part("storage/run.py", (f"{UNIT}/storage/test_run.py", f"{UNIT}/storage/test_damaged_records.py")),
+    "run": Part(
+        "storage/run.py",
+        (
+            f"{UNIT}/storage/test_run.py",
+            f"{UNIT}/storage/test_agreeing.py::test_a_run_is_opened_refreshed_and_handed_over_by_its_attempt_alone",
+            f"{UNIT}/storage/test_agreeing.py::test_names_that_are_taken_in_the_store",
+        ),
+        isolation="forkserver",
+    ),
     "store": Part("storage/store.py", (f"{UNIT}/storage/test_store.py",)),
     "mirror": Part("storage/mirror.py", STORES, SLOW, isolation="forkserver"),
     "faults": Part("training/faults.py", (f"{UNIT}/training/test_faults.py",)),

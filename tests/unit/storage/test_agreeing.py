@@ -31,7 +31,7 @@ from statten.storage.mirror import (
     taken_names,
     work,
 )
-from statten.storage.run import Run
+from statten.storage.run import Run, locate
 from statten.storage.store import Store, join_uri, working_copy
 from statten.storage.writer import RunWriter
 
@@ -440,6 +440,24 @@ def test_what_rank_0_writes_is_in_the_store_before_others_hear_of_it(uri, monkey
         with pytest.raises(Superseded):
             older[0].close(failed=False)
         older[1].close(failed=True)
+
+
+def test_a_run_is_opened_refreshed_and_handed_over_by_its_attempt_alone(uri, elsewhere):
+    run = a_run(uri, epochs=1)
+    with run.writing() as attempt:
+        owner = Store(uri).read("a/.copy")
+        elsewhere("worker")
+        other = Run.at(run.address, attempt)
+        assert other.path != run.path and kept(other.path) == ["epoch-0001"] and Store(uri).read("a/.copy") == owner
+        for refused in (lambda: other.publish("older"), lambda: other.hand_over("older"), lambda: Run.at(run.address, "older")):
+            with pytest.raises(Superseded):
+                refused()
+            assert Store(uri).read("a/.copy") == owner, "an older attempt took the run to another machine"
+        assert Run.at(run.address, attempt, writes=True).path == other.path and Store(uri).read("a/.copy") != owner
+        Store(uri).write("a/train.log", b"of another worker")
+        other.refresh()
+        assert (other.path / "train.log").read_bytes() == b"of another worker"
+        assert locate(uri.replace("?", "/a?"), Path("unused")) == other.path
 
 
 # --- places
