@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from statten.config import load_config
 from statten.errors import Superseded
 from statten.storage import checkpoint
+from statten.storage.events import PREFIX, tag
 from statten.storage.run import Run
 from statten.storage.writer import RunWriter, logging_to
 
@@ -43,7 +44,7 @@ def kept(run: Run) -> list[str]:
 
 
 def scalars(run: Run) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run.path / "tensorboard"))
+    events = EventAccumulator(str(run.path))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
@@ -55,7 +56,7 @@ def test_an_epoch_is_its_checkpoint_then_its_metrics_then_what_a_viewer_sees(run
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *a: (seen.append((run.path / "metrics.jsonl").exists()), save(*a))[1])
     writer.begin(state)
-    assert not (run.path / "metrics.jsonl").exists() and not (run.path / "tensorboard").exists(), "nothing to tell yet"
+    assert not (run.path / "metrics.jsonl").exists() and not list(run.path.glob(f"{PREFIX}*")), "nothing to tell yet"
     for top1 in (30.0, 10.0, 20.0, 15.0):
         next_epoch(state, top1)
         writer.epoch(state)
@@ -67,8 +68,8 @@ def test_an_epoch_is_its_checkpoint_then_its_metrics_then_what_a_viewer_sees(run
     assert saved["classes"] == ["cat", "dog"] and saved["config"]["train"]["epochs"] == 9
     writer.close(failed=False)
     shown = scalars(run)
-    assert shown["val/top1"] == [(1, 30.0), (2, 10.0), (3, 20.0), (4, 15.0)] and "epoch" not in shown
-    assert shown["best/top1"] == [(epoch, 30.0) for epoch in (1, 2, 3, 4)]
+    assert shown[tag("val/top1")] == [(1, 30.0), (2, 10.0), (3, 20.0), (4, 15.0)] and "epoch" not in shown
+    assert shown[tag("best/top1")] == [(epoch, 30.0) for epoch in (1, 2, 3, 4)]
 
 
 def test_other_ranks_write_nothing_and_hear_everything(run, attempt):
@@ -129,7 +130,7 @@ def test_what_is_written_agrees_with_where_training_goes_on(run, attempt):
     again.epoch(state)
     again.close(failed=False)
     assert [row["val/top1"] for row in rows(run)] == [10.0, 30.0, 40.0]
-    assert scalars(run)["val/top1"] == [(1, 10.0), (2, 30.0), (3, 40.0)], "what a viewer saw of the third epoch is gone"
+    assert scalars(run)[tag("val/top1")] == [(1, 10.0), (2, 30.0), (3, 40.0)], "what a viewer saw of the third epoch is gone"
 
 
 @pytest.mark.parametrize("lost", ["the last row", "all rows"])
@@ -195,31 +196,6 @@ def test_the_end_names_the_best_checkpoint(run, attempt):
     (run.path / "metrics.jsonl").write_text(lines)
     writer.end(state)
     assert run.result["seconds"] == 2.0, "of an older version one row knows no time"
-
-
-@pytest.mark.parametrize("failed", [False, True])
-def test_a_viewer_sees_settings_and_how_it_ended(failed, run, attempt):
-    from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    state, writer = a_state(), RunWriter(run, run.config, attempt)
-    next_epoch(state)
-    writer.epoch(state)
-    writer.close(failed)
-    events = EventAccumulator(str(run.path / "tensorboard"))
-    events.Reload()
-    content = {tag: HParamsPluginData.FromString(text) for tag, text in events.PluginTagToContent("hparams").items()}
-    infos = {info.name: info for info in content["_hparams_/experiment"].experiment.hparam_infos}
-    assert {"model.depth", "train.lr", "data.name"} <= set(infos) and "train.ema_decay" not in infos, "what is set"
-    shown = {"train.weight_decay", "model.timesteps", "model.block_size", "model.depth", "model.embed_dim", "train.lr"}
-    assert {name for name, info in infos.items() if info.differs} == shown, "the point of a trial, and what is looked at first"
-    values = content["_hparams_/session_start_info"].session_start_info.hparams
-    assert values["model.depth"].number_value == 1 and values["data.name"].string_value == "digits"
-    assert values["data.augment"].bool_value == run.config.data.augment
-    assert json.loads(values["model.neuron"].string_value)["mlp"] == "plif"
-    assert values["search.trials"].number_value == 0, "of a run, not of a search"
-    ended = content["_hparams_/session_end_info"].session_end_info.status
-    assert ended == (STATUS_FAILURE if failed else STATUS_SUCCESS)
 
 
 # --- storage
@@ -290,7 +266,8 @@ def test_events_that_could_not_be_written_are_begun_anew(run, attempt, monkeypat
     state, writer = a_state(), RunWriter(run, run.config, attempt)
     next_epoch(state, 10.0)
     writer.epoch(state)
-    flush, failures = type(writer._events).flush, []
+    events = type(writer._events._writer)
+    flush, failures = events.flush, []
 
     def fail_once(self) -> None:
         if not failures:
@@ -298,12 +275,12 @@ def test_events_that_could_not_be_written_are_begun_anew(run, attempt, monkeypat
             raise OSError(errno.EIO, "Input/output error")
         flush(self)
 
-    monkeypatch.setattr(type(writer._events), "flush", fail_once)
+    monkeypatch.setattr(events, "flush", fail_once)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     next_epoch(state, 20.0)
     writer.epoch(state)
     writer.close(failed=False)
-    assert failures and scalars(run)["val/top1"] == [(1, 10.0), (2, 20.0)] and len(rows(run)) == 2
+    assert failures and scalars(run)[tag("val/top1")] == [(1, 10.0), (2, 20.0)] and len(rows(run)) == 2
 
 
 def test_an_end_that_no_viewer_hears_of_ends_all_the_same(run, attempt, monkeypatch):
@@ -314,7 +291,7 @@ def test_an_end_that_no_viewer_hears_of_ends_all_the_same(run, attempt, monkeypa
     def away(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(writer._events.file_writer, "add_summary", away)
+    monkeypatch.setattr(writer._events._writer.file_writer, "add_summary", away)
     writer.close(failed=False)
     writer.close(failed=False)
 
