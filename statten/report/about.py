@@ -18,6 +18,8 @@ def facts(trials: SweepTrials) -> list[list[str]]:
     """Dataset, recipe, network, space, search, seeds, versions and commit: a name and its text each."""
     config, search, environment = trials.config, trials.config.search, _environment(trials)
     data, model = config.data, config.model
+    said = {"backbone": model.backbone, "attention": f"attention {model.attention}", "neuron": f"{model.neuron} neurons"}
+    network = [text for name, text in said.items() if f"model.{name}" not in trials.fields]
     parts = [f"validation: {data.validation}", f"split seed {data.split_seed}"]
     parts += [f"{100 * data.fraction:g} % of the training part"] * (data.fraction != 1)
     rates = ", firing rates outside {:g} to {:g}".format(*search.firing_range) if search.firing_range else ""
@@ -27,7 +29,7 @@ def facts(trials: SweepTrials) -> list[list[str]]:
     rows = [
         ["dataset", f"{data.name}{f' in {data.root}' if data.root else ''} ({', '.join(parts)})"],
         ["recipe", trials.recipe or _changed_recipe(dict(environment).get("command", ""))],
-        ["network", f"{model.backbone}, attention {model.attention}, {model.neuron} neurons"],
+        *([["network", ", ".join(network)]] if network else []),
         ["training", ", ".join(_training(trials))],
         *[["space" if i == 0 else "", line] for i, line in enumerate(_space(trials))],
         ["wanted", ", ".join(f"{'highest' if o.maximize else 'lowest'} {o.label}" for o in trials.objectives)],

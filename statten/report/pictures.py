@@ -66,6 +66,11 @@ def _front(trials: SweepTrials | None) -> Any:
         if len(trials.objectives) == 2:
             where = "pre" if trials.objectives[x].maximize else "post"
             axes.step(*_columns(steps), where=where, color=COLOURS["fail"], linewidth=1, linestyle=":")
+        for row in trials.front:
+            kinds = [value for path in trials.differing if isinstance(value := row.point.get(path), str)]
+            if kinds and row.values:  # such as the backbone
+                spot, text = (row.values[x], row.values[y]), ", ".join(kinds)
+                axes.annotate(text, spot, (5, -11), textcoords="offset points", fontsize=8, color="#444")
         base = trials.base
         if base and base.state == "complete" and base.values:
             star = {"marker": "*", "s": 170, "color": "#f2c400", "edgecolors": "#444", "zorder": 4}
@@ -179,7 +184,8 @@ def _slices(trials: SweepTrials) -> Any:
             values = [row.point[path] for row in rows]
             if trials.is_categorical(path):
                 choices = sorted(set(values), key=lambda v: (isinstance(v, str), v))
-                axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+                slanted = {"rotation": 25, "ha": "right"} if max(len(str(choice)) for choice in choices) > 6 else {}
+                axes.set_xticks(range(len(choices)), [str(choice) for choice in choices], **slanted)
                 axes.set_xlim(-0.5, len(choices) - 0.5)
                 values = [choices.index(value) for value in values]
             elif trials.is_log(path):
