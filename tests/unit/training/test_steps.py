@@ -43,15 +43,6 @@ class Noted(NoCallback):
         self.rows.append(dict(state.metrics))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads only wait for each other on tensors as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def config():
     return load_config("digits", SHORT)
