@@ -21,7 +21,7 @@ from statten.metrics.inference import evaluating
 from statten.metrics.meter import SpikeMeter
 from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
-from statten.training.loop import to_device
+from statten.training.preflight import to_device
 
 CASES = {
     "digits": ("digits", {}),

@@ -397,7 +397,7 @@ def random_batch(config: ModelConfig, batch: int, device: torch.device) -> tuple
 
 def our_model(config: ModelConfig, device: torch.device) -> Backbone:
     """Our model with the attention of its backbone, which is SpikingJelly's architecture, ready to train."""
-    from statten.training.loop import to_device
+    from statten.training.preflight import to_device
 
     return to_device(build_model(_published(config)), device).train()
 

@@ -20,7 +20,6 @@ from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
 from statten.training.resuming import check_resumable
-from statten.training.worker import run_fit
 
 RESIZE_SECONDS = 30.0
 """How often a run with `scale.workers: [min, max]` looks whether the cluster has room for more workers."""
@@ -217,6 +216,7 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray.train
 
     from statten.cluster.recovery import noticing
+    from statten.training.worker import run_fit
 
     context = ray.train.get_context()
     with noticing() as asked:

@@ -9,11 +9,9 @@ C channels, T frames, S = `model.image_size`.
 from collections.abc import Callable
 from typing import Any
 
-from timm.data import create_transform
 from torch import Tensor
 
 from statten.config import Config
-from statten.data.event_augment import EventTransform
 from statten.registry import DATASETS, load
 
 Transform = Callable[[Any], Tensor]
@@ -31,7 +29,11 @@ def sample_transform(config: Config, train: bool) -> Transform:
         train: augment, unless `data.augment` is false; else resize and crop as in evaluation.
     """
     augmented = train and config.data.augment
-    return EventTransform(config, augmented) if config.model.events else image_transform(config, augmented)
+    if not config.model.events:
+        return image_transform(config, augmented)
+    from statten.data.event_augment import EventTransform  # and torchvision, which takes a second
+
+    return EventTransform(config, augmented)
 
 
 def file_transform(config: Config) -> Transform:
@@ -54,6 +56,8 @@ def normalisation(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def image_transform(config: Config, augmented: bool) -> Transform:
     """timm's transform: random crop, flip, policy or colour jitter and erasing, or resize and centre crop."""
+    from timm.data import create_transform  # takes two seconds to import
+
     data = config.data
     return create_transform(
         config.model.image_size,

@@ -22,8 +22,7 @@ from statten.registry import BACKBONES
 from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
-from statten.training.loop import to_device
-from statten.training.preflight import Preflight, preflight, this_device
+from statten.training.preflight import Preflight, preflight, this_device, to_device
 
 _LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
 """The published evaluation at a larger size: resized to 320, the centre of 288."""

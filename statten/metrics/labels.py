@@ -1,5 +1,7 @@
 """What the metrics of an epoch are called where a person reads them: a label with its unit, and what it means."""
 
+from statten.config import METRICS, Config
+
 LABELS = {
     "val/top1": "validation top-1 (%)",
     "val/top5": "validation top-5 (%)",
@@ -52,3 +54,11 @@ def meaning(metric: str) -> str:
     if metric.startswith(RATE):
         return f"Spikes per neuron and timestep of {metric.removeprefix(RATE)} over the validation part; 0 is a dead layer."
     return MEANINGS.get(metric, "")
+
+
+def reported(config: Config) -> list[str]:
+    """Names of what `fit` reports of an epoch beside its number: what a sweep may look for, or bound."""
+    from statten.models import layer_names  # imports PyTorch, which those who only read labels do without
+
+    names = [*METRICS, "steps", "train/loss", "train/top1", "lr", "samples_per_second"]
+    return [*names, *["corrupt"] * config.data.skip_corrupt, *(f"firing_rate/{layer}" for layer in layer_names(config.model))]

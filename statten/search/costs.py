@@ -30,7 +30,6 @@ from statten.machine import killed_for_memory, peak_memory, usable_memory
 from statten.records import measurements
 from statten.records.reading import read
 from statten.training.faults import LESS_MEMORY, Diverged, classify
-from statten.training.loop import fit, make_state
 
 STEPS = 4
 SECONDS = 120
@@ -89,6 +88,8 @@ class _Clock:
 
 def measure(document: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Take a few steps of a config in this process, which is new and ends after it; returns a Cost's fields."""
+    from statten.training.loop import fit, make_state
+
     torch.set_num_threads(threads)
     config, place = build_config(document), torch.device(device)
     train, size = config.train, config.train.eval_batch_size or config.train.batch_size

@@ -26,7 +26,6 @@ from statten.storage.loggers import check_loggers
 from statten.storage.run import Run
 from statten.training.faults import classify
 from statten.training.preflight import Preflight
-from statten.training.worker import run_fit
 
 if TYPE_CHECKING:
     from statten.search.live import LiveTable
@@ -208,6 +207,8 @@ class _Trial:
             return
         try:
             if self.plan.world_size == 1:
+                from statten.training.worker import run_fit  # and timm, which the driver does without
+
                 run_fit(run, config["attempt"], threads=self.plan.cpus_per_worker, then=ray.tune.report)
             else:
                 from ray.tune.integration.ray_train import TuneReportCallback

@@ -11,12 +11,12 @@ from statten.config import Config, constraint, with_overrides
 from statten.data import lacks_data, make_loaders, resolved
 from statten.display import console, duration
 from statten.errors import Failed, UserError, nearest
+from statten.metrics.labels import reported
 from statten.registry import BACKBONES
 from statten.search.costs import Cost, costs
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.space import Space
 from statten.storage.loggers import check_loggers
-from statten.training.loop import reported
 from statten.training.preflight import Preflight, memory_bytes, own_capacity, preflight
 
 

@@ -21,13 +21,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from statten.config import Config
@@ -37,6 +35,10 @@ from statten.models.backbones.weights import plain_names
 from statten.records.reading import read
 from statten.records.runs import Numbers, Seal, State
 from statten.storage.run import checkpoints
+
+if TYPE_CHECKING:  # timm takes two seconds to import
+    from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
 
 log = logging.getLogger("statten")
 
@@ -49,9 +51,9 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
+    scheduler: "Scheduler"
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None = None
+    ema: "ModelEmaV3 | None" = None
     epoch: int = 0
     step: int = 0
     sums: list[float] | None = None

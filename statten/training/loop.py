@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from timm.utils.distributed import distribute_bn
 from torch import nn
 
-from statten.config import METRICS, Config, TrainConfig
+from statten.config import Config, TrainConfig
 from statten.data import Loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
@@ -26,16 +26,15 @@ from statten.metrics.accuracy import Accuracy, is_distributed, sum_over_ranks
 from statten.metrics.energy import ledger
 from statten.metrics.inference import autocast, evaluating, latency_ms
 from statten.metrics.spikes import SpikeTotals
-from statten.models import build_model, layer_names
+from statten.models import build_model
 from statten.neurons import packed_spikes
 from statten.storage.checkpoint import TrainState
 from statten.storage.run import best_row
 from statten.training.faults import Diverged, Preempted
 from statten.training.losses import make_loss
+from statten.training.preflight import to_device
 
 logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch it says that a cosine has no effect there
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class Callback(Protocol):
@@ -166,12 +165,6 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
     return state.best
 
 
-def reported(config: Config) -> list[str]:
-    """Names of what `fit` reports of an epoch beside its number: what a sweep may look for, or bound."""
-    names = [*METRICS, "steps", "train/loss", "train/top1", "lr", "samples_per_second"]
-    return [*names, *["corrupt"] * config.data.skip_corrupt, *(f"firing_rate/{layer}" for layer in layer_names(config.model))]
-
-
 def gradients_reduced(replica: nn.Module, now: bool) -> Any:
     """The context of a forward and backward pass whose gradients are averaged over ranks now, or with those of the next."""
     return nullcontext() if now or not is_distributed() else replica.no_sync()  # type: ignore[operator]
@@ -243,11 +236,6 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
     scaler = torch.amp.GradScaler(kind, enabled=scaled)
     ema = MovingAverage(model, decay=train.ema_decay) if train.ema_decay else None
     return TrainState(model, optimizer, scheduler, scaler, ema)
-
-
-def to_device(model: M, device: torch.device | str) -> M:
-    """Move a model to its device, in channels-last: GPUs and CPUs convolve, and pool, fastest in it."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def record_graphs(model: nn.Module, batches: Any, config: Config, device: torch.device) -> None:

@@ -8,7 +8,8 @@ from statten.data import make_loaders
 from statten.models import build_model
 from statten.neurons import LIF, NEURON_BACKENDS
 from statten.neurons.dynamics import Dynamics, Unavailable, Wanted
-from statten.training.loop import NoCallback, fit, make_state, record_graphs, to_device
+from statten.training.loop import NoCallback, fit, make_state, record_graphs
+from statten.training.preflight import to_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

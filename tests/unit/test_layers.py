@@ -92,7 +92,14 @@ def test_the_house_stays_small():
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("statten", "torch ray timm optuna"), ("statten.cli", "torch ray timm optuna"), ("statten.training.worker", "ray optuna")],
+    [
+        ("statten", "torch ray timm optuna"),
+        ("statten.cli", "torch ray timm optuna"),
+        ("statten.training.worker", "ray optuna"),
+        ("statten.cluster.trainer", "ray timm torchvision"),
+        ("statten.search.launch", "ray timm torchvision"),
+        ("statten.evaluation, statten.prediction", "ray timm torchvision"),
+    ],
 )
 def test_imports_stay_light(module, heavy):
     code = f"import sys, {module}; print([m for m in {heavy.split()} if m in sys.modules])"

@@ -6,11 +6,11 @@ class or its instance here, and knows none by heart. Shapes:
     T timesteps   B batch   C input channels   D embedding   K classes   H, W the image or a map
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from timm.layers import drop_path, trunc_normal_
 from torch import Tensor, nn
 
 from statten.config import ModelConfig
@@ -194,7 +194,9 @@ class Backbone(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Truncated normal weights with standard deviation 0.02 and biases 0; BatchNorm keeps PyTorch's."""
     if isinstance(module, nn.Conv2d | nn.Linear):
-        trunc_normal_(module.weight, std=0.02)  # timm's, for PyTorch's draws other numbers after 2.11
+        # As timm, and PyTorch up to 2.11, draw them: newer ones draw other numbers.
+        with torch.no_grad():
+            module.weight.uniform_(-1, 1).erfinv_().mul_(0.02 * math.sqrt(2)).clamp_(-2, 2)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -240,7 +242,8 @@ def dropped(branch_TBDHW: Tensor, rate: float, training: bool) -> Tensor:
     """A branch with stochastic depth: in training a sample is left out whole, with all its timesteps."""
     if not (training and rate):
         return branch_TBDHW
-    return drop_path(branch_TBDHW.transpose(0, 1), rate, training=True).transpose(0, 1)  # timm draws by the first axis
+    kept_B = branch_TBDHW.new_empty(branch_TBDHW.shape[1]).bernoulli_(1 - rate).div_(1 - rate)
+    return branch_TBDHW * kept_B.view(1, -1, 1, 1, 1)
 
 
 def convolved(pair: nn.Module, x_TBCHW: Tensor, timesteps: int) -> Tensor:

@@ -8,9 +8,8 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from statten.config import load_config
-from statten.metrics.labels import meaning
+from statten.metrics.labels import meaning, reported
 from statten.storage.events import PREFIX, EventFile, layout, tag
-from statten.training.loop import reported
 
 CONFIG = load_config("digits", TINY)
 

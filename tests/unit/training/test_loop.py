@@ -13,9 +13,10 @@ from statten.config import load_config
 from statten.data import make_loaders
 from statten.evaluation import evaluate
 from statten.metrics.accuracy import Accuracy
+from statten.metrics.labels import reported
 from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.storage.run import Run
-from statten.training.loop import NoCallback, fit, make_state, reported, step_optimizer, validate
+from statten.training.loop import NoCallback, fit, make_state, step_optimizer, validate
 from statten.training.worker import run_fit
 
 SHORT = {
