@@ -60,6 +60,8 @@ def ray_cluster(address: str | None, dashboard: bool = False) -> Iterator[dict[s
     if ray.is_initialized():  # a notebook's, or a test's
         yield ray.cluster_resources()
         return
+    # Who takes a machine away tells a cluster's Ray; to watch for it takes one more process.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if address is None else "1"
     if address is None:
         own_token()
     elif "RAY_AUTH_TOKEN" in os.environ or token_file().is_file():

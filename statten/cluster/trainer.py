@@ -183,12 +183,19 @@ def _torch_trainer(
 ) -> Any:  # fmt: skip
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
     class Trainer(TorchTrainer):
-        """Leaves signals alone: with Ray's own handler Ctrl-C ends the process with 0 and without a word."""
+        """Leaves signals alone: with Ray's own handler Ctrl-C ends the process with 0 and without a word.
+
+        And it has no process for Ray Data, of whose datasets there are none.
+        """
 
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, DatasetsCallback)]
 
     gpu = plan.device == "cuda"
     return Trainer(

@@ -62,6 +62,14 @@ NAMES = [
         "Ctrl-C must end the command with a sentence; Ray's own handler ends the process with 0",
     ),
     Name(
+        "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer", "_create_default_callbacks", "cluster/trainer.py",
+        "a process for Ray Data would be started, which nobody uses",
+    ),
+    Name(
+        "ray.train.v2._internal.callbacks.datasets", "DatasetsCallback", "cluster/trainer.py",
+        "it starts that process",
+    ),
+    Name(
         "ray.dashboard.modules.job.sdk:JobSubmissionClient", "_do_request", "jobs/client.py",
         "to give every request a time limit",
     ),
