@@ -31,6 +31,30 @@ def typed(monkeypatch, capsys):
 
 
 @pytest.fixture
+def done(typed):
+    """Type a command in this process that must succeed, or end with `code`; returns what it printed, JSON alone with --json."""
+
+    def type_(*words: object, code: int = 0) -> str:
+        ended, out, err = typed(*words)
+        assert ended == code, out + err
+        return out if "--json" in words else out + err
+
+    return type_
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One Ray for all commands that are typed in this process, as in a notebook."""
+    from statten.cluster.session import ray_cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "STATTEN_STORAGE"):
+            patch.delenv(name, raising=False)
+        with ray_cluster(None):
+            yield
+
+
+@pytest.fixture
 def work(tmp_path, monkeypatch):
     """A user's folder, which is the working directory and the home, where no storage is set."""
     monkeypatch.chdir(tmp_path)

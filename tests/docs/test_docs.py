@@ -24,7 +24,6 @@ from PIL import Image
 
 from statten import cli
 from statten.cli.options import app
-from statten.cluster.session import ray_cluster
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -234,16 +233,6 @@ def test_the_citation_is_that_of_the_package():
 
 SHELL = {page: [b for b in blocks(page) if b.language == "sh"] for page in PAGES}
 PYTHON = [b for page in PAGES for b in blocks(page) if b.language == "python" and not b.reason]
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """One Ray for all commands, as in a notebook."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_ADDRESS", "STATTEN_STORAGE"):
-            patch.delenv(name, raising=False)
-        with ray_cluster(None):
-            yield
 
 
 @pytest.fixture

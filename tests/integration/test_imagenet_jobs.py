@@ -34,7 +34,7 @@ def settings(**fields) -> list[str]:
 
 
 @pytest.mark.slow
-def test_from_a_sweep_to_an_imagenet_number(statten, tmp_path, monkeypatch):
+def test_from_a_sweep_to_an_imagenet_number(ray, done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where data/imagenet, search_spaces/ and runs/ of the job files are
     write_images(tmp_path / "data" / "imagenet", {"train": 12, "val": 5})
     (tmp_path / "search_spaces").mkdir()
@@ -42,26 +42,26 @@ def test_from_a_sweep_to_an_imagenet_number(statten, tmp_path, monkeypatch):
     jobs = ROOT / "jobs"
 
     swept = settings(**SMALL, **{"search.trials": 2, "train.epochs": 2, "data.fraction": 0.5})
-    statten("run", jobs / "imagenet_sweep.yaml", *swept).finish()
+    done("run", jobs / "imagenet_sweep.yaml", *swept)
     sweep = Sweep.open(tmp_path / "runs" / "imagenet-sweep")
     best = sweep.trial(sweep.best_trial().number)
     assert len(list(sweep.rows())) == 2 and best.config.data.fraction == 0.5
 
     promoted = settings(**{"train.epochs": 3, "train.warmup_epochs": 0, "train.cooldown_epochs": 0, "scale.device": "cpu"})
-    statten("run", jobs / "imagenet_promote.yaml", *promoted, "--set", "scale.workers=1").finish()
+    done("run", jobs / "imagenet_promote.yaml", *promoted, "--set", "scale.workers=1")
     run = Run.open(tmp_path / "runs" / "imagenet-promoted")
     assert run.state == "finished" and len(run.metrics()) == 3 and run.config.data.fraction == 1
     assert Path(run.info["origin"]["checkpoint"]).samefile(best.best_checkpoint())
 
     on_cpu = settings(**{"scale.device": "cpu", "scale.workers": 1})
-    text = statten("run", jobs / "imagenet_evaluate.yaml", *on_cpu).finish()
+    text = done("run", jobs / "imagenet_evaluate.yaml", *on_cpu)
     report = json.loads((run.path / "evaluation.json").read_text())
     assert f"top-1 {report['top1']:.2f} %" in text and report["samples"] == 15 and report["data"] == "imagenet"
     assert report["loss"] == pytest.approx(plain_loss(run, resize=33, size=32), rel=1e-5)  # 32 / 0.95 pixels
     energy = check_file(Path(report["folder"]) / "energy.json")
     assert energy["samples"] == 15
 
-    statten("evaluate", "imagenet-promoted", "--large", *settings(**{"scale.device": "cpu"})).finish()
+    done("evaluate", "imagenet-promoted", "--large", *settings(**{"scale.device": "cpu"}))
     folders = [folder for folder in (run.path / "evaluations").iterdir() if not folder.samefile(report["folder"])]
     large = json.loads((folders[0] / "report.json").read_text())
     assert len(folders) == 1 and large["samples"] == 15

@@ -13,7 +13,7 @@ SET = [word for field, value in {**TINY, "train.epochs": 2, "train.warmup_epochs
 
 
 @pytest.mark.slow
-def test_every_trial_is_a_run_of_the_sweep(statten, work):
+def test_every_trial_is_a_run_of_the_sweep(ray, done, work):
     (work / "space.yaml").write_text("model.depth: {choices: [1, 2]}\n")
     words = [
         "--space",
@@ -25,7 +25,7 @@ def test_every_trial_is_a_run_of_the_sweep(statten, work):
         "--set",
         "log.mlflow=sqlite:///mlflow.db",
     ]
-    statten("tune", "digits", *SET, *words, "--set", "log.wandb=offline", "--name", "sizes").finish()
+    done("tune", "digits", *SET, *words, "--set", "log.wandb=offline", "--name", "sizes")
     client, sweep = MlflowClient(f"sqlite:///{work}/mlflow.db"), Sweep(work / "runs" / "sizes")
     found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("sizes").experiment_id])}
     assert found.keys() == {"sizes-0000", "sizes-0001"}

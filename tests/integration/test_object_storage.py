@@ -42,7 +42,7 @@ def document(text: str) -> dict:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_the_store_alone(statten, server, another_machine):
+def test_a_killed_run_goes_on_from_the_store_alone(statten, done, server, another_machine):
     uri = server.uri()
     store = Store(uri)
     killed = statten("train", "digits", *SMALL.split(), "--name", "a", "--storage", uri)
@@ -54,13 +54,13 @@ def test_a_killed_run_goes_on_from_the_store_alone(statten, server, another_mach
     assert f"statten evaluate '{uri.replace('?', '/a?')}'" in text
 
     another_machine()
-    report = document(statten("evaluate", "a", "--storage", uri, "--json").finish())
+    report = document(done("evaluate", "a", "--storage", uri, "--json"))
     assert report["top1"] > 20
     for command, file in (("anytime", "anytime.json"), ("grid", "grid-validation.png")):
-        folder = Path(document(statten(command, "a", "--storage", uri, "--json").finish())["folder"]).name
+        folder = Path(document(done(command, "a", "--storage", uri, "--json"))["folder"]).name
         assert f"a/evaluations/{folder}/{file}" in store.listing()
     cache = another_machine()
-    shown = document(statten("show", uri.replace("?", "/a?"), "--json").finish())
+    shown = document(done("show", uri.replace("?", "/a?"), "--json"))
     assert [row["epoch"] for row in shown["epochs"]] == [1, 2, 3, 4] and shown["state"] == "finished" and shown["evaluation"]
     assert not list(cache.rglob("*.safetensors")), "nobody asked for weights"
 

@@ -18,8 +18,8 @@ def storage(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_an_old_run_is_evaluated_to_the_same_numbers_in_the_same_folder(storage, statten):
-    statten("evaluate", "old", "--storage", storage).finish()
+def test_an_old_run_is_evaluated_to_the_same_numbers_in_the_same_folder(storage, ray, done):
+    done("evaluate", "old", "--storage", storage)
     (folder,) = (storage / "old" / "evaluations").iterdir()
     assert folder.name == "digits-T2-b1-18d74b561c", "what decides the numbers has the digest that it had"
     report = json.loads((folder / "report.json").read_text())
@@ -29,17 +29,17 @@ def test_an_old_run_is_evaluated_to_the_same_numbers_in_the_same_folder(storage,
 
 
 @pytest.mark.slow
-def test_an_old_run_that_was_interrupted_goes_on(storage, statten):
+def test_an_old_run_that_was_interrupted_goes_on(storage, ray, done):
     before = Run(storage / "half").metrics()
-    statten("resume", "half", "--storage", storage).finish()
+    done("resume", "half", "--storage", storage)
     run = Run(storage / "half")
     assert run.state == "finished" and len(run.metrics()) == 40 and run.metrics()[: len(before)] == before
 
 
 @pytest.mark.slow
-def test_an_old_sweep_is_extended(storage, statten):
+def test_an_old_sweep_is_extended(storage, ray, done):
     before = {number: run.metrics() for number, run in Sweep(storage / "sweep").folders().items()}
-    statten("extend", "sweep", "--trials", "1", "--storage", storage).finish()
+    done("extend", "sweep", "--trials", "1", "--storage", storage)
     after = {number: run.metrics() for number, run in Sweep(storage / "sweep").folders().items()}
     assert sorted(after) == [0, 1, 2] and {number: after[number] for number in before} == before
-    statten("report", "sweep", "--storage", storage).finish()
+    done("report", "sweep", "--storage", storage)

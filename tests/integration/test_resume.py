@@ -18,7 +18,8 @@ ALL_OF_IT = (
     "--set train.ema_decay=0.9 --set train.layer_decay=0.8 --set train.clip_grad=1 --set data.augment=true "
     "--set model.drop_path=0.1"
 )
-TAGS = {tag(metric) for metric in ("train/loss", "val/loss", "val/top1", "lr", "samples_per_second", "firing_rate/head")}
+ELSE = "--set model.backbone=spikformer"
+TAGS = {tag(metric) for metric in ("train/loss", "val/loss", "val/top1", "lr", "samples_per_second")}
 
 
 def train(statten, storage, name, workers, options=""):
@@ -31,7 +32,9 @@ def weights(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "options"), [(1, ""), (2, ALL_OF_IT)], ids=["plain", "two workers and all options"])
+@pytest.mark.parametrize(
+    ("workers", "options"), [(1, ELSE), (2, ALL_OF_IT)], ids=["another backbone", "two workers and all options"]
+)
 def test_six_epochs_straight_equal_three_killed_and_resumed(workers, options, statten, tmp_path):
     train(statten, tmp_path, "straight", workers, options).finish()
     killed = train(statten, tmp_path, "killed", workers, options)
@@ -81,26 +84,27 @@ def _is_worker(pid: int, mark: str) -> bool:
 
 
 @pytest.mark.slow
-def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_part(statten, tmp_path):
+def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_part(ray, done, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATTEN_STORAGE", str(tmp_path))
     options = "--set model.depth=1 --set model.embed_dim=32 --set train.epochs=3 --set train.warmup_epochs=0 --json"
-    first = statten("train", "digits", *options.split(), "--name", "first", "--storage", tmp_path).finish()
+    first = done("train", "digits", *options.split(), "--name", "first")
     document = json.loads(first[first.index("{") :])
     assert {"top1", "top5", "loss"} <= set(document) and document["epochs"] == 3
     overrides = "--set train.epochs=2 --set train.warmup_epochs=0 --set model.timesteps=8 --set model.block_size=4"
-    statten("promote", "first", *overrides.split(), "--name", "second", "--storage", tmp_path).finish()
+    done("promote", "first", *overrides.split(), "--name", "second")
     second = Run(tmp_path / "second")
     assert second.config.model.timesteps == 8
     started = load_file(second.path / "initial.safetensors")
     best = load_file(Run(tmp_path / "first").best_checkpoint() / "model.safetensors")
     assert all((started[name] == best[name]).all() for name in best)
     again = "--grid --set train.epochs=1 --set train.warmup_epochs=0 --set train.cooldown_epochs=0"
-    said = statten("promote", "first", *again.split(), "--name", "third", "--storage", tmp_path).finish()
+    said = done("promote", "first", *again.split(), "--name", "third")
     third, chosen = Run(tmp_path / "third"), json.loads((tmp_path / "third" / "run.json").read_text())["origin"]["grid"]
     assert (third.config.model.timesteps, third.config.model.block_size) == (chosen["timesteps"], chosen["block_size"])
     assert chosen["part"] == "validation" and chosen["why"] in said and "of 10 pairs it has the highest top-1" in said
-    going = statten("promote", "first", *again.split(), "--name", "third", "--storage", tmp_path, "--resume").finish()
+    going = done("promote", "first", *again.split(), "--name", "third", "--resume")
     assert "third: is finished" in going, "the pair that was chosen is not another config"
-    shown = statten("evaluate", "second", "--storage", tmp_path, "--json").finish()
+    shown = done("evaluate", "second", "--json")
     report = json.loads(shown[shown.index("{") :])
     assert (
         report["samples"] == len(split_indices(second.config)["test"])
@@ -108,7 +112,7 @@ def test_promotion_starts_from_the_best_weights_and_evaluation_reads_the_test_pa
         and set(report["firing_rates"])
     )
     assert json.loads((second.path / "evaluation.json").read_text())["top1"] == report["top1"]
-    wrong = statten("promote", "first", "--set", "model.depth=2", "--storage", tmp_path).finish(code=2)
+    wrong = done("promote", "first", "--set", "model.depth=2", code=2)
     assert "model.depth=1 must stay" in wrong
-    wrong = statten("promote", "first", "--grid", "--set", "model.timesteps=2", "--storage", tmp_path).finish(code=2)
+    wrong = done("promote", "first", "--grid", "--set", "model.timesteps=2", code=2)
     assert "--grid: chooses model.timesteps, but --set model.timesteps=2 does too" in wrong

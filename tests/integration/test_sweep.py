@@ -56,7 +56,7 @@ def test_ctrl_c_ends_a_sweep_that_is_then_unfinished(statten, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
+def test_a_killed_sweep_is_finished_by_resume(statten, done, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
     arguments = ("tune", "digits", "--space", space, "--trials", TRIALS, *BASE.split(), "--name", "s", "--storage", tmp_path)
@@ -91,14 +91,13 @@ def test_a_killed_sweep_is_finished_by_resume(statten, tmp_path):
         assert shown <= set(events.Tags()["scalars"])
         assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 
-    text = statten("best", "s", "--storage", tmp_path, "--json").finish()
-    best = json.loads(text)
+    best = json.loads(done("best", "s", "--storage", tmp_path, "--json"))
     assert {"trial", "config", "metrics", "checkpoint"} <= set(best)
     assert best["value"] == max(t.value for t, _ in sweep.rows() if t.state.name == "COMPLETE")
-    assert "nothing to resume" in statten("resume", "s", "--storage", tmp_path).finish(code=2)
-    assert "s: exists already" in statten(*arguments).finish(code=2)
+    assert "nothing to resume" in done("resume", "s", "--storage", tmp_path, code=2)
+    assert "s: exists already" in done(*arguments, code=2)
 
-    statten("extend", "s", "--trials", 1, "--storage", tmp_path).finish()
+    done("extend", "s", "--trials", 1, "--storage", tmp_path)
     assert len(states(sweep)) == TRIALS + 1
 
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.journal")))
@@ -115,7 +114,7 @@ def studies(port):
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(statten, tmp_path):
+def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(statten, done, tmp_path):
     space = tmp_path / "space.yaml"
     space.write_text("model.embed_dim: {int: [32, 64], step: 32}\n")
     options = f"{BASE} --set model.depth=1 --set search.scheduler=none --set search.repeats=3 --set search.finalists=2"
@@ -149,7 +148,7 @@ def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(
     )
     for path in folder.glob("repeats/*"):
         assert [row["epoch"] for row in Run(path).metrics()] == list(range(1, EPOCHS + 1))
-    assert "nothing to resume" in statten("resume", "r", "--storage", tmp_path).finish(code=2)
+    assert "nothing to resume" in done("resume", "r", "--storage", tmp_path, code=2)
 
 
 @pytest.mark.slow

@@ -31,12 +31,17 @@ def test_what_is_read_fits(columns, work):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
-def test_what_trains_fits(columns, work):
-    (work / "space.yaml").write_text(SPACE)
+def test_a_training_fits(columns, work):
     lines = check(on_a_terminal(columns, "train", "digits", *SET, "--name", "mine", cwd=work), columns)
     epochs = [line for line in lines if line.lstrip().startswith("epoch ") and "loss" in line]
     assert len(epochs) == 2 and ("lr " in epochs[0]) == (columns == 120)
+
+
+@pytest.mark.slow
+def test_a_sweep_fits(work):
+    (work / "space.yaml").write_text(SPACE)
     words = ["tune", "digits", *SET, "--space", "space.yaml", "--trials", 2, "--name", "sweep"]
-    assert any("2 of 2 trials" in line for line in check(on_a_terminal(columns, *words, cwd=work), columns))
+    assert any("2 of 2 trials" in line for line in check(on_a_terminal(80, *words, cwd=work), 80))
     for words in (["show", "sweep"], ["best", "sweep"]):
-        check(on_a_terminal(columns, *words, cwd=work), columns)
+        for columns in (80, 120):
+            check(on_a_terminal(columns, *words, cwd=work), columns)

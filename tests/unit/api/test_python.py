@@ -10,7 +10,6 @@ from evaluated import TINY, make_run
 from sweeps import drive, new
 
 import statten
-from statten.cluster.session import ray_cluster
 from statten.errors import ConfigError, UserError
 from statten.storage.run import Run
 
@@ -37,15 +36,14 @@ def test_help_shows_every_name():
 
 
 @pytest.mark.slow
-def test_the_examples_run(work, monkeypatch):
+def test_the_examples_run(work, ray, monkeypatch):
     """In one folder, in the order that they build on each other."""
     monkeypatch.setattr("statten.display.console.stderr", True)  # stdout is what a doctest compares
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
-    with ray_cluster(None):
-        for name in ("Config", "load_config", "build_model", "fit", "train", "tune", "promote", "evaluate", "load_model"):
-            (example,) = finder.find(getattr(statten, name), name, globs={})
-            assert example.examples, name
-            assert runner.run(example).failed == 0, name
+    for name in ("Config", "load_config", "build_model", "fit", "train", "tune", "promote", "evaluate", "load_model"):
+        (example,) = finder.find(getattr(statten, name), name, globs={})
+        assert example.examples, name
+        assert runner.run(example).failed == 0, name
     assert {path.name for path in (work / "runs").iterdir() if path.is_dir()} == {"first", "small", "longer"}
 
 
