@@ -1,9 +1,11 @@
-"""What a local Ray opens while a sweep runs: doors on loopback alone, and folders for this user alone."""
+"""What a local Ray opens while a sweep of two workers a trial runs: doors on loopback alone, folders for this user alone."""
 
 import os
 from pathlib import Path
 
 from processes import listeners, marked
+
+from statten.search.sweep import Sweep
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 TINY = (
@@ -14,25 +16,14 @@ TINY = (
     "model.block_size=1",
     "data.fraction=0.2",
 )
-SET = [word for field in (*TINY, "train.epochs=300", "search.firing_range=null") for word in ("--set", field)]
+SET = [word for field in (*TINY, "train.epochs=12", "search.firing_range=null", "scale.workers=2", "scale.cpus_per_worker=1")
+       for word in ("--set", field)]  # fmt: skip
 
 
 def test_a_sweep_of_several_workers_listens_on_loopback_alone(statten, tmp_path):
-    space = tmp_path / "space.yaml"
-    space.write_text("train.lr: {float: [1.0e-4, 3.0e-3], log: true}\n")
-    arguments = [
-        "--trials",
-        1,
-        "--name",
-        "s",
-        "--storage",
-        tmp_path,
-        "--set",
-        "scale.workers=2",
-        "--set",
-        "scale.cpus_per_worker=1",
-    ]
-    command = statten("tune", "digits", "--space", space, *arguments, *SET)
+    (tmp_path / "space.yaml").write_text("train.lr: {float: [1.0e-4, 3.0e-3], log: true}\n")
+    words = ["--space", tmp_path / "space.yaml", "--trials", 2, "--name", "s", "--storage", tmp_path]
+    command = statten("tune", "digits", *words, *SET)
     command.wait_until(lambda: list(tmp_path.glob("s/trials/*/metrics.jsonl")))
     found = listeners(marked(command.mark))
     commands = " ".join(found.values())
@@ -43,8 +34,10 @@ def test_a_sweep_of_several_workers_listens_on_loopback_alone(statten, tmp_path)
     session = next(word for words in map(cmdline, marked(command.mark)) for word in words if "--session_dir=" in word)
     private = Path(session.partition("=")[2]).parents[1]
     assert private.stat().st_mode & 0o077 == 0 and private.stat().st_uid == os.getuid()
-    command.process.terminate()
-    command.finish(143, 60)
+    command.finish()
+    rows = Sweep.open(tmp_path / "s").rows()
+    states = [trial.state.name for trial, _ in rows]
+    assert len(states) == 2 and "COMPLETE" in states, "trials of several workers nest a trainer, one after the other"
 
 
 def cmdline(pid):

@@ -151,19 +151,6 @@ def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(
     assert "nothing to resume" in done("resume", "r", "--storage", tmp_path, code=2)
 
 
-@pytest.mark.slow
-def test_trials_of_two_workers_nest_a_trainer(statten, tmp_path):
-    space = tmp_path / "space.yaml"
-    space.write_text("model.timesteps: {choices: [1, 2]}\nmodel.block_size: {divisors_of: model.timesteps}\n")
-    options = (
-        f"--trials 2 {BASE} --set train.epochs=2 --set model.depth=1 --set model.embed_dim=32 "
-        f"--set scale.workers=2 --set scale.cpus_per_worker=1"
-    )
-    statten("tune", "digits", "--space", space, *options.split(), "--name", "wide", "--storage", tmp_path).finish()
-    sweep = Sweep.open(tmp_path / "wide")
-    assert sorted(states(sweep)) == [0, 1] and "COMPLETE" in states(sweep).values()
-
-
 def small_sweep(path, **overrides):
     config = load_config("digits", {"train.epochs": 2, "search.trials": 1, "model.embed_dim": 32, **overrides})
     return Sweep.create(path / "s", config, make_space({"model.depth": {"choices": [1]}}, config))

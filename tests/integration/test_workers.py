@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +10,7 @@ import ray.cloudpickle
 import torch
 
 from statten.cluster import trainer
-from statten.cluster.session import free_port, ray_cluster
+from statten.cluster.session import ray_cluster
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.metrics.accuracy import Accuracy
@@ -79,38 +75,6 @@ def test_two_workers_agree_and_count_every_sample_once(tmp_path, monkeypatch):
     assert alone["val/top5"] == run.metrics()[-1]["val/top5"]
     assert alone["val/loss"] == pytest.approx(run.metrics()[-1]["val/loss"], rel=1e-5)
     assert round(alone["val/top1"] * total / 100, 6).is_integer(), "a share of the true number of samples"
-
-
-@pytest.fixture
-def short_path():
-    """A folder for Ray's sockets, whose paths must stay below 108 characters."""
-    with tempfile.TemporaryDirectory(prefix="ray") as path:
-        yield path
-
-
-@pytest.mark.slow
-def test_a_run_joins_a_cluster_that_ray_start_made(tmp_path, short_path):
-    port = free_port()
-    ray_start = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
-        "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
-        f"--temp-dir={short_path}",
-    ]  # fmt: skip
-    options = "--set train.epochs=1 --set model.depth=1 --set model.embed_dim=32"
-    train = f"-m statten.cli train digits {options} --set scale.address=127.0.0.1:{port} --name joined --storage {tmp_path}"
-    with subprocess.Popen(ray_start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
-        try:
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                with socket.socket() as client:
-                    if client.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.2)
-            done = subprocess.run([sys.executable, *train.split()], capture_output=True, text=True, timeout=300)
-        finally:
-            head.terminate()  # with all processes of its node
-    assert done.returncode == 0, done.stderr
-    assert Run(tmp_path / "joined").state == "finished"
 
 
 def test_ray_is_left_as_it_was_found():
