@@ -11,6 +11,7 @@ nsga3    the same, spread along reference directions: for three objectives and m
 """
 
 import copy
+import heapq
 import random
 import warnings
 from typing import Any
@@ -20,13 +21,17 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from statten.config import SearchConfig
 from statten.errors import UserError
+from statten.search.sweep import feasible
 from statten.space.domains import Choices, Domain, Grid, Range
 from statten.space.space import Space
+
+FITTED = 500
+"""Trials that TPE fits its densities to, at most, beside those that run."""
 
 # A grid is held in memory, and nobody waits for more trials than these.
 LARGEST_GRID = 100_000
@@ -51,7 +56,7 @@ def make_sampler(search: SearchConfig, space: Space, completed: int = 0, objecti
         warnings.simplefilter("ignore", ExperimentalWarning)  # TPE's `group` and others, wanted all the same
         match search.sampler:
             case "tpe":
-                kind = TPESampler if objectives == 1 else FrontTPESampler
+                kind = BoundedTPESampler if objectives == 1 else FrontTPESampler
                 return kind(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup)
             case "random":
                 return RandomSampler(seed=seed)
@@ -111,34 +116,90 @@ def _refuse(sampler: str, space: Space, objectives: int) -> None:
             raise UserError(f"search.sampler: grid must have at most {LARGEST_GRID} configurations, but got {count}; use qmc")
 
 
-class FrontTPESampler(TPESampler):
+class BoundedTPESampler(TPESampler):
+    """TPE that looks at no more than FITTED trials, so that an ask costs the same however long the study is.
+
+    Optuna's sorts all trials, and builds densities of all, for every group of dimensions. What tells one region from another
+    are the best trials, of which it takes 25 at most; the others show where the search has been.
+    """
+
+    view: "_View | None" = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As Optuna's, of the trials that are looked at; called once per trial, before any of it is drawn."""
+        self.view = self.look(study)
+        return super().infer_relative_search_space(self.view, trial)  # type: ignore[arg-type]
+
+    def look(self, study: Study) -> "_View":
+        """What is looked at of a study."""
+        return _View(study)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """As Optuna's, of the trials that are looked at."""
+        return super().sample_relative(self.view, trial, search_space)  # type: ignore[arg-type]
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As Optuna's, of the trials that are looked at."""
+        return super().sample_independent(self.view, trial, param_name, param_distribution)  # type: ignore[arg-type]
+
+
+class FrontTPESampler(BoundedTPESampler):
     """TPE for several objectives, which may meet stopped trials with values by epoch.
 
     Optuna's ranks stopped trials by their last value and the study's only direction, which ends in an error where there are
     several. Without their curves it takes them for the worst, as it should: none of them could have been on the front.
     """
 
-    def _sample(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return super()._sample(_WithoutCurves(study), trial, search_space)  # type: ignore[arg-type]
+    def look(self, study: Study) -> "_View":
+        """As above, of stopped trials without their curves."""
+        return _View(study, curves=False)
 
 
-class _WithoutCurves:
-    """A view of a study whose stopped trials have no values by epoch."""
+class _View:
+    """A study as a sampler sees it at one ask: the trials that run, the best FITTED / 4 and the newest of the others.
 
-    def __init__(self, study: Study):
+    Args:
+        study: the study.
+        curves: whether stopped trials have their values by epoch.
+    """
+
+    def __init__(self, study: Study, curves: bool = True):
         self._study = study
+        trials = [
+            t
+            for t in study.get_trials(deepcopy=False)
+            if t.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        ]
+        if len(trials) > FITTED:
+            best = {trial.number for trial in _best(study, trials, FITTED // 4)}
+            oldest = trials[-(FITTED - FITTED // 4)].number
+            trials = [t for t in trials if t.number >= oldest or t.number in best or t.state == TrialState.RUNNING]
+        self._seen = trials if curves else [_without_curve(trial) for trial in trials]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
-    def _get_trials(self, *arguments: Any, **named: Any) -> list[FrozenTrial]:
-        trials = []
-        for trial in self._study._get_trials(*arguments, **named):
-            if trial.state == TrialState.PRUNED and trial.intermediate_values:
-                trial = copy.copy(trial)
-                trial.intermediate_values = {}
-            trials.append(trial)
-        return trials
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        return [trial for trial in self._seen if states is None or trial.state in states]
+
+
+def _best(study: Study, trials: list[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """The best finished trials: of one objective those that keep the constraints and then by value, of several the
+    newest on the front."""
+    if len(study.directions) > 1:
+        return study.best_trials[-most:]
+    sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return heapq.nsmallest(most, finished, key=lambda trial: (not feasible(trial), sign * trial.value))  # type: ignore[operator]
+
+
+def _without_curve(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state == TrialState.PRUNED and trial.intermediate_values:
+        trial = copy.copy(trial)
+        trial.intermediate_values = {}
+    return trial
 
 
 class GridSampler(BaseSampler):

@@ -13,6 +13,8 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -57,6 +59,8 @@ class OptunaSearcher(Searcher):
         self.trained = 0  # epochs, of trials that have ended
         self.too_large: dict[int, int] = {}  # trials that ran out of memory, and the bytes that they were to need
         known = self._trials()
+        self.asked = sum(is_run(t) and "source" not in t.user_attrs for t in known if t.state != TrialState.WAITING)
+        """Trials of this sweep that were, or are, trained."""
         self.study.sampler = make_sampler(self.search, self.space, len(known), len(self.search.objectives))
         for trial in known:
             if trial.state == TrialState.RUNNING:
@@ -75,7 +79,7 @@ class OptunaSearcher(Searcher):
     @property
     def remaining(self) -> int:
         """Trials that Ray still has to run, at most."""
-        return 0 if self._spent() and not self.unfinished else len(self.unfinished) + max(0, self.trials - self._asked())
+        return 0 if self._spent() and not self.unfinished else len(self.unfinished) + max(0, self.trials - self.asked)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's run folder, or FINISHED."""
@@ -85,7 +89,7 @@ class OptunaSearcher(Searcher):
             if not run.ended or not run.keeps_best():
                 return self._start(trial_id, trial, run)
             self._tell(trial, run)  # it ended, but the driver did not live to write it down
-        if self._asked() >= self.trials or self._spent():
+        if self.asked >= self.trials or self._spent():
             return Searcher.FINISHED
         new = self._ask()
         return self._start(trial_id, new, self._prepare(new)) if new else Searcher.FINISHED
@@ -107,10 +111,15 @@ class OptunaSearcher(Searcher):
                 return trial
         return None
 
+    @cached_property
+    def _points(self) -> dict[str, dict[str, Any]]:
+        """The points of a space that has finitely many, by their keys."""
+        return {point_key(point): point for point in self.space.points()}
+
     def _nearest_left(self) -> dict[str, Any] | None:
         """The configuration nearest to the sampler's last proposal among those that are not known, by fields that differ."""
         wanted = self._trials()[-1].user_attrs.get("point", {})
-        left = [point for point in self.space.points() if point_key(point) not in self.seen]
+        left = [point for key, point in self._points.items() if key not in self.seen]
         random.Random(f"{self.search.seed} {len(self._trials())}").shuffle(left)  # among equals none is preferred
         return min(left, key=lambda point: sum(wanted.get(f) != value for f, value in point.items()), default=None)
 
@@ -122,6 +131,7 @@ class OptunaSearcher(Searcher):
         found = self._why_not(point)
         if found is None:
             self.seen[point_key(point)] = trial.number
+            self.asked += 1
             return trial
         attribute, other, reason = found
         trial.set_user_attr(attribute, other)
@@ -158,13 +168,17 @@ class OptunaSearcher(Searcher):
 
     def _shortest(self, point: dict[str, Any]) -> dict[str, Any]:
         """The point with the fewest timesteps, and blocks of all of them."""
-        fewest: dict[str, Any] = point
-        for other in self.space.points() if self.space.count() is not None else ():
-            if _rest(other) == _rest(point):
-                key = (other["model.timesteps"], -other.get("model.block_size", 0))
-                if key < (fewest["model.timesteps"], -fewest.get("model.block_size", 0)):
-                    fewest = other
-        return fewest
+        return min(point, self._shortest_of.get(point_key(_rest(point)), point), key=_length)
+
+    @cached_property
+    def _shortest_of(self) -> dict[str, dict[str, Any]]:
+        """The shortest of the points that differ in T and b alone, by the key of the rest; none in a continuous space."""
+        found: dict[str, dict[str, Any]] = {}
+        for point in self._points.values() if self.space.count() is not None else ():
+            known = found.setdefault(point_key(_rest(point)), point)
+            if _length(point) < _length(known):
+                found[point_key(_rest(point))] = point
+        return found
 
     def _prepare(self, trial: Trial) -> Run:
         """The run folder of a trial, made if it is new."""
@@ -237,9 +251,14 @@ class OptunaSearcher(Searcher):
             return stopping.dominated(search, rows, list(self.done.values()))
         if search.stopping == "none":
             return None
-        rivals = [stopping.Rival(t.number, t.intermediate_values) for t in self._trials() if t.intermediate_values]
-        me = next(rival for rival in rivals if rival.number == trial.number)
-        return stopping.underperforming(search, self.epochs, me, rivals)
+        values = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        me = stopping.Rival(trial.number, values)
+        return stopping.underperforming(search, self.epochs, me, self._rivals()) if values else None
+
+    def _rivals(self) -> Iterator[stopping.Rival]:
+        for trial in self._trials():
+            if trial.intermediate_values:
+                yield stopping.Rival(trial.number, trial.intermediate_values)
 
     def _mirror(self, trial: Trial, rows: list[dict[str, float]]) -> bool:
         """Bring the epochs that the run folder has and the study has not into the study; whether there were any.
@@ -318,11 +337,6 @@ class OptunaSearcher(Searcher):
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-    def _asked(self) -> int:
-        """Trials of this sweep that were, or are, trained."""
-        ended_or_running = (t for t in self._trials() if t.state != TrialState.WAITING)
-        return sum(is_run(t) and "source" not in t.user_attrs for t in ended_or_running)
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
@@ -405,6 +419,11 @@ class RepeatSearcher(Searcher):
 
 def point_key(point: dict[str, Any]) -> str:
     return json.dumps(point, sort_keys=True)
+
+
+def _length(point: dict[str, Any]) -> tuple[int, int]:
+    """By which points that differ in T and b alone are ordered."""
+    return point["model.timesteps"], -point.get("model.block_size", 0)
 
 
 def _rest(point: dict[str, Any]) -> dict[str, Any]:

@@ -41,22 +41,28 @@ class Done:
 
 
 def underperforming(search: SearchConfig, epochs: int, me: Rival, rivals: Iterable[Rival]) -> str | None:
-    """Why the first objective is too poor to go on, by `search.stopping`: asha, hyperband or median."""
-    epoch, eta, grace = max(me.values), search.reduction_factor, search.grace_epochs
+    """Why the first objective is too poor to go on, by `search.stopping`: asha, hyperband or median.
+
+    Args:
+        rivals: the sweep's trials; they are not looked at after an epoch at which nobody is stopped.
+    """
+    epoch, eta, grace, brackets = max(me.values), search.reduction_factor, search.grace_epochs, 1
     sign = 1 if search.directions[search.metric] == "max" else -1
-    rivals = [r for r in rivals if r.number != me.number]
     if search.stopping == "hyperband":
         brackets = 1 + max(0, int(math.log(max(1, epochs / grace), eta) + 1e-9))
-        rivals = [r for r in rivals if r.number % brackets == me.number % brackets]
         grace *= eta ** (me.number % brackets)
+    if epoch < grace or (search.stopping != "median" and not _is_rung(epoch, grace, eta)):
+        return None
     own = _best(me, epoch, sign)
-    others = [_best(r, epoch, sign) for r in rivals if any(e >= epoch for e in r.values)]
+    others = [
+        _best(rival, epoch, sign)
+        for rival in rivals
+        if rival.number != me.number and rival.number % brackets == me.number % brackets and max(rival.values) >= epoch
+    ]
     if search.stopping == "median":
-        if epoch < grace or len(others) < search.startup_trials or own >= statistics.median(others):
+        if len(others) < search.startup_trials or own >= statistics.median(others):
             return None
         return f"stopped at epoch {epoch}: {search.metric} {sign * own:.4g} is below the median of {len(others)} trials"
-    if not _is_rung(epoch, grace, eta):
-        return None
     kept = max(1, (len(others) + 1) // eta)
     if sum(value > own for value in others) < kept:
         return None

@@ -84,7 +84,6 @@ NAMES = [
     ),
     Name("optuna.study:Study", "_storage", "search/rebuild.py", "to write down what a running trial was begun with"),
     Name("optuna.trial:FrozenTrial", "_trial_id", "search/rebuild.py", "the same"),
-    Name("optuna.samplers:TPESampler", "_sample", "search/samplers.py", "TPE draws from what a constraint leaves"),
     Name("optuna.samplers:CmaEsSampler", "_init_optimizer", "search/samplers.py", "CMA-ES begins at the base config"),
     Name("optuna.samplers:CmaEsSampler", "_get_solution_trials", "search/samplers.py", "trials of one generation"),
     Name("optuna.samplers:CmaEsSampler", "_restore_optimizer", "search/samplers.py", "so that no pickle of a study is run"),

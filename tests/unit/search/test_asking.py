@@ -405,10 +405,10 @@ def test_trials_that_were_taken_over_count_for_nothing_but_what_is_known(tmp_pat
 
     assert take_over(sweep, old) == (1, 0)
     with searching(sweep) as searcher:
-        assert (searcher.trained, searcher.remaining, searcher._asked()) == (0, 2, 0)
+        assert (searcher.trained, searcher.remaining, searcher.asked) == (0, 2, 0)
         assert list(searcher.seen) == [point_key(run.origin["point"])]
         searcher.study.enqueue_trial(trials(old)[0].params)
-        assert started(searcher).origin["point"] != run.origin["point"] and searcher._asked() == 1
+        assert started(searcher).origin["point"] != run.origin["point"] and searcher.asked == 1
 
 
 def test_repeats_are_run_in_their_order(tmp_path):

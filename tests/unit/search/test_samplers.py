@@ -12,6 +12,7 @@ from optuna.trial import Trial
 
 from statten.config import Sampler, SearchConfig, load_config
 from statten.errors import UserError
+from statten.search import samplers
 from statten.search.samplers import make_sampler, trials_of
 from statten.space.loading import make_space
 from statten.space.space import Space
@@ -210,3 +211,30 @@ def test_a_sampler_that_cannot_work_is_refused(sampler, tree, objectives, senten
     with pytest.raises(UserError) as caught:
         make_sampler(SearchConfig(sampler=sampler), make(tree), objectives=objectives)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "maximize"]])
+def test_tpe_draws_as_optuna_s_until_a_study_is_long(spaces, monkeypatch, directions):
+    """And then from the best trials, the newest and those that run."""
+    search, space = SearchConfig(sampler="tpe", startup_trials=5), spaces[""]
+    ours, theirs = (optuna.create_study(directions=directions) for _ in range(2))
+    points = go_on(ours, space, search, 20)
+    theirs.sampler = optuna.samplers.TPESampler(
+        seed=search.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=5
+    )
+    for point in points:
+        trial = theirs.ask()
+        assert space.suggest(trial) == point
+        value = point.get("train.lr", 0.0) + point["model.depth"]
+        theirs.tell(trial, [value, -value][: len(directions)])
+
+    monkeypatch.setattr(samplers, "FITTED", 8)
+    ours.ask()  # goes on running
+    go_on(ours, space, search, 10)
+    seen = ours.sampler.look(ours)._get_trials()
+    kept, finished = {trial.number for trial in seen}, [trial for trial in ours.trials if trial.values]
+    newest = {trial.number for trial in ours.trials[-6:]}
+    best = {trial.number for trial in sorted(finished, key=lambda trial: -trial.values[0])[:2]}
+    if len(directions) > 1:  # whatever is gained in one objective is lost in the other: all are on the front
+        best = {trial.number for trial in finished[-2:]}
+    assert kept == newest | best | {20}
