@@ -160,7 +160,8 @@ def on_workers(worker: RankFunction, settings: dict[str, Any], plan: Preflight, 
     with ray_cluster(config.scale.address):
         check_shared(scratch, "the folder of the evaluation", mirrored=False)
         ranked = functools.partial(_ranked, worker)
-        trainer = _torch_trainer(ranked, settings, plan, "workers", scratch.resolve(), config.scale.max_failures, [])
+        failures, folder = config.scale.max_failures, scratch.resolve()
+        trainer = _torch_trainer(ranked, settings, plan, "workers", folder, failures, [], communicating=False)
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -179,7 +180,7 @@ def _ranked(worker: RankFunction, settings: dict[str, Any]) -> None:
 
 def _torch_trainer(
     worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], plan: Preflight, name: str, scratch: Path,
-    max_failures: int, callbacks: list[Any], placement: str = "pack",
+    max_failures: int, callbacks: list[Any], placement: str = "pack", communicating: bool = True,
 ) -> Any:  # fmt: skip
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -201,7 +202,7 @@ def _torch_trainer(
     return Trainer(
         worker,
         train_loop_config={**settings, "threads": plan.cpus_per_worker},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpu and communicating else "gloo"),  # NCCL refuses two ranks on one GPU
         scaling_config=ScalingConfig(
             num_workers=plan.world_size if plan.min_workers == plan.world_size else (plan.min_workers, plan.world_size),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,

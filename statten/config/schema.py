@@ -258,7 +258,7 @@ class TrainConfig(Part):
     """Finished epochs after which nothing is mixed any more; 0 means never. Cool-down epochs count too."""
     precision: Literal["fp32", "bf16", "fp16", "amp"] = "fp32"
     """Precision of convolutions and products; membrane, normalisation statistics and residual stream stay float32.
-    `amp` is fp16 on a GPU and fp32 on a CPU."""
+    `amp` is bf16 on a GPU that computes in it, fp16 on an older one and fp32 on a CPU."""
     seed: Int = Field(42, ge=0)
     """Seed of initial weights, batch order, augmentation and stochastic depth."""
     checkpoint_every_steps: Int | None = Field(None, ge=1)

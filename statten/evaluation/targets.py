@@ -67,14 +67,17 @@ class Target:
         return _is_export(self.source)
 
     def evaluated_on(self, workers: int) -> Config:
-        """The config of an evaluation on so many workers; training's batch size, which data must fill, says nothing here."""
+        """The config of an evaluation on so many workers; training's batch size, which data must fill, says nothing here.
+
+        Nor does the share of a GPU that training on several workers must leave whole: `preflight` has it.
+        """
         train = self.config.train
         fields = {"train.batch_size": 2, "train.eval_batch_size": train.eval_batch_size or train.batch_size}
-        return with_overrides(self.config, {**fields, "scale.workers": workers})
+        return with_overrides(self.config, {**fields, "scale.workers": workers, "scale.gpus_per_worker": 1.0})
 
     def preflight(self, config: Config, capacity: dict[str, float] | None = None) -> Preflight:
         """What would fail, before it starts; a run is refused on data that are no longer those of its split."""
-        plan = preflight(config, capacity)
+        plan = preflight(config, capacity, gpus_per_worker=self.config.scale.gpus_per_worker)
         self._check_split(config)
         return plan
 

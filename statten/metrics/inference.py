@@ -48,8 +48,16 @@ def latency_ms(model: nn.Module, config: Config, sample: Tensor | None = None, t
 
 
 def autocast(config: Config, device: torch.device) -> Any:
-    """The context that gives `train.precision`; where there is no GPU, float32 in place of float16."""
-    if config.train.precision == "fp32" or (config.train.precision in ("amp", "fp16") and device.type == "cpu"):
-        return nullcontext()
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype)
+    """The context that gives `train.precision`."""
+    dtype = half_type(config, device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def half_type(config: Config, device: torch.device) -> torch.dtype | None:
+    """The half type of `train.precision` on a device; None is float32, which a CPU takes in place of float16."""
+    precision = config.train.precision
+    if precision == "fp32" or (precision in ("amp", "fp16") and device.type == "cpu"):
+        return None
+    if precision == "amp":  # bfloat16 has float32's range and needs no scaling of the loss; GPUs before Ampere only imitate it
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return torch.bfloat16 if precision == "bf16" else torch.float16

@@ -3,9 +3,10 @@
 import functools
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,33 +69,38 @@ def fitting_lanes(most: int, *lengths: int) -> int:
     return most
 
 
+class _Stream(NamedTuple):
+    """What a CuPy function wants to know of a stream."""
+
+    ptr: int
+
+
 class Launcher:
     """Compiles a variant once per device, and starts its kernels on PyTorch's current stream."""
 
     def __init__(self) -> None:
-        self._modules: dict[tuple[int, Variant], Any] = {}
+        self.kernels: dict[tuple[int, Variant, str], Any] = {}
+        """What was loaded: CuPy's functions by device, variant and name. Asking a module for one costs more than a launch."""
 
     def __call__(self, variant: Variant, name: str, threads: int, device: torch.device, arguments: list[Any]) -> None:
         """Run a kernel; the arguments are numpy scalars, addresses among them."""
-        import cupy
-
         with torch.cuda.device(device):
-            module = self._modules.get((device.index, variant)) or self._compile(device, variant)
+            kernel = self.kernels.get((device.index, variant, name)) or self._load(device, variant, name)
             # CuPy's own current stream is not PyTorch's, and would race with it on side streams and in graph captures.
-            with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index):
-                module.get_function(name)(((threads + BLOCK - 1) // BLOCK,), (BLOCK,), tuple(arguments))
+            stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
+            kernel(((threads + BLOCK - 1) // BLOCK,), (BLOCK,), tuple(arguments), 0, stream)
 
-    def _compile(self, device: torch.device, variant: Variant) -> Any:
+    def _load(self, device: torch.device, variant: Variant, name: str) -> Any:
         import cupy
 
-        module = cupy.RawModule(code=source(), options=variant.options())
+        module = cupy.RawModule(code=source(), options=variant.options())  # CuPy keeps what it compiled and loaded before
         with locked(own_cache() / "cupy.lock"):  # one worker compiles, the others on this machine read CuPy's cache
             try:
                 module.compile()
             except cupy.cuda.compiler.CompileException as error:
                 raise RuntimeError(f"NVRTC cannot compile the neurons for {variant}: {error}") from None
-        self._modules[(device.index, variant)] = module
-        return module
+        self.kernels[(device.index, variant, name)] = kernel = module.get_function(name).kernel
+        return kernel
 
 
 class CupyKernels:
@@ -184,8 +190,10 @@ class CupyKernels:
     def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
         """As `Kernels.moments`."""
         # Not torch.batch_norm_stats: its inverse deviation is 0 for a channel without variance, which never fires.
-        mean, var = torch.batch_norm_update_stats(x_T.flatten(0, 1), None, None, 0.0)
-        return torch.stack([mean, var])
+        x = x_T.flatten(0, 1)
+        # On a CPU, where the tests run this, statistics of half-precision values are float32 if running ones are there.
+        mean, var = torch.empty(2, channels) if x.is_cpu else (None, None)
+        return torch.stack(torch.batch_norm_update_stats(x, mean, var, 0.0))
 
     def norms(self, x_T: Tensor, run: int) -> bool:
         """As `Kernels.norms`: PyTorch's own is as good."""
@@ -272,6 +280,17 @@ def _address(tensor: Tensor | None) -> Any:
     return np.uint64(0 if tensor is None else tensor.data_ptr())
 
 
+def keep_compiled_kernels() -> None:
+    """Let CuPy keep what it compiles beside our own libraries, which belong to this machine, unless $CUPY_CACHE_DIR is set."""
+    if "CUPY_CACHE_DIR" in os.environ:
+        return
+    os.environ["CUPY_CACHE_DIR"] = folder = str(own_cache() / "cupy")
+    if "cupy" in sys.modules:  # which has read the variable when another package, such as SpikingJelly, imported it
+        from cupy.cuda import _compiler_cache, compiler
+
+        compiler._set_kernel_cache_backend(_compiler_cache.DiskKernelCacheBackend(folder))
+
+
 class CupyBackend(CompiledBackend):
     """CUDA kernels through CuPy."""
 
@@ -285,8 +304,7 @@ class CupyBackend(CompiledBackend):
         if not torch.cuda.is_available():
             raise Unavailable("there is no GPU that PyTorch can use; type: statten doctor")
         try:
-            # CuPy's compiled kernels belong to this machine, like ours.
-            os.environ.setdefault("CUPY_CACHE_DIR", str(own_cache() / "cupy"))
+            keep_compiled_kernels()
             x = torch.zeros(1, 8, device="cuda")
             self.kernels.forward(frames(x), torch.empty_like(x), 0.5, Dynamics(), None, 1, None)
         except Exception as error:

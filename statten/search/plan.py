@@ -79,7 +79,7 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
     trials = trials if count is None else min(trials, count)
     concurrent = min(at_once, search.max_concurrent or at_once, trials)
     extremes = extreme_configs(space)
-    largest = memory_bytes(extremes[1])
+    largest = memory_bytes(extremes[1], trial.device)
     if trial.device == "cuda" and torch.cuda.is_available():  # a driver without a GPU cannot know those of its workers
         there = torch.cuda.get_device_properties(0).total_memory
         _check_memory(largest, there, trial.device, config.scale.gpus_per_worker)

@@ -22,9 +22,10 @@ from statten.config import Config, TrainConfig
 from statten.data import Loaders
 from statten.data.loaders import Batch
 from statten.data.mixing import make_mixer
+from statten.errors import UserError
 from statten.metrics.accuracy import Accuracy, is_distributed, sum_over_ranks
 from statten.metrics.energy import ledger
-from statten.metrics.inference import autocast, evaluating, latency_ms
+from statten.metrics.inference import autocast, evaluating, half_type, latency_ms
 from statten.metrics.spikes import SpikeTotals
 from statten.models import build_model
 from statten.neurons import packed_spikes
@@ -105,6 +106,8 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
     train, callback = config.train, callback or NoCallback()
     model = state.model
     if config.scale.cuda_graphs:
+        if (batches := len(loaders.shares)) > 1:  # a replay writes gradients over those that it is to be added to
+            raise UserError(f"scale.cuda_graphs: cannot record steps of {batches} batches on one worker; set it to false")
         record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
     loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
@@ -231,9 +234,10 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
         warmup_t=train.warmup_epochs,
         warmup_lr_init=train.warmup_lr,
     )
-    kind = torch.device(device).type
-    scaled = train.precision == "fp16" or (train.precision == "amp" and kind != "cpu")
-    scaler = torch.amp.GradScaler(kind, enabled=scaled)
+    device = torch.device(device)
+    # Asked for, fp16 scales its loss on any device; in `amp` it is what a GPU does that cannot compute in bfloat16.
+    scaled = train.precision == "fp16" or half_type(config, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)
     ema = MovingAverage(model, decay=train.ema_decay) if train.ema_decay else None
     return TrainState(model, optimizer, scheduler, scaler, ema)
 

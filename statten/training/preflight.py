@@ -52,10 +52,12 @@ class Preflight:
     """Estimate for one worker: weights, their average, gradients, optimizer and what the backward pass keeps of one batch."""
     min_workers: int
     """The fewest workers that train, where `scale.workers` is [min, max]; else the same as `world_size`."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU of each worker, where the device is cuda."""
 
     def resources(self, workers: int = 1) -> dict[str, float]:
         """What Ray reserves for some workers."""
-        gpus = {"GPU": float(workers)} if self.device == "cuda" else {}
+        gpus = {"GPU": workers * self.gpus_per_worker} if self.device == "cuda" else {}
         return {"CPU": float(workers * self.cpus_per_worker), **gpus}
 
 
@@ -64,13 +66,16 @@ def own_capacity() -> dict[str, float]:
     return {"CPU": float(whole_cores()), "GPU": float(torch.cuda.device_count())}
 
 
-def preflight(config: Config, capacity: dict[str, float] | None = None, with_data: bool = True) -> Preflight:
+def preflight(
+    config: Config, capacity: dict[str, float] | None = None, with_data: bool = True, gpus_per_worker: float | None = None
+) -> Preflight:
     """Check a config against data, machine and precision without training; raises UserError with every problem.
 
     Args:
         config: the run.
         capacity: CPUs and GPUs of the cluster as Ray counts them; empty means this machine.
         with_data: whether the dataset is there to be looked at; without it, it is neither checked nor counted.
+        gpus_per_worker: share of a GPU of each worker; None means `scale.gpus_per_worker`.
     """
     capacity = capacity or own_capacity()
     scale, problems = config.scale, []
@@ -83,10 +88,13 @@ def preflight(config: Config, capacity: dict[str, float] | None = None, with_dat
             f"scale.workers: {least} workers of {cpus_per_worker} cores need {least * cpus_per_worker} "
             f"cores, but there are {cpus}; the most is {field}={cpus // cpus_per_worker}"
         )
+    share = scale.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
     gpus = int(capacity.get("GPU", 0))
-    if device == "cuda" and least > gpus:
-        fix = f"the most is {field}={gpus}" if gpus else "use scale.device=cpu"
-        problems.append(f"scale.device: cuda needs a GPU for each of {least} workers, but there are {gpus}; {fix}")
+    most = gpus * int(1 / share + 1e-9)  # a worker is on one GPU
+    if device == "cuda" and least > most:
+        fix = f"the most is {field}={most}" if most else "use scale.device=cpu"
+        part = "a GPU" if share == 1 else f"{share:g} of a GPU"
+        problems.append(f"scale.device: cuda needs {part} for each of {least} workers, but there are {gpus}; {fix}")
     if config.train.precision == "fp16" and device == "cpu":
         problems.append("train.precision: fp16 needs a GPU, but the device is cpu; use fp32 or bf16")
     if scale.cuda_graphs:
@@ -109,14 +117,14 @@ def preflight(config: Config, capacity: dict[str, float] | None = None, with_dat
             problems += error.problems
     if problems:
         raise UserError(problems)
-    parameters, memory = measure(config)
+    parameters, memory = measure(config, device)
     steps = make_loaders(config, 0, scale.max_workers).train.steps_per_epoch if with_data else None
-    return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers)
+    return Preflight(parameters, steps, scale.max_workers, device, cpus_per_worker, memory, scale.min_workers, share)
 
 
-def memory_bytes(config: Config) -> int:
-    """Bytes that one worker's training step needs; an estimate, see Preflight."""
-    return measure(config)[1]
+def memory_bytes(config: Config, device: str | None = None) -> int:
+    """Bytes that one worker's training step needs; an estimate, see Preflight. Arguments as those of `measure`."""
+    return measure(config, device)[1]
 
 
 def _check_backend(name: str, device: str) -> None:
@@ -125,10 +133,14 @@ def _check_backend(name: str, device: str) -> None:
     check_backend(name, device)
 
 
-def measure(config: Config) -> tuple[int, int]:
+def measure(config: Config, device: str | None = None) -> tuple[int, int]:
     """Parameters, and bytes of a training step: found on PyTorch's meta device, which computes shapes, no values.
 
     Weights are float32 always; what the backward pass keeps is half of that in half precision.
+
+    Args:
+        config: the run.
+        device: cpu or cuda, on which amp is float32 or a half type; None means what the config gives this machine.
     """
     model_config, train = config.model, config.train
     with torch.device("meta"):
@@ -148,7 +160,8 @@ def measure(config: Config) -> tuple[int, int]:
         model(batch)
     weights = {id(p.untyped_storage()) for p in model.parameters()}
     activations = sum(size for (storage, _), size in kept.items() if storage not in weights)
-    activations //= 2 if train.precision in ("bf16", "fp16") else 1  # amp may run in float32
+    half = train.precision in ("bf16", "fp16") or (train.precision == "amp" and (device or pick_device(config.scale)) == "cuda")
+    activations //= 2 if half else 1
     trainable = [p for p in model.parameters() if p.requires_grad]
     copies = 2 + {"sgd": 1, "lion": 1}.get(train.optimizer, 2) + (train.ema_decay is not None)
     states = sum(p.numel() * p.element_size() for p in trainable) * copies

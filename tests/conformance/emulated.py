@@ -59,12 +59,9 @@ class Emulator:
 
 
 class EmulatedKernels(CupyKernels):
-    """`CupyKernels` on the CPU, where PyTorch's statistics of half-precision values are in half precision too."""
+    """`CupyKernels` on the CPU."""
 
     name = "emulated"
-
-    def moments(self, x_T, run, channels):
-        return super().moments(x_T.float(), run, channels)
 
 
 class EmulatedBackend(CompiledBackend):

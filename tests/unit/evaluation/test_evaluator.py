@@ -70,6 +70,18 @@ def test_float64_gives_the_published_logits_and_the_same_counts_in_any_batch(run
     torch.testing.assert_close(found[0].records, found[1].records, rtol=1e-12, atol=1e-12)
 
 
+def test_workers_of_an_evaluation_share_a_gpu_as_trials_did(runs):
+    target = open_target(runs["digits"].path, {"scale.gpus_per_worker": 0.25, "scale.device": "cuda"})
+    config = target.evaluated_on(3)
+    plan = target.preflight(config, {"CPU": 8.0, "GPU": 1.0})
+    assert plan.world_size == 3 and plan.resources() == {"CPU": 2.0, "GPU": 0.25}
+    with pytest.raises(UserError, match=r"cuda needs 0.25 of a GPU for each of 5 workers, but there are 1; .* scale.workers=4"):
+        target.preflight(target.evaluated_on(5), {"CPU": 8.0, "GPU": 1.0})
+    whole = open_target(runs["digits"].path, {"scale.device": "cuda"})
+    with pytest.raises(UserError, match=r"cuda needs a GPU for each of 2 workers, but there are 1; .* scale.workers=1"):
+        whole.preflight(whole.evaluated_on(2), {"CPU": 8.0, "GPU": 1.0})
+
+
 @pytest.mark.parametrize("name", ["digits", "digits_events"])
 def test_counts_are_those_of_the_outputs(runs, name):
     """Against the plain outputs of every module, kept whole and summed afterwards."""

@@ -51,11 +51,20 @@ def test_graphs_are_not_recorded_for_workers_that_may_have_several_shares():
         preflight(native, {"CPU": 2.0, "GPU": 2.0})
 
 
+def test_a_worker_with_several_shares_does_not_record_graphs():
+    config = load_config("digits", {**SHORT, "scale.cuda_graphs": True, "train.batch_size": 400})
+    with pytest.raises(UserError, match="cannot record steps of 2 batches on one worker; set it to false"):
+        fit(make_state(config), make_loaders(config, 0, 1, 2), config)
+
+
 def test_half_precision_keeps_half_of_what_the_backward_pass_needs():
-    sizes = {
-        precision: memory_bytes(load_config("cifar10_2_256", {"train.precision": precision})) for precision in ("fp32", "bf16")
-    }
-    assert 0.45 < sizes["bf16"] / sizes["fp32"] < 0.6
+    def size(precision, device):
+        return memory_bytes(load_config("cifar10_2_256", {"train.precision": precision}), device)
+
+    whole = size("fp32", "cuda")
+    assert size("fp32", "cpu") == size("amp", "cpu") == whole
+    assert 0.45 < size("bf16", "cpu") / whole < 0.6
+    assert size("bf16", "cuda") == size("fp16", "cuda") == size("amp", "cuda") == size("bf16", "cpu")
 
 
 def test_the_preflight_asks_for_the_least_and_plans_for_the_most():

@@ -12,6 +12,7 @@ from evaluated import TINY
 from statten.config import load_config
 from statten.data import make_loaders
 from statten.metrics.accuracy import Accuracy
+from statten.metrics.inference import half_type
 from statten.storage.run import best_row
 from statten.training.faults import Diverged, Preempted
 from statten.training.loop import NoCallback, cost, fit, left_out, make_state, set_lr, stream, validate
@@ -193,6 +194,17 @@ def test_a_state_is_made_as_the_config_says(fields, scaled):
     same, other = (make_state(load_config("digits", {**SHORT, "train.seed": seed})) for seed in (config.train.seed, 99))
     weights = [s.model.head.weight for s in (state, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("capable", "half"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_amp_on_a_gpu_is_bf16_where_the_gpu_computes_in_it(monkeypatch, capable, half):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capable or including_emulation)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    amp, bf16, fp16 = (load_config("digits", {**SHORT, "train.precision": name}) for name in ("amp", "bf16", "fp16"))
+    assert half_type(amp, gpu) == half and half_type(amp, cpu) is None
+    for device in (gpu, cpu):
+        assert half_type(bf16, device) == torch.bfloat16
+    assert half_type(fp16, gpu) == torch.float16 and half_type(fp16, cpu) is None
 
 
 def test_every_key_has_a_stream_of_its_own():
