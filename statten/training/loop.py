@@ -106,8 +106,8 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
     train, callback = config.train, callback or NoCallback()
     model = state.model
     if config.scale.cuda_graphs:
-        if (batches := len(loaders.shares)) > 1:  # a replay writes gradients over those that it is to be added to
-            raise UserError(f"scale.cuda_graphs: cannot record steps of {batches} batches on one worker; set it to false")
+        if (count := len(loaders.shares)) > 1:  # a replay writes gradients over those that it is to be added to
+            raise UserError(f"scale.cuda_graphs: cannot record steps of {count} batches on one worker; set it to false")
         record_graphs(model, loaders.train, config, state.device)
     replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
     loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
