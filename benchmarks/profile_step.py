@@ -25,7 +25,7 @@ def main() -> None:
     config, batch = sized(options.model, device, options.batch)
     images, target = random_batch(config, batch, device)
     net = our_model(config, device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
         with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():

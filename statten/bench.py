@@ -143,7 +143,7 @@ def bench_step(device: torch.device, repeats: int, model: str, batch: int | None
     model_of_ours = our_model(config, device)
     nets: dict[str, nn.Module] = {"statten": model_of_ours, **peers}
     inference: dict[str, nn.Module] = {**nets, "statten": fold_batch_norm(model_of_ours)}
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5) for name, net in nets.items()}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True) for name, net in nets.items()}
     inputs = {name: images.transpose(0, 1) if name in peers and config.events else images for name in nets}
 
     def step(name: str, dtype: torch.dtype) -> None:

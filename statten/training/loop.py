@@ -37,6 +37,9 @@ from statten.training.preflight import to_device
 
 logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # of a single epoch it says that a cosine has no effect there
 
+FUSED = ("adamw", "adam", "sgd")
+"""Optimizers of which PyTorch has one kernel for a step of each weight, on GPUs and on CPUs."""
+
 
 class Callback(Protocol):
     """What `fit` tells while it runs; called on every rank."""
@@ -226,6 +229,7 @@ def make_state(config: Config, device: torch.device | str = "cpu") -> TrainState
         weight_decay=train.weight_decay,
         momentum=train.momentum,
         layer_decay=train.layer_decay,
+        **({"fused": True} if train.optimizer in FUSED else {}),
     )
     scheduler = CosineLRScheduler(
         optimizer,

@@ -16,7 +16,7 @@ from statten.metrics.accuracy import Accuracy
 from statten.metrics.labels import reported
 from statten.storage.checkpoint import EMA, MODEL, load_newest, load_weights, save
 from statten.storage.run import Run
-from statten.training.loop import NoCallback, fit, make_state, step_optimizer, validate
+from statten.training.loop import FUSED, NoCallback, fit, make_state, step_optimizer, validate
 from statten.training.worker import run_fit
 
 SHORT = {
@@ -89,6 +89,25 @@ def test_resuming_with_all_of_it_on_ends_in_the_same_bits(kind, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "straight")
     assert len(contents(tmp_path / "straight")[1]) == 3, "model, average, optimizer"
     assert resumed.rows == straight.rows[began:]
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+def test_a_fused_step_is_the_plain_one(optimizer):
+    """The kernel takes weights, gradients and averages by address, so it is right only where all lie in memory alike."""
+    config = load_config("digits", {**SHORT, "train.optimizer": optimizer, "train.clip_grad": 1.0, "train.weight_decay": 0.1})
+    fused, plain = make_state(config), make_state(config)
+    assert {group["fused"] for group in fused.optimizer.param_groups} == {True}
+    for group in plain.optimizer.param_groups:
+        group["fused"] = None
+    for _, (x, y) in zip(range(3), make_loaders(config).train.batches(0), strict=False):
+        torch.nn.functional.cross_entropy(fused.model(x), y).backward()
+        for ours, theirs in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+            theirs.grad = ours.grad.clone()
+        step_optimizer(fused, config.train)
+        step_optimizer(plain, config.train)
+        for ours, theirs in zip(fused.model.parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert fused.model.embed.stages[1][0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lamb", "lion", "rmsprop"])
