@@ -50,8 +50,24 @@ class Kernels(Protocol):
     def fuses(self, x_T: Tensor, run: int) -> bool:
         """Whether BatchNorm can be fused for an input without gaps."""
 
-    def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
-        """Mean and biased variance of each channel, [2, C]."""
+    def moments(self, x_T: Tensor, run: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each channel, [C]."""
+
+    def affine(self, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """BatchNorm as `affine` [3, C] of `forward`, and the inverse standard deviations [C]."""
+
+    def coefficients(self, sums: Tensor, affine: Tensor, inv_std: Tensor, values: int) -> tuple[Tensor, Tensor]:
+        """What is left of BatchNorm's backward pass when the sums [2, C] of `backward` are known.
+
+        Args:
+            sums: of g and of g (x - mean).
+            affine: [3, C].
+            inv_std: [C].
+            values: of each channel.
+
+        Returns:
+            Coefficients [3, C] of `combine`, and the gradients [2, C] of weight and bias.
+        """
 
     def pack(self, spikes_N: Tensor) -> Tensor | None:
         """As `Backend.pack`, or None where the kernels do not fit."""
@@ -67,6 +83,25 @@ class Kernels(Protocol):
 
     def combine(self, grad_T: Tensor, x_T: Tensor, coefficients: Tensor, run: int, out_T: Tensor) -> None:
         """out_T = a grad_T + b x_T + c per channel, with coefficients [3, C]; out_T may be grad_T."""
+
+
+class ChannelMaths:
+    """What kernels need of BatchNorm for each channel, by PyTorch."""
+
+    def affine(self, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """As `Kernels.affine`."""
+        inv_std = torch.rsqrt(var + eps)
+        scale = weight * inv_std
+        return torch.stack([scale, bias - mean * scale, mean]), inv_std
+
+    def coefficients(self, sums: Tensor, affine: Tensor, inv_std: Tensor, values: int) -> tuple[Tensor, Tensor]:
+        """As `Kernels.coefficients`: with y = w (x - mean) i + b and averages <> over a channel,
+        g_x = w i (g - <g> - (x - mean) i <g (x - mean) i>).
+        """
+        (scale, _, mean), grad_bias, grad_weight = affine, sums[0], sums[1] * inv_std
+        slope = scale * inv_std * grad_weight / -values
+        constant = scale * grad_bias / -values - slope * mean
+        return torch.stack([scale, slope, constant]), torch.stack([grad_weight, grad_bias])
 
 
 class _LIF(torch.autograd.Function):
@@ -127,14 +162,13 @@ class _NormLIF(torch.autograd.Function):
             mean, var = kernels.moments(x.x, run, len(weight))
         else:
             mean, var = norm.mean, norm.var
-        inv_std = torch.rsqrt(var + norm.eps)
-        scale = weight * inv_std
-        affine = torch.stack([scale, bias - mean * scale, mean])
+        affine, inv_std = kernels.affine(mean, var, weight, bias, norm.eps)
         spikes_T = x.empty(wanted.timesteps, wanted.dtype)
         kernels.forward(x, spikes_T, inv_tau, dynamics, affine, run, wanted.count)
         ctx.save_for_backward(x_T, affine, inv_std, *([inv_tau] if isinstance(inv_tau, Tensor) else []))
         ctx.constants, ctx.weight_dtype = (inv_tau, dynamics, run, kernels), weight.dtype
         ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)  # or zeros are made for these two
         return spikes_T, mean, var
 
     @staticmethod
@@ -147,9 +181,10 @@ class _NormLIF(torch.autograd.Function):
             x, x.ordered(grads[0]), grad_x_T, learned[0] if learned else inv_tau, dynamics, affine, run, bool(learned)
         )
         assert sums is not None
-        grad_weight, grad_bias = _through_norm(grad_x_T, x.x, affine[0], affine[2], inv_std, sums, run, kernels, grad_x_T)
+        coefficients, both = kernels.coefficients(sums, affine, inv_std, x_T.numel() // affine.shape[1])
+        kernels.combine(grad_x_T, x.x, coefficients, run, grad_x_T)
         grad_tau = learnt.to(learned[0].dtype) if learned and learnt is not None else None
-        return grad_x_T, grad_tau, grad_weight.to(ctx.weight_dtype), grad_bias.to(ctx.weight_dtype), *[None] * 5
+        return grad_x_T, grad_tau, *both.to(ctx.weight_dtype), *[None] * 5
 
 
 class _Norm(torch.autograd.Function):
@@ -160,37 +195,24 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, run: int, kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = kernels.moments(x, run, len(weight))
-        inv_std = torch.rsqrt(var + eps)
-        scale, y = weight * inv_std, torch.empty_like(x)
-        kernels.combine(x, x, torch.stack([scale, torch.zeros_like(scale), bias - mean * scale]), run, y)
-        ctx.save_for_backward(x, scale, mean, inv_std)
+        affine, inv_std = kernels.affine(mean, var, weight, bias, eps)
+        scale, y = affine[0], torch.empty_like(x)
+        kernels.combine(x, x, torch.stack([scale, torch.zeros_like(scale), affine[1]]), run, y)
+        ctx.save_for_backward(x, affine, inv_std)
         ctx.constants, ctx.weight_dtype = (run, kernels), weight.dtype
         ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)  # or zeros are made for these two
         return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, mean, inv_std = ctx.saved_tensors
+        x, affine, inv_std = ctx.saved_tensors
         run, kernels = ctx.constants
         grad, grad_x = frames(x).ordered(grads[0]), torch.empty_like(x)
-        sums = kernels.gradients(grad, x, mean, run)
-        grad_weight, grad_bias = _through_norm(grad, x, scale, mean, inv_std, sums, run, kernels, grad_x)
-        return grad_x, grad_weight.to(ctx.weight_dtype), grad_bias.to(ctx.weight_dtype), None, None, None
-
-
-def _through_norm(
-    grad: Tensor, x: Tensor, scale: Tensor, mean: Tensor, inv_std: Tensor, sums: Tensor, run: int, kernels: Kernels, out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Write the gradient of BatchNorm's input x from that of its output; returns those of its weight and its bias.
-
-    y = w (x - mean) i + b:  g_x = w i (g - mean(g) - (x - mean) i mean(g (x - mean) i))
-    """
-    grad_bias, grad_weight = sums[0], sums[1] * inv_std
-    n = x.numel() // len(scale)
-    slope = scale * inv_std * grad_weight / -n
-    constant = scale * grad_bias / -n - slope * mean
-    kernels.combine(grad, x, torch.stack([scale, slope, constant]), run, out)
-    return grad_weight, grad_bias
+        sums = kernels.gradients(grad, x, affine[2], run)
+        coefficients, both = kernels.coefficients(sums, affine, inv_std, x.numel() // affine.shape[1])
+        kernels.combine(grad, x, coefficients, run, grad_x)
+        return grad_x, *both.to(ctx.weight_dtype), None, None, None
 
 
 class CompiledBackend(ABC):

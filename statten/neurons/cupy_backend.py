@@ -47,6 +47,10 @@ class Variant:
         return ("--std=c++17", *(f"-D{name}={value}" for name, value in {**values, **types}.items()))
 
 
+PER_CHANNEL = Variant(1, 1, torch.float32, torch.float32)
+"""The kernels that have a thread for a channel know nothing of a variant; they are in every one."""
+
+
 @functools.cache
 def source() -> str:
     """kernels.cu with recurrence.h in it: NVRTC then needs no search path."""
@@ -126,23 +130,12 @@ class CupyKernels:
         count: Tensor | None,
     ) -> None:
         """As `Kernels.forward`."""
-        learned = isinstance(inv_tau, Tensor)
-        variant = self._variant(x, spikes_T, dynamics, affine, learned, count is not None)
-        groups, threads = _groups(variant, spikes_T[0].numel(), affine)
+        plan = _plan_of(x, spikes_T, inv_tau, dynamics, affine, count is not None)
+        device, tau = x.x.device, _learned(inv_tau)
         channels = affine.float().contiguous() if affine is not None else None
-        counts = torch.empty(threads, dtype=torch.int32, device=x.x.device) if count is not None else None
-        tau = _learned(inv_tau)
-        self.launch(
-            variant,
-            "lif_forward",
-            threads,
-            x.x.device,
-            [
-                *map(_address, (x.x, spikes_T, channels, counts, tau)),
-                *_strides(x, groups, threads, variant),
-                *_constants(inv_tau, dynamics, channels),
-            ],
-        )
+        counts = torch.empty(plan.threads, dtype=torch.int32, device=device) if count is not None else None
+        addresses = map(_address, (x.x, spikes_T, channels, counts, tau))
+        self.launch(plan.variant, "lif_forward", plan.threads, device, [*addresses, *plan.numbers])
         if count is not None and counts is not None:
             count += counts.sum(dtype=torch.int64)
 
@@ -158,24 +151,13 @@ class CupyKernels:
         learn: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """As `Kernels.backward`."""
-        variant = self._variant(x, grad_T, dynamics, affine, isinstance(inv_tau, Tensor))
-        groups, threads = _groups(variant, grad_T[0].numel(), affine)
+        plan = _plan_of(x, grad_T, inv_tau, dynamics, affine)
+        variant, threads, device, tau = plan.variant, plan.threads, x.x.device, _learned(inv_tau)
         channels = affine.float().contiguous() if affine is not None else None
-        device = x.x.device
         sums = torch.empty(2, threads * variant.lanes, dtype=torch.float32, device=device) if affine is not None else None
         learnt = torch.empty(threads, dtype=torch.float32, device=device) if variant.learn else None
-        tau = _learned(inv_tau)
-        self.launch(
-            variant,
-            "lif_backward",
-            threads,
-            device,
-            [
-                *map(_address, (x.x, grad_T, grad_x_T, channels, sums, learnt, tau)),
-                *_strides(x, groups, threads, variant),
-                *_constants(inv_tau, dynamics, channels),
-            ],
-        )
+        addresses = map(_address, (x.x, grad_T, grad_x_T, channels, sums, learnt, tau))
+        self.launch(variant, "lif_backward", threads, device, [*addresses, *plan.numbers])
         total = sums.view(2, -1, affine.shape[1]).sum(1) if sums is not None and affine is not None else None
         return learnt.sum() if learn and learnt is not None else None, total
 
@@ -187,13 +169,32 @@ class CupyKernels:
         """As `Kernels.fuses`: channels-last."""
         return run == 1
 
-    def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
+    def moments(self, x_T: Tensor, run: int, channels: int) -> tuple[Tensor, Tensor]:
         """As `Kernels.moments`."""
         # Not torch.batch_norm_stats: its inverse deviation is 0 for a channel without variance, which never fires.
         x = x_T.flatten(0, 1)
         # On a CPU, where the tests run this, statistics of half-precision values are float32 if running ones are there.
         mean, var = torch.empty(2, channels) if x.is_cpu else (None, None)
-        return torch.stack(torch.batch_norm_update_stats(x, mean, var, 0.0))
+        mean, var = torch.batch_norm_update_stats(x, mean, var, 0.0)
+        return mean, var
+
+    def affine(self, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """As `Kernels.affine`."""
+        channels = mean.shape[0]
+        affine, inv_std = torch.empty(3, channels, device=mean.device), torch.empty(channels, device=mean.device)
+        inputs = [values.detach().float().contiguous() for values in (mean, var, weight, bias)]
+        numbers = (np.int32(channels), np.float32(eps))
+        self.launch(PER_CHANNEL, "norm_affine", channels, mean.device, [*map(_address, (*inputs, affine, inv_std)), *numbers])
+        return affine, inv_std
+
+    def coefficients(self, sums: Tensor, affine: Tensor, inv_std: Tensor, values: int) -> tuple[Tensor, Tensor]:
+        """As `Kernels.coefficients`."""
+        channels = affine.shape[1]
+        coefficients, grads = torch.empty_like(affine), torch.empty_like(sums)
+        addresses = map(_address, (sums, affine, inv_std, coefficients, grads))
+        numbers = (np.int32(channels), np.float32(values))
+        self.launch(PER_CHANNEL, "norm_coefficients", channels, affine.device, [*addresses, *numbers])
+        return coefficients, grads
 
     def norms(self, x_T: Tensor, run: int) -> bool:
         """As `Kernels.norms`: PyTorch's own is as good."""
@@ -230,17 +231,6 @@ class CupyKernels:
         arguments = [*map(_address, (out_T, x_T, channels)), np.int64(groups), np.int32(channels.shape[1])]
         self.launch(variant, "norm_combine", groups, x_T.device, arguments)
 
-    def _variant(
-        self, x: Frames, spikes_T: Tensor, dynamics: Dynamics, affine: Tensor | None, learn: bool, count: bool = False
-    ) -> Variant:
-        steps, replay = len(spikes_T), len(x.x) == 1
-        lengths = [x.length, x.row, 0 if replay else x.step, _misalignment(x.x, spikes_T)]
-        if affine is not None:
-            lengths.append(affine.shape[1])
-        lanes = fitting_lanes(most_lanes(steps, x.x.dtype, spikes_T.dtype, learn or affine is not None), *lengths)
-        soft, full = dynamics.v_reset is None, not dynamics.detach_reset
-        return Variant(steps, lanes, x.x.dtype, spikes_T.dtype, soft, full, learn, replay, affine is not None, count)
-
 
 def _misalignment(*tensors: Tensor) -> int:
     """Values by which the worst of some tensors misses a 16-byte boundary, as something that lanes must divide."""
@@ -252,28 +242,43 @@ def _learned(inv_tau: Tensor | float) -> Tensor | None:
     return inv_tau.detach().float() if isinstance(inv_tau, Tensor) else None
 
 
-def _groups(variant: Variant, neurons: int, affine: Tensor | None) -> tuple[int, int]:
-    groups = neurons // variant.lanes
-    if not (variant.learn or variant.count or variant.affine):
-        return groups, groups
-    threads = min(groups, MOST_SUMMING_THREADS)
-    if affine is not None:  # a thread's groups must have the same channels
-        per_pixel = affine.shape[1] // variant.lanes
+class _Plan(NamedTuple):
+    """A launch of a neuron's kernel but for its addresses."""
+
+    variant: Variant
+    threads: int
+    numbers: tuple[Any, ...]
+    """By-value numpy scalars: a CuPy array of one value would cost a copy that the host waits for."""
+
+
+def _plan_of(
+    x: Frames, spikes_T: Tensor, inv_tau: Tensor | float, dynamics: Dynamics, affine: Tensor | None, count: bool = False
+) -> _Plan:
+    learn = isinstance(inv_tau, Tensor)
+    return _plan(
+        spikes_T.shape[0], x.rows * x.length, x.length, x.step, x.row, x.x.shape[0] == 1, _misalignment(x.x, spikes_T),
+        x.x.dtype, spikes_T.dtype, 0.0 if learn else inv_tau, learn, dynamics, 0 if affine is None else affine.shape[1], count,
+    )  # fmt: skip
+
+
+@functools.lru_cache(4096)  # every layer asks at every step, and always the same
+def _plan(
+    steps: int, neurons: int, length: int, step: int, row: int, replay: bool, misalignment: int, storage: torch.dtype,
+    spikes: torch.dtype, inv_tau: float, learn: bool, dynamics: Dynamics, channels: int, count: bool,
+) -> _Plan:  # fmt: skip
+    lengths = [length, row, 0 if replay else step, misalignment, channels]
+    lanes = fitting_lanes(most_lanes(steps, storage, spikes, learn or channels > 0), *lengths)
+    soft, full = dynamics.v_reset is None, not dynamics.detach_reset
+    variant = Variant(steps, lanes, storage, spikes, soft, full, learn, replay, channels > 0, count)
+    groups = threads = neurons // lanes
+    if learn or count or channels:
+        threads = min(groups, MOST_SUMMING_THREADS)
+    if channels:  # a thread's groups must have the same channels
+        per_pixel = channels // lanes
         threads = max(1, threads // per_pixel) * per_pixel
-    return groups, threads
-
-
-# By-value numpy scalars: a CuPy array of one value would cost a copy that the host waits for.
-
-
-def _strides(x: Frames, groups: int, threads: int, variant: Variant) -> list[Any]:
-    return [np.int64(value) for value in (groups, threads, x.length // variant.lanes, x.step, x.row)]
-
-
-def _constants(inv_tau: Tensor | float, dynamics: Dynamics, channels: Tensor | None) -> list[Any]:
-    tau = 0.0 if isinstance(inv_tau, Tensor) else inv_tau
-    values = (tau, dynamics.v_threshold, dynamics.rest, dynamics.alpha)
-    return [np.int32(0 if channels is None else channels.shape[1]), *map(np.float32, values)]
+    sizes = map(np.int64, (groups, threads, length // lanes, step, row))
+    constants = map(np.float32, (inv_tau, dynamics.v_threshold, dynamics.rest, dynamics.alpha))
+    return _Plan(variant, threads, (*sizes, np.int32(channels), *constants))
 
 
 def _address(tensor: Tensor | None) -> Any:

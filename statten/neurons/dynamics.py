@@ -1,5 +1,6 @@
 """What all neuron backends share: the constants of a neuron, the interface, and how a sequence lies in memory."""
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -116,7 +117,7 @@ class Frames:
     @property
     def dense(self) -> bool:
         """Whether the whole sequence is one stretch of memory."""
-        return self.rows == 1 and (len(self.x) == 1 or self.step == self.length)
+        return self.rows == 1 and (self.x.shape[0] == 1 or self.step == self.length)
 
     def empty(self, timesteps: int, dtype: torch.dtype) -> Tensor:
         """A tensor [timesteps, ...] without gaps, with frames in the same order of memory."""
@@ -124,29 +125,43 @@ class Frames:
 
     def ordered(self, y_T: Tensor) -> Tensor:
         """y_T with the strides of `empty`, copied only if it has others."""
-        return y_T if y_T.stride() == self.strides else self.empty(len(y_T), y_T.dtype).copy_(y_T)
+        return y_T if y_T.stride() == self.strides else self.empty(y_T.shape[0], y_T.dtype).copy_(y_T)
 
 
 def dense_strides(x_T: Tensor) -> tuple[int, ...]:
     """Strides without gaps for frames in x_T's order of memory; the first is the size of a frame."""
-    shape, strides, size = x_T.shape, [0] * x_T.ndim, 1
-    for axis in reversed(_order(x_T)):
+    return _dense(x_T.shape, x_T.stride())
+
+
+def _dense(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, ...]:
+    strides, size = [0] * len(shape), 1
+    for axis in reversed(_order(stride)):
         strides[axis] = size
         size *= shape[axis]
     return size, *strides[1:]
 
 
-def _order(x_T: Tensor) -> list[int]:
+def _order(stride: tuple[int, ...]) -> list[int]:
     """The axes of a frame, outermost in memory first."""
-    return sorted(range(1, x_T.ndim), key=lambda axis: -x_T.stride()[axis])
+    return sorted(range(1, len(stride)), key=lambda axis: -stride[axis])
 
 
 def frames(x_T: Tensor) -> Frames:
     """How x_T lies in memory; only what no two strides can describe is copied."""
-    shape, stride, strides = x_T.shape, x_T.stride(), dense_strides(x_T)
+    rows, length, step, row, strides = _layout(x_T.shape, x_T.stride())
+    if not rows:
+        x_T = torch.empty_strided(x_T.shape, strides, dtype=x_T.dtype, device=x_T.device).copy_(x_T)
+        rows = 1
+    return Frames(x_T, rows, length, step, row, strides)
+
+
+@functools.lru_cache(4096)  # the layers of a network have few shapes, and every call of a layer asks
+def _layout(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, int, int, int, tuple[int, ...]]:
+    """The numbers of `Frames`; no rows: those of a copy without gaps."""
+    strides = _dense(shape, stride)
     size = strides[0]
     length, rows, row = 1, 1, 0
-    for axis in reversed(_order(x_T)):
+    for axis in reversed(_order(stride)):
         if shape[axis] == 1:
             continue
         if rows == 1 and stride[axis] == length:
@@ -159,11 +174,11 @@ def frames(x_T: Tensor) -> Frames:
             row = -1
             break
     if row < 0 or (rows > 1 and row < length):  # too many gaps, or values that repeat
-        plain = torch.empty_strided(x_T.shape, strides, dtype=x_T.dtype, device=x_T.device).copy_(x_T)
-        return Frames(plain, 1, size, size, 0, strides)
-    return Frames(x_T, rows, length, stride[0], row, strides)
+        return 0, size, size, 0, strides
+    return rows, length, stride[0], row, strides
 
 
+@functools.lru_cache(4096)
 def channel_run(shape: torch.Size, strides: tuple[int, ...]) -> int | None:
     """Neighbouring values of one channel (axis 2) in a frame without gaps: 1 in channels-last, H W in contiguous, else None."""
     if len(shape) < 3:

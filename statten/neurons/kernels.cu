@@ -191,6 +191,31 @@ extern "C" __global__ void __launch_bounds__(256) norm_combine(
     write(grad + group * LANES, g);
 }
 
+// What BatchNorm is to the kernels above, a thread for a channel: scale, shift and mean of a batch's mean and biased variance.
+// One launch, where PyTorch's operations would be six.
+extern "C" __global__ void __launch_bounds__(256) norm_affine(
+    const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ weight,
+    const float* __restrict__ bias, float* __restrict__ affine, float* __restrict__ inv_std, int channels, float eps) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= channels) return;
+    const float inverse = 1.f / square_root(var[c] + eps), scale = weight[c] * inverse;
+    inv_std[c] = inverse;
+    affine[c] = scale, affine[channels + c] = bias[c] - mean[c] * scale, affine[2 * channels + c] = mean[c];
+}
+
+// From the sums of g and of g (x - mean): norm_combine's coefficients, and the gradients of BatchNorm's weight and bias.
+extern "C" __global__ void __launch_bounds__(256) norm_coefficients(
+    const float* __restrict__ sums, const float* __restrict__ affine, const float* __restrict__ inv_std,
+    float* __restrict__ coefficients, float* __restrict__ grads, int channels, float values) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= channels) return;
+    const float scale = affine[c], mean = affine[2 * channels + c], grad_weight = sums[channels + c] * inv_std[c];
+    const float slope = scale * inv_std[c] * grad_weight / -values;
+    coefficients[c] = scale, coefficients[channels + c] = slope;
+    coefficients[2 * channels + c] = scale * sums[c] / -values - slope * mean;
+    grads[c] = grad_weight, grads[channels + c] = sums[c];
+}
+
 // Eight spikes, a byte: the first in the lowest bit. LANES is 8 here.
 extern "C" __global__ void __launch_bounds__(256) spikes_pack(
     const S* __restrict__ spikes, unsigned char* __restrict__ bits, int64_t bytes) {

@@ -93,11 +93,11 @@ def follow_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, samples: 
     steps of a small epoch a quarter of PyTorch's is still these. The weight is a tensor, so that CUDA graphs replay it.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1
-    weight = norm.num_batches_tracked.to(norm.running_mean).reciprocal().clamp_(min=norm.momentum or 0.0)
+    dtype = norm.running_mean.dtype
+    weight = norm.num_batches_tracked.add_(1).to(dtype).reciprocal_().clamp_(min=norm.momentum or 0.0)
     unbiased = var * (samples / (samples - 1))
-    norm.running_mean.lerp_(mean.to(norm.running_mean), weight)
-    norm.running_var.lerp_(unbiased.to(norm.running_var), weight)
+    norm.running_mean.lerp_(mean.to(dtype), weight)
+    norm.running_var.lerp_(unbiased.to(dtype), weight)
 
 
 class PLIF(LIF):

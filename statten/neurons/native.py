@@ -18,7 +18,7 @@ from torch import Tensor
 from statten import machine
 from statten.errors import UserError
 from statten.files import cache_folders, locked, own_cache, private
-from statten.neurons.compiled import CompiledBackend
+from statten.neurons.compiled import ChannelMaths, CompiledBackend
 from statten.neurons.dynamics import Dynamics, Frames, Unavailable
 
 log = logging.getLogger("statten")
@@ -47,7 +47,7 @@ class _Problem(ctypes.Structure):
     ]
 
 
-class NativeKernels:
+class NativeKernels(ChannelMaths):
     """The library's functions over tensors in the CPU's memory."""
 
     name = "native"
@@ -96,13 +96,13 @@ class NativeKernels:
         """As `Kernels.fuses`."""
         return True
 
-    def moments(self, x_T: Tensor, run: int, channels: int) -> Tensor:
+    def moments(self, x_T: Tensor, run: int, channels: int) -> tuple[Tensor, Tensor]:
         """As `Kernels.moments`."""
         sums = torch.empty(2, channels, dtype=torch.float64)
         problem = _Problem(x=x_T.data_ptr(), sums=sums.data_ptr(), length=x_T.numel(), channels=channels, run=run)
         problem.threads = torch.get_num_threads()
         _call("moments", problem, x_T)
-        return sums
+        return sums[0], sums[1]
 
     def norms(self, x_T: Tensor, run: int) -> bool:
         """As `Kernels.norms`: PyTorch's backward pass takes four times as long in channels-last as in the default layout."""

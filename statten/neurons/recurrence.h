@@ -51,6 +51,7 @@ INLINE float quotient(float a, float b) { return __fdividef(a, b); }
 INLINE double quotient(double a, double b) { return a / b; }
 INLINE float magnitude(float x) { return fabsf(x); }
 INLINE double magnitude(double x) { return fabs(x); }
+INLINE float square_root(float x) { return sqrtf(x); }
 #else
 INLINE uint32_t as_bits(float x) { uint32_t y; std::memcpy(&y, &x, 4); return y; }
 INLINE float as_float(uint32_t x) { float y; std::memcpy(&y, &x, 4); return y; }
@@ -89,6 +90,7 @@ INLINE float quotient(float a, float b) { return a / b; }
 INLINE double quotient(double a, double b) { return a / b; }
 INLINE float magnitude(float x) { return std::fabs(x); }
 INLINE double magnitude(double x) { return std::fabs(x); }
+INLINE float square_root(float x) { return std::sqrt(x); }
 #endif
 
 INLINE float widen(float x) { return x; }

@@ -1,4 +1,4 @@
-"""Every variant of the GPU's kernels compiles for the A100 (sm_80) and the H100 and H200 (sm_90), and spills no register.
+"""The GPU's kernels compile for the A100 (sm_80), the H100 and H200 (sm_90) and the B200 (sm_100), and spill no register.
 
 NVRTC is part of PyTorch's CUDA wheels and needs no GPU.
 """
@@ -17,7 +17,9 @@ from statten.neurons.cupy_backend import Variant, most_lanes, source
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 TYPES = [(F32, F32), (F16, F16), (BF16, BF16), (F32, F16), (F32, BF16)]
-KERNELS = {"lif_forward", "lif_backward", "norm_combine", "spikes_pack", "spikes_unpack"}
+KERNELS = {
+    "lif_forward", "lif_backward", "norm_affine", "norm_coefficients", "norm_combine", "spikes_pack", "spikes_unpack",
+}  # fmt: skip
 CHOICES = ("soft", "full", "learn", "replay", "affine", "count")
 
 
@@ -85,6 +87,6 @@ def test_every_range_of_timesteps_and_type(architecture, names):
     check([variant(T, *types, **dict.fromkeys(names.split(), True)) for T in steps for types in TYPES], architecture)
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_fewer_lanes_for_sizes_that_are_no_multiple(architecture):
     check([Variant(4, lanes, *types) for lanes in (1, 2, 4) for types in TYPES], architecture)

@@ -9,10 +9,12 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from statten.neurons import cupy_backend
+from statten.neurons.compiled import CompiledBackend
 from statten.neurons.cupy_backend import CupyKernels, Launcher
-from statten.neurons.dynamics import Dynamics, frames
+from statten.neurons.dynamics import Dynamics, Norm, Wanted, frames
 
 
 class Card:
@@ -78,3 +80,53 @@ def test_the_cache_of_cupy_is_named_once(monkeypatch, tmp_path):
     cupy_backend.keep_compiled_kernels()
     assert os.environ["CUPY_CACHE_DIR"] == str(tmp_path / "cupy")
     monkeypatch.delenv("CUPY_CACHE_DIR")
+
+
+class OnCpu(CompiledBackend):
+    """A backend whose kernels are written down, and do nothing."""
+
+    def check(self):
+        """Runs everywhere."""
+
+
+class Counted(TorchDispatchMode):
+    """Operations of PyTorch that start a kernel on a GPU."""
+
+    FREE = (
+        "empty",
+        "empty_strided",
+        "empty_like",
+        "detach",
+        "select",
+        "unbind",
+        "view",
+        "as_strided",
+        "unflatten",
+        "_unsafe_view",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._overloadpacket.__name__
+        self.names += [name] * (name not in self.FREE)
+        return function(*args, **(kwargs or {}))
+
+
+def test_few_kernels_are_started_around_a_fused_layer():
+    """A small model is as fast as the host can start kernels: what is done for each channel is done in one of them."""
+    started, dynamics = [], Dynamics()
+    kernels = CupyKernels(lambda variant, name, *rest: started.append(name))
+    x = torch.randn(4, 2, 16, 5, 5).flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (4, 2))
+    weight, bias = torch.ones(16, requires_grad=True), torch.zeros(16, requires_grad=True)
+    backend = OnCpu(kernels, ("cpu",))
+    x.requires_grad_()
+    with Counted() as counted:
+        spikes, *_ = backend.norm_lif(x, 0.5, dynamics, Wanted(4, x.dtype), Norm(weight, bias, 1e-5))
+        forward = len(counted.names)
+        spikes.backward(x.detach())
+    assert started == ["norm_affine", "lif_forward", "lif_backward", "norm_coefficients", "norm_combine"]
+    assert counted.names[:forward] == ["batch_norm_update_stats"]
+    assert counted.names[forward:] == ["sum"], counted.names
