@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from statten.config import AttentionMode, ModelConfig
 from statten.models import ATTENTION
@@ -90,3 +91,27 @@ def test_the_scale_in_the_threshold_is_the_scale_on_the_counts(events, block_siz
 
 def test_every_mode_of_the_config_exists_and_no_other():
     assert set(ATTENTION) == set(get_args(AttentionMode)) and ATTENTION["statten"] is STAttenCore
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._overloadpacket.__name__ in ("copy_", "_to_copy", "clone")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_last_stays_with_one_copy_for_each_map(dtype):
+    """Three in and one out, and the same backwards: type and layout change together."""
+    maps = (torch.rand(3, 4 * 2, 16, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.3).to(dtype)
+    q, k, v = (x.contiguous(memory_format=torch.channels_last).unflatten(0, (4, 2)).requires_grad_() for x in maps)
+    with Copies() as copies:
+        counts = statten(q, k, v, 2, 2)
+        assert copies.count == 4 and counts.stride() == q.stride()
+        grads = torch.autograd.grad(counts, (q, k, v), counts)
+    assert copies.count == 8 and {grad.stride() for grad in grads} == {q.stride()}

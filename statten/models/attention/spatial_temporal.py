@@ -5,6 +5,7 @@ Counts are returned unscaled, and the scale goes into the threshold of the neuro
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from statten.config import ModelConfig
 from statten.models.attention.core import AttentionCore, exact, full_precision
 from statten.models.operations import Operation
 from statten.neurons import LIF
+from statten.neurons.dynamics import dense_strides
 
 
 def statten(
@@ -26,29 +28,72 @@ def statten(
         pairs_T: the additions of K^T V are added to it: pairs of a k and a v that spike at the same token of a head.
 
     Returns:
-        Counts [T, B, D, H, W] in float32 (float64 for float64), unscaled.
+        Counts [T, B, D, H, W] in float32 (float64 for float64), unscaled, in the layout of q.
     """
-    whole = len(q_TBDHW) // block_size * block_size
+    T = len(q_TBDHW)
+    whole = T // block_size * block_size
     with full_precision(q_TBDHW.device):  # bfloat16 would lose counts above 256
-        q, k, v = (_heads(x, heads) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
-        kv_TBhdd = k @ v.transpose(-1, -2)  # of each timestep; a block's is their sum
         if pairs_T is not None:
-            pairs_T += kv_TBhdd.detach().sum(-1).flatten(1).sum(1, dtype=torch.float64)  # rows of one head are exact in float32
-        parts = [_blocks(q[:whole], kv_TBhdd[:whole], block_size)] if whole else []
-        if whole < len(q):
-            parts.append(_blocks(q[whole:], kv_TBhdd[whole:], len(q) - whole))
-        o_TBhdN = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return o_TBhdN.reshape(q_TBDHW.shape)
+            k_TBhHW, v_TBhHW = (_of_heads(x.detach(), heads) for x in (k_TBDHW, v_TBDHW))
+            pairs_T += (k_TBhHW * v_TBhHW).sum((-1, -2)).flatten(1).sum(1, dtype=torch.float64)  # exact in float32 for one head
+        if whole in (0, T):
+            return _attend(q_TBDHW, k_TBDHW, v_TBDHW, heads, block_size if whole else T)
+        parts = (slice(None, whole), block_size), (slice(whole, None), T - whole)
+        return torch.cat([_attend(q_TBDHW[at], k_TBDHW[at], v_TBDHW[at], heads, b) for at, b in parts])
 
 
-def _heads(x_TBDHW: Tensor, heads: int) -> Tensor:
-    return x_TBDHW.to(exact(x_TBDHW)).flatten(3).unflatten(2, (heads, -1))
+def _of_heads(x_TBDHW: Tensor, heads: int) -> Tensor:
+    """Spikes of each head at each token."""
+    return x_TBDHW.unflatten(2, (heads, -1)).sum(3, dtype=exact(x_TBDHW))
 
 
-def _blocks(q_TBhdN: Tensor, kv_TBhdd: Tensor, block_size: int) -> Tensor:
-    kv_block = kv_TBhdd.unflatten(0, (-1, block_size)).sum(1, keepdim=True)
-    o = kv_block.transpose(-1, -2) @ q_TBhdN.unflatten(0, (-1, block_size))
-    return o.flatten(0, 1)
+def _attend(q_TBDHW: Tensor, k_TBDHW: Tensor, v_TBDHW: Tensor, heads: int, block_size: int) -> Tensor:
+    # n = b N tokens of a block
+    q_gBhnd, k_gBhnd, v_gBhnd = (_ToBlocks.apply(x, heads, block_size) for x in (q_TBDHW, k_TBDHW, v_TBDHW))
+    o_gBhnd = q_gBhnd @ (k_gBhnd.transpose(-1, -2) @ v_gBhnd)
+    return _FromBlocks.apply(o_gBhnd, q_TBDHW.shape, dense_strides(q_TBDHW), block_size)
+
+
+def _by_blocks(x_TBDHW: Tensor, heads: int, block_size: int) -> Tensor:
+    """A view [T/b, B, h, b, H, W, d] of any layout."""
+    return x_TBDHW.unflatten(2, (heads, -1)).unflatten(0, (-1, block_size)).permute(0, 2, 3, 1, 5, 6, 4)
+
+
+class _ToBlocks(torch.autograd.Function):
+    """Spikes to [T/b, B, h, b N, d] in full precision: type and layout change in one copy, those of the gradient in one.
+
+    Products copy what lies otherwise in memory, as maps in channels-last do, and give gradients in the default layout.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TBDHW: Tensor, heads: int, block_size: int) -> Tensor:
+        ctx.layout, ctx.sizes, ctx.dtype = (x_TBDHW.shape, dense_strides(x_TBDHW)), (heads, block_size), x_TBDHW.dtype
+        view = _by_blocks(x_TBDHW, heads, block_size)
+        return torch.empty(view.shape, dtype=exact(x_TBDHW), device=view.device).copy_(view).flatten(3, 5)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad_TBDHW = torch.empty_strided(*ctx.layout, dtype=ctx.dtype, device=grads[0].device)
+        view = _by_blocks(grad_TBDHW, *ctx.sizes)
+        view.copy_(grads[0].reshape(view.shape))
+        return grad_TBDHW, None, None
+
+
+class _FromBlocks(torch.autograd.Function):
+    """The way back, to a map of given shape and strides."""
+
+    @staticmethod
+    def forward(ctx: Any, o_gBhnd: Tensor, shape: torch.Size, strides: tuple[int, ...], block_size: int) -> Tensor:
+        ctx.sizes = heads, _ = o_gBhnd.shape[2], block_size
+        o_TBDHW = torch.empty_strided(shape, strides, dtype=o_gBhnd.dtype, device=o_gBhnd.device)
+        view = _by_blocks(o_TBDHW, heads, block_size)
+        view.copy_(o_gBhnd.reshape(view.shape))
+        return o_TBDHW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        view = _by_blocks(grads[0], *ctx.sizes)
+        return torch.empty(view.shape, dtype=view.dtype, device=view.device).copy_(view).flatten(3, 5), None, None, None
 
 
 class STAttenCore(AttentionCore):
