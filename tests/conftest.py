@@ -10,7 +10,7 @@ import pytest
 
 def pytest_collection_modifyitems(items):
     """Files that start clusters come first: short ones fill the end, where one process would wait for another."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    items.sort(key=lambda item: not {"cluster", "integration"} & {*item.path.parts})
 
 
 @pytest.fixture
