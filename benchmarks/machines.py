@@ -14,6 +14,7 @@ Needs root on Linux, with iproute2 and util-linux; a Slurm also slurm-wlm and mu
 
 import contextlib
 import ctypes
+import functools
 import os
 import pwd
 import shlex
@@ -30,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 NETWORK = "10.77.0"
 PACKAGES = {
-    "ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "unshare": "util-linux",
+    "ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux",
     "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge", "sshd": "openssh-server",
     "rsync": "rsync", "ssh": "openssh-client",
 }  # fmt: skip
@@ -69,6 +70,10 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120, ever
 def _dies_with_us() -> None:
     """Called in a child before its program starts: SIGKILL to it when this process ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def _children(pid: int) -> list[int]:
@@ -122,7 +127,7 @@ class _Space:
         self._process.kill()
         self._process.wait()
         for pid in inside:
-            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}", 30, 0.02)
+            wait_for(functools.partial(_gone, pid), f"the end of process {pid}", 30, 0.02)
 
 
 def pids_of(first: int) -> list[int]:
@@ -148,6 +153,9 @@ class Machine:
         self.port, self.folder, self.log = f"v{number}", machines.folder / name, machines.folder / f"{name}.log"
         self.home, self.tmp = self.folder / "home", self.folder / "tmp"
         self.on = False
+        self.frozen: list[int] = []
+        self.entered: list[subprocess.Popen[bytes]] = []
+        self._slow: subprocess.Popen[bytes] | None = None
         for folder in (self.home, self.tmp):
             folder.mkdir(parents=True)
         self.tmp.chmod(0o1777)
@@ -202,9 +210,11 @@ class Machine:
 
     def thaw(self) -> None:
         """Go on, as if no time had passed."""
-        for pid in self.frozen:
+        # nsenter stops with the command that it waits for.
+        for pid in [*self.frozen, *(entered.pid for entered in self.entered if entered.poll() is None)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        self.frozen = []
 
     # --- network
 
@@ -214,6 +224,11 @@ class Machine:
 
     def mend(self) -> None:
         """Put it back in, and take every fault off the link."""
+        if self._slow:
+            self._slow.kill()  # its devices go with it
+            self._slow.wait()
+            self._slow = None
+            self.machines.within(f"ip link del s{self.number}")
         self.machines.within(f"ip link set {self.port} master bridge; tc qdisc del dev {self.port} root 2>/dev/null || true")
         self.run("tc", "qdisc", "del", "dev", "eth0", "root", check=False)
 
@@ -231,6 +246,19 @@ class Machine:
         self.run("tc", "qdisc", "replace", "dev", "eth0", "root", *words.split())
         self.machines.within(f"tc qdisc replace dev {self.port} root {words}")
 
+    def slow(self, seconds: float, loss: float) -> None:
+        """Make everything that goes over its link later by some seconds, each way, and lose a part of the packets."""
+        near, far, bridge = f"n{self.number}", f"f{self.number}", f"s{self.number}"
+        words = [sys.executable, str(ROOT / "benchmarks" / "slow_link.py"), near, far, str(seconds), str(loss)]
+        self._slow = subprocess.Popen(
+            ["nsenter", "-t", str(self.machines.building.pid), "-n", *words], stdout=subprocess.PIPE, preexec_fn=_dies_with_us
+        )
+        assert self._slow.stdout and self._slow.stdout.readline() == b"ready\n"
+        self.machines.within(
+            f"ip link add {bridge} type bridge; ip link set {self.port} master {bridge}; ip link set {near} master {bridge}; "
+            f"ip link set {far} master bridge; for each in {bridge} {near} {far}; do ip link set $each up; done"
+        )
+
     # --- commands
 
     def start(self, *words: object, log: Path | None = None, **environment: str) -> "Command":
@@ -239,7 +267,7 @@ class Machine:
 
     def run(self, *words: object, check: bool = True, seconds: float = 120, **environment: str) -> str:
         """What a command on it printed, errors included."""
-        command = self.start(*words, **environment)
+        command = self.start(*words, log=None, **environment)
         code = command.wait(seconds)
         if check and code:
             raise RuntimeError(f"{self.name}: {shlex.join(map(str, words))} ended with {code}:\n{command.text}")
@@ -270,6 +298,8 @@ class Command:
                 [*machine.space.enter(), "env", "-C", str(machine.machines.cwd), *words], stdin=subprocess.DEVNULL, stdout=file,
                 stderr=file, start_new_session=True, env={**machine.machines.environment, **environment},
             )  # fmt: skip
+
+        machine.entered = [each for each in machine.entered if each.poll() is None] + [self._entered]
 
     @property
     def text(self) -> str:
@@ -360,7 +390,12 @@ class Machines:
     def close(self) -> None:
         """End everything, and remove every file."""
         for machine in self:
+            if machine.frozen:
+                machine.thaw()  # the end of a process that is stopped comes when it goes on
             machine.space.end()
+            if machine._slow:
+                machine._slow.kill()
+                machine._slow.wait()
         if hasattr(self, "building"):
             self.building.end()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -384,7 +419,8 @@ class Slurm:
             "SlurmctldPidFile": folder / "slurmctld.pid", "SlurmdPidFile": f"{folder}/slurmd.%n.pid",
             "SlurmctldLogFile": folder / "slurmctld.log", "SlurmdLogFile": f"{folder}/slurmd.%n.log",
             "ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none", "SelectType": "select/cons_tres",
-            "SelectTypeParameters": "CR_Core", "ReturnToService": 2, "SlurmdParameters": "config_overrides", "SlurmdTimeout": 10, "KillWait": 30, "MinJobAge": 300,
+            "SelectTypeParameters": "CR_Core", "ReturnToService": 2, "SlurmdParameters": "config_overrides",
+            "SlurmdTimeout": 10, "SchedulerParameters": "bf_interval=1",
             "AuthInfo": "cred_expire=5",  # a requeued job waits for the end of its credential, two minutes by default
             "GresTypes": "gpu",  # so that --gpus-per-node=0 means something
         }  # fmt: skip

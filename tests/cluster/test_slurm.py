@@ -1,6 +1,5 @@
 """A real Slurm of two machines without names, a route to the outside or a DNS: cluster/slurm.sh as a user types it."""
 
-import json
 import re
 import sys
 
@@ -10,13 +9,15 @@ from machines import ROOT, SLURM, Slurm, wait_for
 from statten.search.sweep import Sweep
 from statten.storage.run import Run
 
+EPOCHS = 14
+ENDED = ("COMPLETED", "FAILED")
 SCRIPT = ROOT / "cluster" / "slurm.sh"
 TRAIN = """\
 command: train
 recipe: digits
 resources: {workers: 2, device: cpu, cpus_per_worker: 1, neuron_backend: torch}
 overrides:
-  {model.depth: 1, model.embed_dim: 32, train.epochs: EPOCHS, train.warmup_epochs: 0, train.checkpoint_every_steps: 4,
+  {model.depth: 1, model.embed_dim: 32, train.epochs: EPOCHS, train.warmup_epochs: 0, data.fraction: 0.5,
    scale.placement: spread}
 """
 SWEEP = """\
@@ -24,7 +25,7 @@ command: tune
 recipe: digits
 space: space.yaml
 name: sweep
-trials: 3
+trials: 40
 resources: {device: cpu, cpus_per_worker: 1, neuron_backend: torch}
 overrides:
   {model.depth: 1, model.embed_dim: 32, train.epochs: 2, train.warmup_epochs: 0, data.fraction: 0.5,
@@ -36,10 +37,9 @@ overrides:
 def slurm(machines):
     made = machines("login", "n1", "n2", programs=SLURM, one_home=True, know_names=False)
     made.cwd = made.shared
-    (made.shared / "job.yaml").write_text(TRAIN.replace("EPOCHS", "14"))
-    (made.shared / "long.yaml").write_text(TRAIN.replace("EPOCHS", "500").replace("workers: 2", "workers: 1"))
+    (made.shared / "job.yaml").write_text(TRAIN.replace("EPOCHS", str(EPOCHS)))
     (made.shared / "sweep.yaml").write_text(SWEEP)
-    (made.shared / "space.yaml").write_text("train.lr: {choices: [0.001, 0.002, 0.004]}\n")
+    (made.shared / "space.yaml").write_text("train.lr: {float: [0.001, 0.004]}\n")
     return Slurm(made, cpus=4)
 
 
@@ -69,46 +69,28 @@ def epochs(run: Run) -> list[int]:
 
 
 @pytest.mark.slow
-def test_training_over_two_machines_goes_on_in_the_same_file(slurm, sbatch):
-    """Its time is up, then a machine loses its power; Slurm starts it again both times."""
-    run = Run(slurm.machines.shared / "runs" / "job")
-    job = sbatch("--nodes=2", SCRIPT, "job.yaml", "--storage", run.path.parent)
-    wait_for(lambda: len(epochs(run)) >= 2 or slurm.state(job) == "FAILED", "two epochs", 180)
-    first = run.metrics()
-    assert len(first) < 14, said(slurm, job)
-    slurm.control.run("scancel", "--batch", "--signal=USR1", job)
-    wait_for(lambda: "the time is up; the job goes on later" in said(slurm, job), "the notice")
-    wait_for(lambda: len(epochs(run)) > len(first) + 1, "going on", 180)
-    second = run.metrics()
-    assert len(second) < 14, said(slurm, job)
-    slurm.nodes[1].power_off()
-    wait_for(lambda: slurm.state(job) != "RUNNING", "Slurm to notice", 90)
-    slurm.nodes[1].boot()
-    slurm.serve(slurm.nodes[1])
+def test_jobs_are_put_back_into_the_queue_and_go_on_in_the_same_files(slurm, sbatch):
+    """A run over two machines, whose time is up, and beside it on one of them a sweep, put back by hand and then cancelled."""
+    storage = slurm.machines.shared / "runs"
+    run, first = Run(storage / "job"), storage / "sweep/trials/0000/result.json"
+    job = sbatch("--nodes=2", "--oversubscribe", SCRIPT, "job.yaml", "--storage", storage)
+    sweep = sbatch("--nodes=1", "--oversubscribe", "--nodelist=n1", SCRIPT, "sweep.yaml", "--storage", storage)
+    wait_for(lambda: (epochs(run) and first.is_file()) or slurm.state(job) in ENDED, "an epoch and a trial", 240)
+    assert slurm.state(job) == slurm.state(sweep) == "RUNNING", said(slurm, job) + said(slurm, sweep)
+    seen, result, attempt = run.metrics(), first.read_text(), (storage / "sweep/attempt").read_text()
+    slurm.control.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm sends it two minutes before the end
+    slurm.control.run("scontrol", "requeue", sweep)
+
+    wait_for(lambda: (storage / "sweep/attempt").read_text() != attempt, "the sweep to go on", 240)
+    slurm.control.run("scancel", sweep)
+    assert slurm.wait(sweep, 60) == "CANCELLED"
     assert slurm.wait(job) == "COMPLETED", said(slurm, job)
     rows = run.metrics()
-    assert Run.open(run.path).state == "finished" and [row["epoch"] for row in rows] == [*range(1, 15)]
-    assert rows[: len(first)] == first and rows[: len(second)] == second, "no finished epoch was trained again"
-    out = said(slurm, job)
-    assert out.count(f"2 machines at {slurm.nodes[0].address}:") == 3, "one file for all three"
-    assert len(re.findall(r"on n[12] \(10\.77\.0\.1[23]\): 1 worker, CPU cores 1", out)) == 6
+    assert Run.open(run.path).state == "finished" and [row["epoch"] for row in rows] == [*range(1, EPOCHS + 1)]
+    assert rows[: len(seen)] == seen and first.read_text() == result, "what was finished is not done again"
+    assert all(trial.state.name != "FAIL" for trial, _ in Sweep.open(storage / "sweep").rows())
 
-
-@pytest.mark.slow
-def test_jobs_side_by_side_on_one_machine(slurm, sbatch):
-    """A sweep that is put back into the queue by hand, and a run that is cancelled, share a machine."""
-    storage = slurm.machines.shared / "several"
-    alone = ("--nodes=1", "--nodelist=n1", "--oversubscribe")
-    sweep, cancelled = (sbatch(*alone, SCRIPT, f"{name}.yaml", "--storage", storage) for name in ("sweep", "long"))
-    run = Run(storage / "long")
-    wait_for(lambda: (storage / "sweep/trials/0000/result.json").is_file() and epochs(run), "a trial and an epoch", 240)
-    assert slurm.state(sweep) == slurm.state(cancelled) == "RUNNING", "at the same time"
-    done = json.loads((storage / "sweep/trials/0000/result.json").read_text())
-    slurm.control.run("scontrol", "requeue", sweep)
-    slurm.control.run("scancel", cancelled)
-    assert slurm.wait(cancelled, 60) == "CANCELLED", said(slurm, cancelled)
-    assert Run.open(run.path).state != "finished" and "Traceback" not in said(slurm, cancelled)
-    assert slurm.wait(sweep) == "COMPLETED", said(slurm, sweep)
-    assert [trial.state.name for trial, _ in Sweep.open(storage / "sweep").rows()] == ["COMPLETE"] * 3
-    assert json.loads((storage / "sweep/trials/0000/result.json").read_text()) == done, "finished before, and untouched"
-    assert said(slurm, sweep).count("1 machines at") == 2
+    out, swept = said(slurm, job), said(slurm, sweep)
+    assert out.count(f"2 machines at {slurm.nodes[0].address}:") == 2 and swept.count("1 machines at") == 2
+    assert "the time is up; the job goes on later" in out and "Traceback" not in out + swept
+    assert len(re.findall(r"on n[12] \(10\.77\.0\.1[23]\): 1 worker, CPU cores 1", out)) == 4
