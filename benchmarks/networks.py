@@ -39,6 +39,18 @@ S3 = {
 }  # fmt: skip
 BUCKET = "import boto3; boto3.client('s3', endpoint_url='{}').create_bucket(Bucket='bucket')"
 
+COMPLETE = """
+import time, ray
+while True:
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        while ray.cluster_resources().get("CPU", 0) != 2:
+            time.sleep(0.5)
+        break
+    except Exception:
+        time.sleep(1)
+"""
+
 
 class Site:
     """The machines, Ray on them, and the run to which nothing happened."""
@@ -64,6 +76,10 @@ class Site:
             role = f"--address={self.head.address}:6379 --num-cpus=1"
         options = f"--node-ip-address={machine.address} --object-store-memory=100000000 --disable-usage-stats"
         machine.start("bash", "-c", f"while :; do ray start --block {role} {options}; sleep 1; done")
+
+    def complete(self) -> None:
+        """Wait until both machines of workers are in the cluster."""
+        self.head.run("python", "-c", COMPLETE, seconds=300, RAY_ADDRESS=f"{self.head.address}:6379")
 
     def command(self, *words: object) -> Command:
         """A statten command on the head, which joins the cluster."""
@@ -237,6 +253,7 @@ def main() -> None:
         site.close()
         parser.error(f"--only: no such case: {', '.join(sorted(unknown))}; choose from {', '.join(cases)}")
     try:
+        site.complete()
         _finish(site.train("straight"))
         for name in options.only or cases:
             for turn in range(options.times):
@@ -246,6 +263,7 @@ def main() -> None:
                     console.print(str(error), markup=False)
                     site.add({"fault": name, "finished": False, "lost": 0, "twice": 0, "equal": None, "resume_s": None})
                 w2.mend()
+                site.complete()
     finally:
         site.close()
     shown = []

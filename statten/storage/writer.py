@@ -57,7 +57,7 @@ class RunWriter:
         self._progress_at = 0.0
         # Workers of one attempt follow each other where one is lost, and one that only seemed so may come back: from a
         # network that was cut, from a machine that stood still. Whoever begins leaves a name of his own in the folder.
-        self._own, self._found = uuid.uuid4().hex, self._holder() if rank == 0 else None
+        self._held_by = self._holder() if rank == 0 else None
 
     def begin(self, state: Any) -> None:
         """Make the folder agree with the state that training starts from."""
@@ -67,9 +67,10 @@ class RunWriter:
             self._loggers.begin()
 
     def _begin(self, state: Any) -> None:
-        self._check_attempt(self._found)
-        write_text(self.run.path / HOLDER, self._own)
-        self._found = self._own  # should the storage go away in this moment, this is tried again
+        self._check_attempt()
+        own = uuid.uuid4().hex
+        write_text(self.run.path / HOLDER, own)
+        self._held_by = own
         for aside in self.run.checkpoint_folder.glob(".epoch-*"):  # a killed process did not finish it
             shutil.rmtree(aside, ignore_errors=True)
         (self.run.path / "result.json").unlink(missing_ok=True)
@@ -123,7 +124,7 @@ class RunWriter:
             self._patiently(self._end, state)
 
     def _end(self, state: Any) -> None:
-        self._check_attempt(self._own)
+        self._check_attempt()
         best = {**state.best, "checkpoint": f"{self.run.checkpoint_folder.name}/epoch-{state.best['epoch']:04d}"}
         seconds = sum(row.get("seconds", 0.0) for row in self.run.metrics())
         result = {"state": "finished", "epochs": state.epoch, "seconds": seconds, "best": best, "last": state.metrics}
@@ -171,10 +172,10 @@ class RunWriter:
             pause = min(max(0.5, 2 * pause), 15.0)
             time.sleep(pause)
 
-    def _check_attempt(self, holder: str | None) -> None:
+    def _check_attempt(self) -> None:
         if self.run.attempt != self.attempt:
             raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
-        if self._holder() != holder:
+        if self._holder() != self._held_by:
             raise Superseded(f"{self.run.path}: another worker took the place of this one, and writes this run; this one stops")
 
     def _holder(self) -> str | None:
@@ -183,13 +184,13 @@ class RunWriter:
         return None
 
     def _append_row(self, state: Any) -> None:
-        self._check_attempt(self._own)
+        self._check_attempt()
         append_line(self.run.path / "metrics.jsonl", json.dumps(state.metrics))
 
     def _save(self, state: Any) -> None:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need
 
-        self._check_attempt(self._own)
+        self._check_attempt()
         checkpoint.save(state, self.run.checkpoint_folder, self.config, self.classes)
         checkpoint.prune(self.run.checkpoint_folder, self.config.train.keep_checkpoints, state.best.get("epoch"))
 
