@@ -82,13 +82,15 @@ def jobs(address: Address = None, as_json: Json = False) -> None:
     from statten.jobs.client import JobClient
 
     cluster = JobClient(address)
-    found = cluster.jobs()
+    found = [job for job in cluster.jobs() if not job.probe]
     if as_json:
         return _print([dataclasses.asdict(job) for job in found])
     if not found:
         return print(f"{cluster.url} has no jobs; send one with: statten submit jobs/digits.yaml")
     cells = [[job.id, job.status, _code(job.exit_code), _minute(job.started), _minute(job.ended)] for job in found]
-    return console.print(table("", ["job", "status", "exit code", "started", "ended"], cells, right=(2,)))
+    made = table("", ["job", "status", "exit code", "started", "ended"], cells, right=(2,))
+    made.columns[0].no_wrap, made.columns[0].overflow = True, "ignore"  # an ID is there to be copied, whole
+    return console.print(made, crop=False)
 
 
 @jobs_app.command()
