@@ -470,3 +470,27 @@ class Slurm:
         """Wait for a job's end; returns its last state."""
         living = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"}
         return wait_for(lambda: (now := self.state(job)) not in living and now, f"the end of job {job}", seconds, 0.5)
+
+
+class Ssh:
+    """sshd on machines with homes of their own, and a key that leads from the first machine to all others."""
+
+    def __init__(self, machines: Machines):
+        folder = machines.folder / "ssh"
+        folder.mkdir()
+        self.key = folder / "key"
+        for name in ("key", "host"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        for machine in machines:
+            for file in Path("/etc/skel").iterdir():
+                shutil.copy(file, machine.home)
+        first, *others = machines
+        place = first.home / ".ssh"
+        place.mkdir(mode=0o700)
+        shutil.copy(self.key, place / "id_ed25519")
+        for machine in others:
+            (machine.home / ".ssh").mkdir(mode=0o700)
+            shutil.copy(f"{self.key}.pub", machine.home / ".ssh" / "authorized_keys")
+            options = "-o UsePAM=no -o PermitRootLogin=yes -o StrictModes=no -o PidFile=none -o PasswordAuthentication=no"
+            machine.run("mkdir", "-p", "/run/sshd")
+            machine.start("/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-h", folder / "host", *options.split())

@@ -158,7 +158,8 @@ class Site:
         """The S3 server's link is cut when a checkpoint has just begun its way there."""
         endpoint = f"http://{self.store.address}:9000"
         server = self.store.start("moto_server", "-H", "0.0.0.0", "-p", "9000")
-        wait_for(lambda: "200" in self.head.bash(f"curl -sm2 -o /dev/null -w '%{{http_code}}' {endpoint}", check=False), "moto")
+        knock = f"(: </dev/tcp/{self.store.address}/9000) 2>/dev/null && echo there"
+        wait_for(lambda: "there" in self.head.bash(knock, check=False), "moto", every=0.5)
         self.head.run("python", "-c", BUCKET.format(endpoint))
         command = self.train(name, storage=f"s3://bucket/{name}?endpoint_override={endpoint}")
         copies = [machine.home / ".cache" / "statten" for machine in (self.head, self.w1, self.w2)]
