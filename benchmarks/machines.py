@@ -268,10 +268,11 @@ class Machine:
     def run(self, *words: object, check: bool = True, seconds: float = 120, **environment: str) -> str:
         """What a command on it printed, errors included."""
         command = self.start(*words, log=None, **environment)
-        code = command.wait(seconds)
+        code, text = command.wait(seconds), command.text
+        command.log.unlink()
         if check and code:
-            raise RuntimeError(f"{self.name}: {shlex.join(map(str, words))} ended with {code}:\n{command.text}")
-        return command.text
+            raise RuntimeError(f"{self.name}: {shlex.join(map(str, words))} ended with {code}:\n{text}")
+        return text
 
     def bash(self, script: str, check: bool = True, seconds: float = 120, **environment: str) -> str:
         """The same for a script."""
@@ -287,7 +288,6 @@ class Command:
 
     def __init__(self, machine: Machine, words: list[str], log: Path | None, environment: dict[str, str]):
         self.machine, self.words = machine, words
-        self._own = log is None
         if log is None:
             handle, name = tempfile.mkstemp(prefix="command-", suffix=".log", dir=machine.machines.logs)
             os.close(handle)

@@ -55,13 +55,14 @@ while True:
 class Site:
     """The machines, Ray on them, and the run to which nothing happened."""
 
-    def __init__(self, epochs: int):
+    def __init__(self, epochs: int, output: Path | None):
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
         self.machines = Machines("head", "w1", "w2", "store", environment={**token, **S3, "OMP_NUM_THREADS": "1"})
         self.head, self.w1, self.w2, self.store = self.machines
         self.storage, self.epochs = self.machines.shared / "runs", epochs
         self.storage.mkdir()
         self.rows: list[dict[str, Any]] = []
+        self.output, self.began = output, time.monotonic()
         for machine in (self.head, self.w1, self.w2):
             self.serve(machine)
 
@@ -125,9 +126,13 @@ class Site:
         )  # fmt: skip
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row and print it."""
+        """Keep a row, print it, and write all, for the next case may take long."""
         self.rows.append(row)
         console.print(time.strftime("%H:%M:%S ") + " ".join(f"{key}={value}" for key, value in row.items()))
+        if self.output:
+            minutes = round((time.monotonic() - self.began) / 60, 1)
+            document = {"benchmark": "networks", "minutes": minutes, "hardware": environment(), "results": self.rows}
+            write_json(self.output, document)
 
     def sweep(self, what: str, name: str, seconds: float, strike: Act, undo: Act) -> None:
         """The same under a sweep of trials of one worker each, which a machine that is cut off can go on with alone."""
@@ -219,7 +224,7 @@ def main() -> None:
         parser.exit(2, f"{reason}\n")
     use_stderr()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    began, site = time.monotonic(), Site(options.epochs)
+    site = Site(options.epochs, options.output)
     head, w2 = site.head, site.w2
 
     def boot() -> None:
@@ -280,9 +285,6 @@ def main() -> None:
             ]
         )  # fmt: skip
     console.print(table("", ["fault", "times", "finished", "lost", "twice", "equal", "resume s"], shown, right=(1, 2, 3, 4)))
-    document = {"benchmark": "networks", "minutes": round((time.monotonic() - began) / 60, 1)}
-    if options.output:
-        write_json(options.output, {**document, "hardware": environment(), "results": site.rows})
     sys.exit(any(not row["finished"] or row["lost"] or row["twice"] or row["equal"] is False for row in site.rows))
 
 
