@@ -37,6 +37,8 @@ S3 = {
     "AWS_ACCESS_KEY_ID": "key-of-the-benchmark", "AWS_SECRET_ACCESS_KEY": "secret-of-the-benchmark",
     "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
 }  # fmt: skip
+FIELDS = f"{SMALL} --set train.checkpoint_every_steps=4 --set data.fraction=0.5 --set scale.cpus_per_worker=1"
+FIELDS += " --set scale.neuron_backend=torch"
 BUCKET = "import boto3; boto3.client('s3', endpoint_url='{}').create_bucket(Bucket='bucket')"
 
 COMPLETE = """
@@ -88,8 +90,8 @@ class Site:
 
     def train(self, name: str, *options: str, storage: str | Path | None = None) -> Command:
         """A run on both machines."""
-        fields = f"{SMALL} --set train.epochs={self.epochs} --set train.checkpoint_every_steps=4 --set scale.workers=2".split()
-        fields += ["--set", "scale.cpus_per_worker=1", "--set", "scale.neuron_backend=torch", *options]
+        fields = f"{FIELDS} --set train.epochs={self.epochs} --set scale.workers=2".split()
+        fields += options
         return self.command("train", "digits", *fields, "--name", name, "--storage", storage or self.storage)
 
     # --- one fault
@@ -138,9 +140,8 @@ class Site:
         """The same under a sweep of trials of one worker each, which a machine that is cut off can go on with alone."""
         space = self.machines.shared / "space.yaml"
         space.write_text(SPACE)
-        trials, epochs = 4, 5 * self.epochs
-        fields = f"{SMALL} --set train.epochs={epochs} --set train.checkpoint_every_steps=4".split()
-        fields += ["--set", "scale.cpus_per_worker=1", "--set", "scale.neuron_backend=torch"]
+        trials = 4
+        fields = f"{FIELDS} --set train.epochs={self.epochs}".split()
         fields += ["--set", "search.scheduler=none", "--set", "search.firing_range=null"]
         words = ["tune", "digits", "--space", space, "--trials", trials, *fields, "--name", name, "--storage", self.storage]
         command = self.command(*words)
