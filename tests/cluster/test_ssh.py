@@ -79,4 +79,3 @@ def test_the_commands_of_the_file(site):
     assert started(nodes[0]) and not started(nodes[0]) & before, "started anew"
     typed(site, "ray down cluster/ssh.yaml")
     wait_for(lambda: not any(map(started, nodes)), "the end of Ray on all machines", 120)
-    tunnel.wait(60)
