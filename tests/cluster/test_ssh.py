@@ -56,7 +56,7 @@ def test_the_commands_of_the_file(site):
     laptop, nodes = site["laptop"], [site[name] for name in ("head", "w1", "w2")]
     typed(site, "statten doctor --make-token")
     typed(site, "ray up cluster/ssh.yaml")
-    tunnel = laptop.start("ray", "dashboard", "cluster/ssh.yaml")
+    laptop.start("ray", "dashboard", "cluster/ssh.yaml")
     storage, address = site.shared / "runs", "--address http://127.0.0.1:8265"
     wait_for(lambda: all(map(started, nodes)), "all machines in the cluster", 240)
     wait_for(
