@@ -78,7 +78,7 @@ def test_without_power_nothing_runs_and_the_disk_stays(two):
     command = a.start("sleep", "600")
     a.bash("echo kept >/tmp/disk")
     a.power_off()
-    assert command.wait(10) and not Path(f"/proc/{a.space.pid}").exists()
+    assert command.wait(60) and not Path(f"/proc/{a.space.pid}").exists()
     a.boot()
     assert a.run("cat", "/tmp/disk") == "kept\n" and "sleep 600" not in a.run("ps", "ax")
 
@@ -91,6 +91,6 @@ def test_nothing_of_them_stays():
         command = made["a"].start("sleep", "600")
         pids = [made.building.pid, made["a"].space.pid, *made["a"].pids()]
         made["a"].freeze()
-    assert command.wait(10) and not made.folder.exists()
+    assert command.wait(60) and not made.folder.exists()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout == links
