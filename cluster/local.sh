@@ -32,6 +32,9 @@ made=
 [[ -n $RAY_FOLDER ]] || { RAY_FOLDER=$(mktemp -d /tmp/ray-XXXXXX) && made=1; }
 : >"$RAY_FOLDER/nodes.log"
 
+url=http://127.0.0.1:$DASHBOARD_PORT
+known=$HOME/.ray/dashboard_url      # where `statten submit` finds it, whatever the port
+
 nodes=()
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
@@ -40,6 +43,7 @@ stop() {
   wait || true
   for node in "${nodes[@]}"; do kill -KILL -- "-$node" 2>/dev/null || true; done
   [[ -z $made ]] || rm -rf "$RAY_FOLDER"
+  [[ $(cat "$known" 2>/dev/null) != "$url" ]] || rm -f "$known"
 }
 trap stop EXIT
 trap 'exit 130' INT
@@ -66,7 +70,9 @@ for ((node = 1; node < NODES; node++)); do
 done
 await "$DASHBOARD_PORT"
 until (($(grep -c "Ray runtime started" "$RAY_FOLDER/nodes.log") == NODES)); do alive; done  # each says so once it has joined
-echo "$NODES nodes with $CPUS cores each; submit to http://127.0.0.1:$DASHBOARD_PORT, join at 127.0.0.1:$PORT; Ctrl-C stops them"
+echo "$url" >"$known"
+echo "$NODES nodes with $CPUS cores each; submit to $url, join at 127.0.0.1:$PORT; Ctrl-C stops them"
+echo "Ray's own commands ask for the token's mode: RAY_AUTH_MODE=token ray job list --address $url"
 wait -n
 echo "local.sh: a node ended, see $RAY_FOLDER/nodes.log" >&2
 exit 1

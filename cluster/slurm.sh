@@ -34,13 +34,43 @@ free_port() { python -c 'from statten.cluster import free_port; print(free_port(
 one=(--export=ALL --overlap --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${machines[0]}                        # this script runs there
-ip=$(python -c 'import ray; print(ray.util.get_node_ip_address())')
+# A machine's address, from Slurm's own table: what it would take for its address itself is a guess, and 127.0.0.1 where no
+# route leads outside. Names are looked up on another machine, for on itself a name may well mean loopback.
+address_of() {
+  local name other=("$@")
+  name=$(scontrol -o show node "$1" | grep -o ' NodeAddr=[^ ]*')
+  name=${name#*=}
+  [[ ! $name =~ ^[0-9.]+$ ]] || { echo "$name"; return; }
+  for other in "${machines[@]}"; do [[ $other == "$1" ]] || break; done
+  srun "${one[@]}" --nodelist="$other" getent ahostsv4 "$name" | awk '{print $1; exit}'
+}
+ip=$(address_of "$head")
+[[ -n $ip ]] || { echo "slurm.sh: no address is known for $head; see: scontrol show node $head" >&2; exit 1; }
 address=$ip:$(free_port)
 folder=/tmp/ray-$SLURM_JOB_ID              # short, and this job's own
-shape=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats)
-ports=(--min-worker-port=0 --max-worker-port=0)  # free ones: other jobs may be on these machines
+log=slurm-$SLURM_JOB_ID.ray.log
 
+# A Ray node: a step that takes its folder away with it, however the job is ended.
+# shellcheck disable=SC2016 # it is for the machine's own bash
+node='
+folder=$1 name=$2
+clean() { for _ in {1..20}; do rm -rf "$folder" 2>/dev/null && break; sleep 0.5; done; }
+trap clean EXIT
+trap "kill -TERM \$ray 2>/dev/null" TERM
+clean; mkdir -m 700 "$folder" "$folder/tmp"
+# Workers of a run take the interface of this address, not one that a guess would give them.
+interface=$(ip -o -4 addr show 2>/dev/null | awk -v ip="$name" "{split(\$4, a, \"/\")} a[1] == ip {print \$2; exit}")
+[[ -z $interface ]] || export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
+TMPDIR=$folder/tmp ray start --block --temp-dir="$folder/ray" --node-ip-address="$name" "${@:3}" & ray=$!
+wait "$ray"; wait "$ray" 2>/dev/null'
 steps=()
+start() {  # machine, address, options of `ray start`
+  srun "${one[@]}" --nodelist="$1" bash -c "$node" node "$folder" "${@:2}" --disable-usage-stats \
+    --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+    --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 >>"$log" 2>&1 &  # free ones: there may be other jobs
+  steps+=("$!")
+}
+
 job=
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
@@ -50,28 +80,22 @@ stop() {
     for _ in {1..40}; do kill -0 "$job" 2>/dev/null || break; sleep 0.5; done
     kill -KILL "$job" 2>/dev/null || true
   fi
+  [[ ${#steps[@]} == 0 ]] || scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true  # its steps, not this script
+  for _ in {1..40}; do kill -0 "${steps[@]}" 2>/dev/null || break; sleep 0.5; done
   [[ ${#steps[@]} == 0 ]] || kill -TERM "${steps[@]}" 2>/dev/null || true
   wait || true
-  rm -rf "$folder"
-  for machine in "${machines[@]:1}"; do srun "${one[@]}" --nodelist="$machine" rm -rf "$folder" 2>/dev/null || true; done
 }
 trap stop EXIT
 trap 'exit 143' INT TERM
 trap 'echo "slurm.sh: the time is up; the job goes on later"; stop; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 
-srun "${one[@]}" --nodelist="$head" ray start --head --block --node-ip-address="$ip" --port="${address##*:}" --temp-dir="$folder" \
-  --no-monitor --dashboard-host=127.0.0.1 --dashboard-port="$(free_port)" --ray-client-server-port="$(free_port)" \
-  "${shape[@]}" "${ports[@]}" >>"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
-steps+=("$!")
+start "$head" "$ip" --head --port="${address##*:}" --no-monitor --dashboard-host=127.0.0.1 --dashboard-port="$(free_port)" \
+  --ray-client-server-port="$(free_port)"
 until (: <"/dev/tcp/$ip/${address##*:}") 2>/dev/null; do
-  kill -0 "${steps[0]}" 2>/dev/null || { cat "slurm-$SLURM_JOB_ID.ray.log" >&2; exit 1; }
+  kill -0 "${steps[0]}" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.5
 done
-for machine in "${machines[@]:1}"; do
-  srun "${one[@]}" --nodelist="$machine" ray start --block --address="$address" --temp-dir="$folder/${#steps[@]}" \
-    "${shape[@]}" "${ports[@]}" >>"slurm-$SLURM_JOB_ID.ray.log" 2>&1 &
-  steps+=("$!")
-done
+for machine in "${machines[@]:1}"; do start "$machine" "$(address_of "$machine")" --address="$address"; done
 
 # The job starts when every machine is there.
 RAY_ADDRESS=$address python - "${#machines[@]}" <<'END'

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items):
     """Files that start clusters come first: short ones fill the end, where one process would wait for another."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in ("cluster", "integration"))
 
 
 @pytest.fixture

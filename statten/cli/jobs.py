@@ -78,17 +78,22 @@ def submit(
 @jobs_app.command()
 def jobs(address: Address = None, as_json: Json = False) -> None:
     """List a cluster's jobs."""
-    from statten.display import console, table
     from statten.jobs.client import JobClient
 
     cluster = JobClient(address)
-    found = cluster.jobs()
+    found = [job for job in cluster.jobs() if not job.probe]
     if as_json:
         return _print([dataclasses.asdict(job) for job in found])
     if not found:
         return print(f"{cluster.url} has no jobs; send one with: statten submit jobs/digits.yaml")
     cells = [[job.id, job.status, _code(job.exit_code), _minute(job.started), _minute(job.ended)] for job in found]
-    return console.print(table("", ["job", "status", "exit code", "started", "ended"], cells, right=(2,)))
+    # Not a table that is fitted to the terminal: an ID is there to be copied, whole.
+    lines = [["job", "status", "exit code", "started", "ended"], *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for job, state, exit_code, *times in lines:
+        texts = [job.ljust(widths[0]), state.ljust(widths[1]), exit_code.rjust(widths[2])]
+        print("  ".join([*texts, *(time.ljust(width) for time, width in zip(times, widths[3:], strict=True))]).rstrip())
+    return None
 
 
 @jobs_app.command()

@@ -250,6 +250,7 @@ def _promote_front(
 
 
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:
+    from statten.cluster.nodes import placed
     from statten.config import config_tree
     from statten.data import lacks_data
     from statten.display import console
@@ -269,8 +270,8 @@ def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None
         console.print(f"largest trial    about {planned.largest_bytes / 2**20:,.0f} MiB per worker")
         if rehearsal.cost:
             console.print(f"cost             {rehearsal.cost}")
-    for share in rehearsal.placement:
-        console.print(f"on {share}")
+    for line in placed(rehearsal.placement):
+        console.print(line)
     if config.data.workers:
         console.print(f"loading          {config.data.workers} processes beside each worker, on its cores")
     if missing:

@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,6 +111,11 @@ def place(nodes: Sequence[Node], groups: int, plan: Preflight, scale: ScaleConfi
             mine[chosen] += 1
             held[chosen] += 1
     return [Share(nodes[i].name, n, n * cpus, round(n * gpus, 6)) for i, n in enumerate(held) if n]
+
+
+def placed(shares: Sequence[Share]) -> list[str]:
+    """A line for each machine; those that are alike, such as several nodes on one host, share one."""
+    return [f"{count} x on {share}" if count > 1 else f"on {share}" for share, count in Counter(map(str, shares)).items()]
 
 
 def check_shared(folder: Path, what: str = "--storage", mirrored: bool = True) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from statten.cluster.nodes import Node, alive_nodes, capacity, check_shared, place
+from statten.cluster.nodes import Node, alive_nodes, capacity, check_shared, place, placed
 from statten.cluster.session import ray_cluster
 from statten.config import Config, ScaleConfig
 from statten.data import check_split, resolved, split_document
@@ -93,7 +93,7 @@ def show_places(machines: list[Node], plan: Preflight, scale: ScaleConfig, trial
         trials: runs side by side.
     """
     if len(machines) > 1:
-        console.print("\n".join(f"on {share}" for share in place(machines, trials, plan, scale)), style="dim")
+        console.print("\n".join(placed(place(machines, trials, plan, scale))), style="dim")
 
 
 def _execute(run: Run, plan: Preflight) -> Run:

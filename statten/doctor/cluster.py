@@ -58,11 +58,11 @@ class ClusterProbe:
         return self._found
 
     def _by_job(self) -> dict[str, Any]:
-        from statten.jobs.client import JobClient, Submission  # Ray, which is itself among what is checked
+        from statten.jobs.client import PROBE, JobClient, Submission  # Ray, which is itself among what is checked
 
         try:
             cluster = JobClient(self.address)
-            name = f"statten-doctor-{int(time.time())}"
+            name = f"{PROBE}{int(time.time())}"
             command = f"python probe.py '' {shlex.quote(self.storage)}"
             with tempfile.TemporaryDirectory(prefix="statten-") as folder:
                 shutil.copy(_PROBE, folder)
@@ -71,7 +71,9 @@ class ClusterProbe:
             while (job := cluster.job(id)).live:
                 if time.monotonic() > deadline:
                     cluster.stop(id)
-                    raise Broken(f"{self.address}: a small job did not end within {self.timeout:g} s", "look at: statten jobs")
+                    raise Broken(
+                        f"{self.address}: a small job did not end within {self.timeout:g} s", f"look at: statten logs {id}"
+                    )
                 time.sleep(0.5)
             text = cluster.logs(id)
         except UserError as error:

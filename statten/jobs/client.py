@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from statten.cluster.session import knock
 from statten.cluster.token import read_token, token_refused
 from statten.errors import Failed, UserError, nearest
 from statten.jobs.file import SUBMITTED, Runtime
@@ -27,6 +28,8 @@ from statten.jobs.package import Package, pack, travelling
 from statten.machine import leads_here
 
 DASHBOARD = "http://127.0.0.1:8265"
+PROBE = "statten-doctor-"
+"""How the names of jobs begin with which `statten doctor` looks at a cluster."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
@@ -63,6 +66,11 @@ class Job:
         return self.status not in ENDED
 
     @property
+    def probe(self) -> bool:
+        """Whether it is none of the user's, but of `statten doctor`."""
+        return self.name.startswith(PROBE)
+
+    @property
     def code(self) -> int:
         """The exit code for whoever waits: the job's own; 1 where it was stopped or lost."""
         return 0 if self.status == "SUCCEEDED" else self.exit_code or 1
@@ -83,8 +91,11 @@ class Submission:
 
 
 def dashboard_url(address: str | None = None) -> str:
-    """The URL of a dashboard, where Ray takes jobs: `address`, else $RAY_API_SERVER_ADDRESS, else port 8265 of this machine."""
-    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    """The URL of a dashboard, where Ray takes jobs.
+
+    `address`, else $RAY_API_SERVER_ADDRESS, else that of cluster/local.sh on this machine, else port 8265 of this machine.
+    """
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _local() or DASHBOARD
     if "://" not in url:
         url = f"http://{url}"
     parts = urlsplit(url)
@@ -95,6 +106,15 @@ def dashboard_url(address: str | None = None) -> str:
     if not sound:
         raise UserError(f"--address: must be the URL of a Ray dashboard such as http://HEAD:8265, but got {address or url}")
     return url.rstrip("/")
+
+
+def _local() -> str | None:
+    """What cluster/local.sh wrote down of its dashboard, if it is still there."""
+    with contextlib.suppress(OSError, RuntimeError):  # no file, no home, or nobody listens any more
+        url = (Path.home() / ".ray" / "dashboard_url").read_text(encoding="ascii", errors="replace").strip()
+        knock(url)
+        return url
+    return None
 
 
 def _proxy_named(url: str) -> str:

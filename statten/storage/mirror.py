@@ -20,6 +20,7 @@ finds a run as it was after some epoch, and the next sender overwrites what was 
 """
 
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -55,6 +56,8 @@ from statten.records.stores import Agreed, Storage, Writer
 from statten.storage.store import STORAGE, Stamp, Store, explain, is_uri, join_uri, working_copy
 
 log = logging.getLogger("statten")
+Check = Callable[[], None]
+"""Raises Superseded where somebody else is the writer now."""
 MIRROR, COPY, ATTEMPT, LOCK = ".mirror.json", ".copy", "attempt", ".mirror.lock"
 CHECKPOINT = re.compile(r"(checkpoints/[^/]+)/.+")
 HIDDEN = re.compile(r"(^|/)\.|^(ray|trials|repeats)/|^attempt$")
@@ -209,31 +212,34 @@ class Mirror:
 
         Args:
             attempt: looked for in the store before every object; raises Superseded where there is another.
-            whole: this copy has all checkpoints; those that are only in the store are deleted.
+            whole: this is the copy that training goes on in, with all checkpoints; those that are only in the store are
+                deleted. Raises Superseded where training goes on in another one.
             only: which files.
         """
         self.check_attempt(attempt)
         with self._locked():
             copy, agreed = self._index()
+            check = functools.partial(self._check_writer, attempt, copy if whole else None)
+            check()
             there = _visible(self.store.listing(self.name))
             here = {file: stamp for file, stamp in self._files().items() if only(file)}
             changed = [file for file, stamp in here.items() if file not in agreed or agreed[file][1] != stamp]
             for folder, files in _checkpoints(changed).items():
-                self._send_checkpoint(folder, [f for f in here if f.startswith(f"{folder}/")], there, attempt)
+                self._send_checkpoint(folder, [f for f in here if f.startswith(f"{folder}/")], there, check)
                 agreed |= {file: [[], here[file]] for file in files}
                 self._keep_index(copy, agreed)
             for file in sorted([f for f in changed if not CHECKPOINT.fullmatch(f)], key=_turn):
                 with suppress(FileNotFoundError):  # replaced or removed by a trainer that goes on
-                    self._put(file, attempt)
+                    self._put(file, check)
                     agreed[file] = [[], here[file]]
             for file in [f for f in agreed if f not in here and only(f) and not CHECKPOINT.fullmatch(f)]:
-                self._delete(file, attempt)
+                self._delete(file, check)
                 del agreed[file]
             kept = _checkpoints(here)
             for folder, files in _checkpoints({*agreed, *there}).items() if whole else ():
                 if folder not in kept:
                     for file in sorted(files, key=lambda f: not f.endswith(STATE)):
-                        self._delete(file, attempt)
+                        self._delete(file, check)
                         agreed.pop(file, None)
             now = self.store.listing(self.name)
             for file, stamps in agreed.items():
@@ -251,20 +257,20 @@ class Mirror:
                 f"there when the run is resumed on this machine"
             ) from error
 
-    def _send_checkpoint(self, folder: str, files: list[str], there: dict[str, Stamp], attempt: str | None) -> None:
+    def _send_checkpoint(self, folder: str, files: list[str], there: dict[str, Stamp], check: Check) -> None:
         marker = f"{folder}/{STATE}"
         # One of the same name but another content ends where its files are overwritten; sent again, the same stays whole.
         if marker in there and self.store.read(f"{self.name}/{marker}") != (self.path / marker).read_bytes():
-            self._delete(marker, attempt)
+            self._delete(marker, check)
         for file in sorted(files, key=lambda f: f == marker):
-            self._put(file, attempt)
+            self._put(file, check)
 
-    def _put(self, file: str, attempt: str | None) -> None:
-        self.check_attempt(attempt)
+    def _put(self, file: str, check: Check) -> None:
+        check()
         self.store.put(self.path / file, f"{self.name}/{file}")
 
-    def _delete(self, file: str, attempt: str | None) -> None:
-        self.check_attempt(attempt)
+    def _delete(self, file: str, check: Check) -> None:
+        check()
         self.store.delete(f"{self.name}/{file}")
 
     def _files(self) -> dict[str, Stamp]:
@@ -287,6 +293,12 @@ class Mirror:
         """Raise Superseded where the store names another attempt; None belongs to none."""
         if attempt is not None and self._attempt_there() != attempt:
             raise Superseded(f"{self.uri}: a newer attempt writes this run; this one stops")
+
+    def _check_writer(self, attempt: str | None, copy: str | None) -> None:
+        """The same, and raise Superseded where training goes on in another copy than this one."""
+        self.check_attempt(attempt)
+        if copy is not None and (owner := self._owner()) and owner != copy:
+            raise Superseded(f"{self.uri}: a worker on another machine writes this run; this one stops")
 
     @contextmanager
     def leased(self, attempt: str, what: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from statten.storage.events import EventFile
 
 log = logging.getLogger("statten")
+HOLDER = ".holder"
+"""Which worker writes the run, in its folder; not sent to a store, where `.copy` says it."""
 
 
 class RunWriter:
@@ -52,6 +55,9 @@ class RunWriter:
         self._events: EventFile | None = None
         self._loggers: Loggers | None = None
         self._progress_at = 0.0
+        # Workers of one attempt follow each other where one is lost, and one that only seemed so may come back: from a
+        # network that was cut, from a machine that stood still. Whoever begins leaves a name of his own in the folder.
+        self._held_by = self._holder() if rank == 0 else None
 
     def begin(self, state: Any) -> None:
         """Make the folder agree with the state that training starts from."""
@@ -62,6 +68,9 @@ class RunWriter:
 
     def _begin(self, state: Any) -> None:
         self._check_attempt()
+        own = uuid.uuid4().hex
+        write_text(self.run.path / HOLDER, own)
+        self._held_by = own
         for aside in self.run.checkpoint_folder.glob(".epoch-*"):  # a killed process did not finish it
             shutil.rmtree(aside, ignore_errors=True)
         (self.run.path / "result.json").unlink(missing_ok=True)
@@ -100,7 +109,7 @@ class RunWriter:
         if self.rank == 0:
             self._await_store()
             self._patiently(self._save, state)
-            self._patiently(append_line, self.run.path / "metrics.jsonl", json.dumps(state.metrics))
+            self._patiently(self._append_row, state)
             self._patiently(self._write_events, state)
             if self._loggers:
                 self._loggers.epoch(state.metrics)
@@ -166,6 +175,17 @@ class RunWriter:
     def _check_attempt(self) -> None:
         if self.run.attempt != self.attempt:
             raise Superseded(f"{self.run.path}: a newer attempt writes this run; this one stops")
+        if self._holder() != self._held_by:
+            raise Superseded(f"{self.run.path}: another worker took the place of this one, and writes this run; this one stops")
+
+    def _holder(self) -> str | None:
+        with suppress(OSError):
+            return (self.run.path / HOLDER).read_text(encoding="utf-8", errors="replace")
+        return None
+
+    def _append_row(self, state: Any) -> None:
+        self._check_attempt()
+        append_line(self.run.path / "metrics.jsonl", json.dumps(state.metrics))
 
     def _save(self, state: Any) -> None:
         from statten.storage import checkpoint  # torch, which a folder that is only read does not need

@@ -89,6 +89,7 @@ class LocalCluster:
             raise
         self.url = self.log.read_text().partition("submit to ")[2].partition(",")[0]
         self.port = int(self.url.rpartition(":")[2])
+        assert (Path.home() / ".ray" / "dashboard_url").read_text().strip() == self.url, "submit finds it by itself"
         self.address = self.log.read_text().partition("join at ")[2].partition(";")[0]
 
     def kill(self) -> list[int]:
@@ -133,6 +134,7 @@ def cluster(home):
     yield local
     local.stop()
     assert not local.kill(), "processes of the cluster outlived it"
+    assert not (home / ".ray" / "dashboard_url").exists()
 
 
 class Relay:
@@ -314,48 +316,3 @@ def test_tokens(cluster, monkeypatch, tmp_path):
     quick = {**os.environ, "RAY_NUM_REDIS_GET_RETRIES": "1"}
     done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, env=quick, check=False)
     assert f"scale.address: {cluster.address} refuses the token of {tmp_path}/token; copy" in done.stderr.splitlines()[-1]
-
-
-SRUN = """\
-#!/bin/bash
-# Stands in for Slurm's srun: there is one machine here. Checks the options that the script gives and runs the command.
-while [[ $1 == --* ]]; do
-  case $1 in
-    --export=ALL|--overlap|--nodes=1|--ntasks=1|--cpus-per-task=2|--nodelist=machine[12]) shift ;;
-    *) echo "srun: unrecognized option $1" >&2; exit 1 ;;
-  esac
-done
-exec "$@"
-"""
-SCONTROL = """\
-#!/bin/bash
-[[ "$*" == "show hostnames machine[1-2]" ]] || { echo "scontrol: unexpected $*" >&2; exit 1; }
-printf 'machine1\\nmachine2\\n'
-"""
-
-
-@pytest.mark.slow
-def test_the_slurm_script_runs_a_job_on_all_machines(home, work, tmp_path):
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    (work / "job.yaml").write_text(
-        "command: train\nrecipe: digits\nresources: {workers: 2, device: cpu, cpus_per_worker: 2, neuron_backend: torch}\n"
-        "overrides: {model.depth: 1, model.embed_dim: 16, train.epochs: 1, train.warmup_epochs: 0, data.fraction: 0.2}\n"
-    )
-    mark = uuid.uuid4().hex
-    slurm = {
-        "SLURM_JOB_ID": mark[:8], "SLURM_JOB_NODELIST": "machine[1-2]", "SLURM_CPUS_PER_TASK": "2", "SLURM_GPUS_ON_NODE": "0",
-        **FOREIGN,
-    }  # fmt: skip
-    done = subprocess.run(
-        ["bash", str(ROOT / "cluster" / "slurm.sh"), "job.yaml", "--storage", str(tmp_path / "runs")],
-        env={**os.environ, **slurm, MARK: mark, "PATH": f"{tmp_path}:{os.environ['PATH']}", "STATTEN_VENV": sys.prefix},
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 machines at " in done.stdout and "running job.yaml" in done.stdout
-    run = Run.open(tmp_path / "runs" / "job")
-    assert run.state == "finished" and run.config.scale.workers == 2, "no machine has cores for both"
-    until(lambda: not marked(mark), 30)
-    assert not Path(f"/tmp/ray-{mark[:8]}").exists()

@@ -63,6 +63,14 @@ def test_packing_fills_machines_and_spreading_takes_them_in_turn():
         nodes.place([Node("a", 9, 0), Node("b", 9, 0), Node("c", 9, 0)], 1, plan(4, 6), pack)
 
 
+def test_nodes_that_are_alike_share_a_line():
+    share = nodes.Share("vm", 1, 2, 0)
+    assert nodes.placed([share, nodes.Share("other", 1, 2, 0.5), share]) == [
+        "2 x on vm: 1 worker, CPU cores 2",
+        "on other: 1 worker, CPU cores 2, GPUs 0.5",
+    ]
+
+
 @pytest.fixture(scope="module")
 def server():
     with object_store.serving() as server:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,9 +127,16 @@ def test_a_token_has_no_place_in_a_job():
         JobFile(command="train", recipe="digits", runtime={"environment": {"RAY_AUTH_TOKEN": "x"}})
 
 
-def test_where_a_cluster_is(monkeypatch):
+def test_where_a_cluster_is(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert dashboard_url() == "http://127.0.0.1:8265"
+    (tmp_path / ".ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        local = f"http://127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / ".ray" / "dashboard_url").write_text(f"{local}\n")  # as cluster/local.sh does
+        assert dashboard_url() == local and dashboard_url("head:8265") == "http://head:8265"
+    assert dashboard_url() == "http://127.0.0.1:8265", "it was killed, and took nothing away"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://head:443/ray/")
     assert dashboard_url() == "https://head:443/ray" and dashboard_url("head:8265") == "http://head:8265"
     for wrong in ("ray://head:1", "http://", "http://user:word@head", "http://head:port", "auto://x"):
@@ -259,3 +267,13 @@ def test_whoever_stops_a_job_stops_its_command(tmp_path):
         assert process.wait(30) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_list_of_jobs_keeps_ids_whole_and_leaves_out_the_doctors(monkeypatch, typed):
+    long = "imagenet-8-768-with-a-name-that-is-longer-than-a-terminal-is-wide-but-is-copied-into-the-next-command-12"
+    fields = {"exit_code": None, "message": "", "command": "", "started": "2026-01-01T00:00:00.0Z", "ended": None}
+    listed = [client.Job(name, name, "RUNNING", **fields) for name in (long, f"{client.PROBE}1767225600-1")]
+    monkeypatch.setattr(client.JobClient, "__init__", lambda self, address: None)
+    monkeypatch.setattr(client.JobClient, "jobs", lambda self: listed)
+    code, out, _ = typed("jobs")
+    assert code == 0 and f"{long}  RUNNING" in out and client.PROBE not in out

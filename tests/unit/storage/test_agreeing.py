@@ -173,8 +173,23 @@ def test_an_attempt_that_is_overtaken_while_it_sends_stops_at_the_next_object(ur
         assert len(sent) == 1
         shutil.rmtree(run.path / "checkpoints" / "epoch-0001")
         with pytest.raises(Superseded):
-            mirror_of(run.path)._delete("checkpoints/epoch-0001/state.json", attempt)
+            mirror_of(run.path).push(attempt, whole=True)
         assert "checkpoints/epoch-0001/state.json" in there(uri)
+
+
+def test_a_copy_that_training_left_for_another_machine_sends_nothing_more(uri, monkeypatch):
+    """Of one attempt: its machine was cut off, the workers went on elsewhere, and it comes back."""
+    run = a_run(uri, epochs=1)
+    with run.writing() as attempt:
+        mirror_of(run.path).claim(attempt)
+        finish_epoch(run.path, 2, keep=9, size=100)
+        mirror_of(run.path).push(attempt, whole=True)
+        before = there(uri)
+        Store(uri).write("a/.copy", b"another machine's")
+        finish_epoch(run.path, 3, keep=9, size=100)
+        with pytest.raises(Superseded, match="a worker on another machine writes this run"):
+            mirror_of(run.path).push(attempt, whole=True)
+        assert there(uri) == before
 
 
 # --- bringing

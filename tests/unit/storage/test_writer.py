@@ -310,3 +310,25 @@ def test_lines_of_rank_0_go_to_the_log_too(tmp_path):
     assert not any(getattr(handler, "baseFilename", "").startswith(str(tmp_path)) for handler in log.handlers)
     with logging_to(Path(tmp_path / "away" / "train.log"), 0):
         log.warning("the storage is away; this is on the screen alone")
+
+
+def test_a_worker_that_was_replaced_and_comes_back_writes_nothing_more(run, attempt):
+    """Of the same attempt: it stood still, another one went on from the newest checkpoint, and it goes on in mid-epoch."""
+    first, late = (RunWriter(run, run.config, attempt) for _ in range(2))
+    state = a_state()
+    first.begin(state)
+    next_epoch(state)
+    first.epoch(state)
+    second = RunWriter(run, run.config, attempt)
+    second.begin(state)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for write in (first.epoch, first.checkpoint, first.end, first._append_row):
+        with pytest.raises(Superseded, match="another worker took the place of this one"):
+            write(state)
+    with pytest.raises(Superseded, match="another worker"):
+        late.begin(state)  # it stood still before its first step
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    next_epoch(state)
+    second.epoch(state)
+    assert [row["epoch"] for row in rows(run)] == [1, 2]
+    second.close(False)
