@@ -6,7 +6,6 @@ its way again. Ray starts a lost actor anew with the same weights.
 """
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -43,6 +42,8 @@ MOST_AT_ONCE = 16
 LOST = 5
 """How often a call is made again whose actor was lost."""
 KEPT = ("val/loss", "val/top1", "val/top5", "energy_uj")
+MEASURED = (*KEPT, "parameters", "latency_ms")
+"""Metrics of a point."""
 
 Asked = list[tuple[int, Point]]
 
@@ -64,10 +65,6 @@ class Evaluator:
     def evaluate(self, asked: Asked) -> list[Inherited]:
         """A line for each point."""
         return [self._evaluate(number, point) for number, point in asked]
-
-    def process(self) -> int:
-        """Its process."""
-        return os.getpid()
 
     def _evaluate(self, number: int, point: Point) -> Inherited:
         began, config = time.monotonic(), self._space.config(point)

@@ -15,13 +15,13 @@ from statten.config import Config, get_field, with_overrides
 from statten.data import check_split, split_document
 from statten.display import console
 from statten.display.run import following
-from statten.errors import ConfigError, UserError
+from statten.errors import ConfigError, UserError, nearest
 from statten.files import write_json
 from statten.machine import environment
 from statten.models.slices import FREE, NESTED, check_sliced, extract
 from statten.registry import BACKBONES
 from statten.search.front import compared, objectives
-from statten.search.points import evaluate_points, points_of
+from statten.search.points import MEASURED, evaluate_points, points_of
 from statten.space.dimensions import Couple, Derived, Multiples, Plain
 from statten.space.expressions import Expression
 from statten.space.loading import make_space
@@ -90,6 +90,9 @@ def _check(space: Space) -> None:
         problems.append("scale.cuda_graphs: cannot record a supernet's steps, each of another network; set it to false")
     if base.scale.activation_checkpointing:
         problems.append("scale.activation_checkpointing: cannot run blocks of slices again; set it to false")
+    for metric in objectives(base):
+        if metric not in MEASURED:
+            problems.append(f"search.objectives: a supernet's points have no {metric}; {nearest(metric, MEASURED)}")
     try:
         check_sliced(space.config(next(space.corners())).model.backbone if not problems else base.model.backbone)
     except UserError as error:
@@ -198,6 +201,7 @@ def promoted_config(
     made: Supernet, number: int, config_overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> tuple[Config, Point]:
     """The config with which a point is trained by itself, and the point; raises UserError where there is no such point."""
+    made.weights()  # raises before they are there
     rows = {row["number"]: row["point"] for row in made.evaluated()}
     if number not in rows:
         there = f"are 0 to {max(rows)}" if rows else f"none yet; go on with: {made.resume_command}"
