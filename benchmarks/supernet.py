@@ -2,6 +2,7 @@
 
 python benchmarks/supernet.py train [--seeds 5]     # supernets of 8 and of 24 epochs under every seed; ten minutes of a core
 python benchmarks/supernet.py compare [--output F]  # replays the searches on the table of benchmarks/search.py; some minutes
+python benchmarks/supernet.py picture F             # points of the first seed beside the same networks trained by themselves
 
 The space is that of benchmarks/search.py, whose table has what every configuration comes to when it is trained by itself for 8
 epochs, under five seeds. The mean over seeds is the truth here: a search chooses points by what it has seen under one seed, and
@@ -28,6 +29,7 @@ from search import SPACE, key, table
 
 from statten.config import load_config, with_overrides
 from statten.data import make_loaders
+from statten.display.plots import figure, save_figure
 from statten.files import write_json
 from statten.machine import environment
 from statten.search import Sweep, make_space
@@ -136,9 +138,37 @@ def compare(sampler_seeds: int, output: Path | None) -> None:
         write_json(output, {**document, "hardware": environment()})
 
 
+def picture(path: Path) -> None:
+    """Draw a supernet's points, and the same networks trained by themselves, in the plane of cost and validation loss."""
+    space = make_space(SPACE, load_config("digits"))
+    points = list(space.points())
+    row = next(row for row in read(TABLE) if (row["seed"], row["epochs"]) == (0, LENGTHS[-1]))
+    inherited = {key(0, found["point"]): found["loss"] for found in row["points"]}
+    curves = {key(found["seed"], found["point"]): found for found in table()}
+    cost = [flops(space.config(point)) / 1e6 for point in points]
+    kinds = (
+        (f"slices of one supernet, {LENGTHS[-1]} epochs in all", [inherited[key(0, p)] for p in points], "tab:red", "o"),
+        (f"each trained by itself, {ALONE * len(points)} epochs in all", [min(curves[key(0, p)]["loss"]) for p in points],
+         "tab:blue", "x"),
+    )  # fmt: skip
+    made = figure(7.0, 4.2)
+    axes = made.add_subplot()
+    for name, losses, colour, marker in kinds:
+        axes.scatter(cost, losses, s=22, color=colour, marker=marker, label=name, zorder=3)
+        best = sorted(front(list(zip(losses, cost, strict=True)), WAYS), key=lambda i: cost[i])
+        axes.step([cost[i] for i in best], [losses[i] for i in best], where="post", color=colour, linewidth=1, alpha=0.7)
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-accumulates of a sample if all inputs were dense, all timesteps (million)")
+    axes.set_ylabel("validation loss")
+    axes.set_title("digits: 36 networks, seed 0, and the front of each kind", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(made, path)
+
+
 def replay(curves: dict[str, Any], seed: int, sampler_seed: int, fields: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     """The front that a search of two objectives has after each of BUDGETS, with curves in the place of training."""
-    objectives = {"search.objectives": ["min val/loss", "min energy_uj"], "search.firing_range": None}
+    objectives = {"search.objectives": ["val/loss", "energy_uj"], "search.firing_range": None}
     config = load_config("digits", {
         "train.epochs": ALONE, "search.trials": 10_000, "search.seed": sampler_seed, **objectives, **fields,
     })  # fmt: skip
@@ -190,8 +220,12 @@ if __name__ == "__main__":
     comparing = commands.add_parser("compare")
     comparing.add_argument("--sampler-seeds", type=int, default=4)
     comparing.add_argument("--output", type=Path)
+    drawing = commands.add_parser("picture")
+    drawing.add_argument("file", type=Path)
     given = parser.parse_args()
-    if given.command == "train":
+    if given.command == "picture":
+        picture(given.file)
+    elif given.command == "train":
         train(given.seeds)
     else:
         compare(given.sampler_seeds, given.output)

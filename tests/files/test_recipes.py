@@ -227,8 +227,8 @@ def test_a_job_evaluates_a_run(tmp_path, typed):
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
-        ("command: trian\nrecipe: digits\n", ["command: must be one of 'train', 'tune', 'promote' or 'evaluate', but got "
-                                              "'trian'; did you mean train?"]),
+        ("command: trian\nrecipe: digits\n", ["command: must be one of 'train', 'tune', 'supernet', 'promote' or 'evaluate', "
+                                              "but got 'trian'; did you mean train?"]),
         ("recipe: digits\n", ["command: must be given, but got {recipe: digits}"]),
         ("command: train\n", ["`recipe` must be given for command train"]),
         ("command: tune\nrecipe: digits\n", ["`space` must be given for command tune"]),

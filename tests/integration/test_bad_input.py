@@ -167,7 +167,10 @@ CASES = [
     ("supernet digits --space {runs}/good.yaml --name taken", "taken: exists already"),
     ("supernet digits --space {runs}/good.yaml --name taken --resume", "is not a supernet folder, for it holds no supernet.js"),
     ("supernet digits --space {runs}/good.yaml --name netted --resume --epochs 3", "differs in train.epochs; choose another"),
-    ("supernet digits --space {runs}/wider.yaml --name netted --resume", "differs in model.embed_dim, the search space; choose"),
+    (
+        "supernet digits --space {runs}/wider.yaml --name netted --resume",
+        "differs in model.embed_dim, the search space;",
+    ),
     ("train digits --name netted --resume", "is not a run folder, for it holds no run.json; it is a supernet: see its points"),
     (
         "evaluate netted",
