@@ -12,8 +12,8 @@ from statten.records.runs import Front
 from statten.search.sweep import describe
 from statten.storage.supernet import FRONT, Supernet
 
-COLUMNS = ("val/top1", "val/loss", "energy_uj", "latency_ms")
-"""Metrics of a point in a table."""
+COLUMNS = {"val/top1": "top-1 (%)", "val/loss": "loss", "energy_uj": "energy (µJ)", "latency_ms": "latency (ms)"}
+"""Metrics of a point in a table of validation, and what their columns are called."""
 
 
 def supernet_row(supernet: Supernet) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def supernet_table(document: dict[str, Any], most: int | None = None) -> Table:
             [row["number"], describe(row["point"]), *(numeral(row["metrics"].get(name)) for name in COLUMNS)] for row in rows
         ]
         title += f"; the front of {' and '.join(map(label, document['objectives']))}, with inherited weights"
-        return table(title, ["point", "", *map(label, COLUMNS)], cells, right=(0, *range(2, 2 + len(COLUMNS))))
+        return table(title, ["point", "", *COLUMNS.values()], cells, right=(0, *range(2, 2 + len(COLUMNS))))
     names = [name for name in (document["epochs"] or [{}])[-1] if name.endswith(("/loss", "/top1"))]
     epochs = document["epochs"][-(most or 0) :]
     cells = [[int(row["epoch"]), *(numeral(row.get(name)) for name in names)] for row in epochs]

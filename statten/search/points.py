@@ -39,7 +39,7 @@ IDLE = 10
 """Generations without a new point after which a search ends."""
 MOST_AT_ONCE = 16
 """Points of one call at most."""
-LOST = 5
+LOST = 20
 """How often a call is made again whose actor was lost."""
 KEPT = ("val/loss", "val/top1", "val/top5", "energy_uj")
 MEASURED = (*KEPT, "parameters", "latency_ms")
