@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from statten.config import Config
 from statten.metrics.energy import operations
@@ -21,7 +22,7 @@ def objectives(config: Config) -> dict[str, str]:
     return directions if len(directions) > 1 else {"val/loss": "min", "energy_uj": "min"}
 
 
-def front(values: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
+def front(values: npt.ArrayLike, directions: Sequence[str]) -> list[int]:
     """Positions of the values that no others dominate; of equal ones the first."""
     costs = _costs(values, directions)
     order = np.lexsort(costs.T[::-1])  # who dominates another comes before it
@@ -32,7 +33,7 @@ def front(values: Sequence[Sequence[float]], directions: Sequence[str]) -> list[
     return found
 
 
-def hypervolume(values: Sequence[Sequence[float]], among: Sequence[Sequence[float]], directions: Sequence[str]) -> float | None:
+def hypervolume(values: npt.ArrayLike, among: npt.ArrayLike, directions: Sequence[str]) -> float | None:
     """The share of the box around all points that some of them dominate, from 0 to 1; None for other than two objectives.
 
     Args:
@@ -53,7 +54,7 @@ def hypervolume(values: Sequence[Sequence[float]], among: Sequence[Sequence[floa
     return float(area)
 
 
-def _costs(values: Sequence[Sequence[float]], directions: Sequence[str]) -> np.ndarray:
+def _costs(values: npt.ArrayLike, directions: Sequence[str]) -> np.ndarray:
     signs = np.array([1.0 if direction == "min" else -1.0 for direction in directions])
     return np.asarray(values, dtype=np.float64).reshape(-1, len(directions)) * signs
 
