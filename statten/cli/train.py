@@ -141,7 +141,10 @@ def promote(
     dry_run: DryRun = False,
     again: Resume = False,
 ) -> None:
-    """Train a sweep's best trial (or a run) further, from its own checkpoint, or a supernet's point from its slice."""
+    """Train a sweep's best trial (or a run) further, from its own checkpoint.
+
+    Of a supernet, train its best point, or that of --trial, by itself, from its slice of the weights.
+    """
     folder = begin(as_json, storage)
     path, began, fields = locate(target, folder), time.monotonic(), with_short_forms(overrides, short)
     if (path / Supernet.marker).is_file():

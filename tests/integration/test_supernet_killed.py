@@ -62,11 +62,11 @@ def test_two_workers_killed_and_resumed_end_in_the_same_bits_and_every_point_is_
 
     command = start(statten, tmp_path, "killed", 2)
     killed = Supernet(tmp_path / "killed")
-    command.wait_until(lambda: any("epoch-0001-step" in path.name for path in killed.checkpoint_folder.glob("*")))
+    command.wait_until(lambda: any("epoch-0001-step" in path.name for path in killed.checkpoint_folder.glob("*")), 420)
     command.kill()
     assert killed.state == "unfinished"
     again = statten("resume", "killed", "--storage", tmp_path)
-    again.wait_until(lambda: (killed.path / POINTS).exists() and len(killed.evaluated()) >= 2)
+    again.wait_until(lambda: (killed.path / POINTS).exists() and len(killed.evaluated()) >= 2, 420)
     again.kill()  # in the evaluation
     with (killed.path / POINTS).open("a") as file:
         file.write('{"number": 17, "po')  # and a line that was cut off
