@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from statten.config import Config, build_config
 from statten.data import make_loaders
@@ -49,26 +50,30 @@ Asked = list[tuple[int, Point]]
 
 
 class Evaluator:
-    """What an actor is: the weights, the data, and the evaluation of points."""
+    """What an actor is: the data, and the evaluation of points.
 
-    def __init__(self, weights: Mapping[str, Any], checkpoint: str, config: dict[str, Any], tree: dict[str, Any], threads: int):
+    The weights come with every call, which is not to send them: they lie in Ray's memory on each machine once, and an actor
+    that is started anew finds them there.
+    """
+
+    def __init__(self, checkpoint: str, config: dict[str, Any], tree: dict[str, Any], threads: int):
         torch.set_num_threads(threads)
         self._checkpoint = checkpoint
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Ray's memory cannot be written, and nobody does
-            self._state = {name: torch.from_numpy(value) for name, value in weights.items()}
         self._config = build_config(config)
         self._space = make_space(tree, self._config)
         self._loaders = make_loaders(self._config)
         self._device = this_device(self._config.scale)
 
-    def evaluate(self, asked: Asked) -> list[Inherited]:
-        """A line for each point."""
-        return [self._evaluate(number, point) for number, point in asked]
+    def evaluate(self, weights: Mapping[str, Any], asked: Asked) -> list[Inherited]:
+        """A line for each point, with slices of the weights, arrays by name."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Ray's memory cannot be written, and nobody does
+            state = {name: torch.from_numpy(value) for name, value in weights.items()}
+        return [self._evaluate(state, number, point) for number, point in asked]
 
-    def _evaluate(self, number: int, point: Point) -> Inherited:
+    def _evaluate(self, state: Mapping[str, Tensor], number: int, point: Point) -> Inherited:
         began, config = time.monotonic(), self._space.config(point)
-        network = ready(self._state, config, self._loaders, self._device)
+        network = ready(state, config, self._loaders, self._device)
         found = validate(network, self._loaders.validation, config)
         metrics = {name: found[name] for name in KEPT}
         metrics["parameters"] = float(sum(parameter.numel() for parameter in network.parameters()))
@@ -177,6 +182,7 @@ class _Actors:
         self._most = max(1, min(self._most, supernet.config.search.max_concurrent or self._most))
         self._checkpoint = supernet.weights()
         self.actors: list[Any] = []
+        self._weights: Any = None
 
     def __enter__(self) -> "_Actors":
         return self
@@ -195,13 +201,13 @@ class _Actors:
         supernet, scale = self._supernet, self._supernet.config.scale
         averaged = supernet.config.train.ema_decay is not None
         state = load_weights(self._checkpoint, averaged=averaged)
-        weights = ray.put({name: value.numpy() for name, value in state.items()})
+        self._weights = ray.put({name: value.numpy() for name, value in state.items()})
         kind = ray.remote(
             num_cpus=self._cpus, num_gpus=scale.gpus_per_worker if self._gpu else 0, max_restarts=-1, max_task_retries=LOST
         )(Evaluator)
         config = supernet.config.model_dump(mode="json")
         for _ in range(min(self._most, number)):
-            self.actors.append(kind.remote(weights, self._checkpoint.name, config, supernet.space.tree, self._cpus))
+            self.actors.append(kind.remote(self._checkpoint.name, config, supernet.space.tree, self._cpus))
 
     def evaluated(self, asked: Asked) -> Iterator[list[Inherited]]:
         """Evaluate points, and yield them as calls end."""
@@ -215,12 +221,12 @@ class _Actors:
         waiting, running = iter(calls), dict[Any, tuple[Any, Any]]()
         # Two calls for each: the next one is there when the first ends.
         for actor, call in zip(self.actors * 2, waiting, strict=False):
-            running[actor.evaluate.remote(list(call))] = (actor, call)
+            running[actor.evaluate.remote(self._weights, call)] = (actor, call)
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, call = running.pop(done)
             if following := next(waiting, None):
-                running[actor.evaluate.remote(list(following))] = (actor, following)
+                running[actor.evaluate.remote(self._weights, following)] = (actor, following)
             try:
                 found = ray.get(done)
             except ray.exceptions.RayError as error:

@@ -142,15 +142,14 @@ def trained(tmp_path_factory):
     return made
 
 
-def evaluator(made):
-    state = make_state(made.config).model.state_dict()
-    weights = {name: value.numpy() for name, value in state.items()}
-    return Evaluator(weights, "epoch-0006", made.config.model_dump(mode="json"), made.space.tree, 1)
+def evaluated(made, asked):
+    weights = {name: value.numpy() for name, value in make_state(made.config).model.state_dict().items()}
+    return Evaluator("epoch-0006", made.config.model_dump(mode="json"), made.space.tree, 1).evaluate(weights, asked)
 
 
 def test_a_point_is_evaluated_as_the_network_that_is_cut_out(trained):
     asked = list(enumerate(trained.space.points()))[4:7]
-    one, two = evaluator(trained).evaluate(asked), evaluator(trained).evaluate(asked[1:])
+    one, two = evaluated(trained, asked), evaluated(trained, asked[1:])
     same = [{k: v for k, v in row["metrics"].items() if k != "latency_ms"} for row in (*one, *two)]
     assert same[1:3] == same[3:], "whatever was evaluated before"
     number, point = asked[0]
