@@ -22,7 +22,7 @@ model.depth:      {int: [1, 2]}
 model.embed_dim:  {int: [16, 48], step: 16}
 """
 SMALL = "--set model.num_heads=2 --set data.fraction=0.3 --set train.epochs=3 --set train.checkpoint_every_steps=3"
-KILLS = 20
+KILLS = 4
 
 
 def weights(made):
@@ -72,11 +72,14 @@ def test_two_workers_killed_and_resumed_end_in_the_same_bits_and_every_point_is_
         file.write('{"number": 17, "po')  # and a line that was cut off
     # What is left is evaluated while actors are killed, again and again.
     last = statten("resume", "killed", "--storage", tmp_path)
-    for _ in range(KILLS):
-        if found := actors(last.mark):
-            os.kill(found[0], signal.SIGKILL)
+    gone = set[int]()
+    while last.process.poll() is None and len(gone) < KILLS:
+        for pid in [pid for pid in actors(last.mark) if pid not in gone][:1]:
+            os.kill(pid, signal.SIGKILL)
+            gone.add(pid)
         time.sleep(0.25)
     last.finish()
+    assert gone, "no actor was there to be killed"
     assert weights(killed) == weights(straight)
     assert rows(killed) == rows(straight), "evaluated whole or in parts, killed or not"
     numbers = [json.loads(line)["number"] for line in (killed.path / POINTS).read_text().splitlines()]
