@@ -9,14 +9,14 @@ from typing import Any
 import typer
 
 # In the order of --help: each registers its commands.
-from statten.cli import settings, train, resume, evaluate, predict, show, data, machine  # isort: skip
+from statten.cli import settings, train, supernet, resume, evaluate, predict, show, data, machine  # isort: skip
 from statten.cli.jobs import jobs_app
 from statten.cli.options import app
 from statten.cli.stopping import Stopped, stoppable
 from statten.errors import Failed, UserError
 from statten.files import FULL
 
-__all__ = ["app", "data", "evaluate", "machine", "main", "predict", "resume", "settings", "show", "train"]
+__all__ = ["app", "data", "evaluate", "machine", "main", "predict", "resume", "settings", "show", "supernet", "train"]
 
 app.add_typer(evaluate.energy_app, name="energy")
 app.add_typer(data.data_app, name="data")

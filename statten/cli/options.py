@@ -21,7 +21,7 @@ from statten.storage.run import default_storage, storage_folder
 from statten.storage.store import working_copy
 
 GROUPS = {
-    "Train and search": ("train", "tune", "promote", "resume", "extend", "run", "demo"),
+    "Train and search": ("train", "tune", "supernet", "promote", "resume", "extend", "run", "demo"),
     "Settings": ("recipes", "config", "fields", "model"),
     "What is there": ("runs", "show", "best", "report"),
     "Measure and use": ("evaluate", "predict", "anytime", "grid", "compare", "export", "energy"),

@@ -9,6 +9,7 @@ from statten.config import Config, field_paths, get_field, with_overrides
 from statten.errors import UserError, in_shell
 from statten.records.reading import read_bytes
 from statten.storage.run import Run, RunFolder, locate
+from statten.storage.supernet import Supernet
 
 if TYPE_CHECKING:
     from statten.search import Sweep
@@ -46,16 +47,18 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
 
 
 def ended(path: Path) -> bool:
-    """Whether a run is finished, or all trials of a sweep have ended."""
+    """Whether a run is finished, all trials of a sweep have ended, or all points of a supernet are evaluated."""
     from statten.search.sweep import Sweep, open_folder
 
     folder = open_folder(path)
+    if isinstance(folder, Supernet):
+        return folder.complete
     return folder.ended if isinstance(folder, Sweep) else Run(path).state == "finished"
 
 
 @app.command()
 def resume(target: Target, storage: Storage = None, as_json: Json = False) -> None:
-    """Continue a stopped run or sweep where it was."""
+    """Continue a stopped run, sweep or supernet where it was."""
     path, began = locate(target, begin(as_json, storage)), time.monotonic()
     from statten.search.sweep import Sweep, open_folder
 
@@ -64,6 +67,10 @@ def resume(target: Target, storage: Storage = None, as_json: Json = False) -> No
         from statten.search import resume_sweep
 
         return finish_sweep(resume_sweep(folder), began, as_json)
+    if isinstance(folder, Supernet):
+        from statten.search.supernet import resume_supernet
+
+        return finish_supernet(resume_supernet(folder), began, as_json)
     run = Run.open(path)
     from statten.cluster import trainer
 
@@ -81,6 +88,8 @@ def go_on(path: Path, storage: Path, as_json: bool) -> None:
     folder = open_folder(path)
     if isinstance(folder, Sweep):
         return finish_sweep(folder, time.monotonic(), as_json)
+    if isinstance(folder, Supernet):
+        return finish_supernet(folder, time.monotonic(), as_json)
     return finish_run(Run.open(path), time.monotonic(), as_json)
 
 
@@ -110,3 +119,11 @@ def finish_sweep(sweep: "Sweep", began: float, as_json: bool) -> None:
     if as_json:
         return print_json({"name": sweep.name, "path": str(sweep.path), "trials": counts(sweep), "best": sweep.best()})
     return sweep_summary(sweep, began)
+
+
+def finish_supernet(supernet: Supernet, began: float, as_json: bool) -> None:
+    from statten.report.supernet import supernet_details, supernet_summary
+
+    if as_json:
+        return print_json(supernet_details(supernet))
+    return supernet_summary(supernet, began)

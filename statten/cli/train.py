@@ -26,11 +26,13 @@ from statten.cli.options import (
     stem,
 )
 from statten.cli.resume import begun, finish_run, finish_sweep, go_on
+from statten.cli.supernet import promote_points
 from statten.config import with_short_forms
 from statten.errors import UserError
 from statten.jobs.file import RESUMABLE, enter, load_job, run_with_retries
 from statten.space.loading import space_file
 from statten.storage.run import Run, folder_for, locate
+from statten.storage.supernet import Supernet
 
 if TYPE_CHECKING:
     from statten.config import Config
@@ -139,9 +141,16 @@ def promote(
     dry_run: DryRun = False,
     again: Resume = False,
 ) -> None:
-    """Train a sweep's best trial (or a run) further, from its own checkpoint."""
+    """Train a sweep's best trial (or a run) further, from its own checkpoint.
+
+    Of a supernet, train its best point, or that of --trial, by itself, from its slice of the weights.
+    """
     folder = begin(as_json, storage)
     path, began, fields = locate(target, folder), time.monotonic(), with_short_forms(overrides, short)
+    if (path / Supernet.marker).is_file():
+        if use_grid:
+            raise UserError("--grid: a supernet's points have a (timesteps, block size) of their own; leave it out")
+        return promote_points(path, fields, short, trial, front, name, folder, as_json, dry_run, again)
     if front:
         if use_grid:
             raise UserError("--front: takes its trials as they are, and --grid changes (timesteps, block size); leave one out")

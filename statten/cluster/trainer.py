@@ -17,6 +17,7 @@ from statten.files import write_json
 from statten.machine import environment
 from statten.storage.loggers import check_loggers
 from statten.storage.run import Run
+from statten.storage.supernet import KINDS
 from statten.training.faults import classify
 from statten.training.preflight import Preflight, preflight
 from statten.training.resuming import check_resumable
@@ -119,7 +120,7 @@ def fit_on_workers(run: Run, attempt: str, plan: Preflight, then: Any = None) ->
     (run.path / "result.json").unlink(missing_ok=True)  # of an earlier attempt
     run.publish(attempt)
     scratch, failures = run.path.resolve() / "ray", run.config.scale.max_failures
-    settings = {"run": run.address, "attempt": attempt, "report": then is not None}
+    settings = {"run": run.address, "kind": run.noun, "attempt": attempt, "report": then is not None}
     elastic = [Resizing(run.path.resolve())] if plan.min_workers < plan.world_size else []
     for restart in range(failures + 1):
         recovery = Recovery(run.path.resolve(), attempt, failures, plan.resources(plan.min_workers))
@@ -229,7 +230,7 @@ def _worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     with noticing() as asked:
         run_fit(
-            Run.at(settings["run"], settings["attempt"], writes=context.get_world_rank() == 0),
+            KINDS[settings["kind"]].at(settings["run"], settings["attempt"], writes=context.get_world_rank() == 0),
             settings["attempt"],
             context.get_world_rank(),
             context.get_world_size(),

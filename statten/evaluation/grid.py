@@ -1,13 +1,11 @@
 """How far one set of weights carries: accuracy and energy at every (timesteps, block size), which own no weights."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from statten.config import Config, parse_overrides, with_overrides
 from statten.data import make_loaders, make_test_loader
@@ -20,6 +18,7 @@ from statten.evaluation.report import accuracy
 from statten.evaluation.targets import Target, open_target
 from statten.files import write_json, write_text
 from statten.metrics.energy import Conventions, ledger
+from statten.metrics.inference import recalibrate
 from statten.models import Backbone
 from statten.storage.mirror import publish
 from statten.storage.run import Run
@@ -137,22 +136,8 @@ def _at(target: Target, timesteps: int, block_size: int) -> Config:
 
 def recalibrate_norms(model: Backbone, config: Config, batches: int) -> None:
     """Replace BatchNorm's running statistics by their plain average over training batches, as the model now runs."""
-    device = next(model.parameters()).device
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()  # stochastic depth stays off
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-        norm.train()
-    with torch.no_grad():
-        for step, (images, _) in enumerate(make_loaders(config).train.batches(0)):
-            if step == batches:
-                break
-            model(images.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    train = make_loaders(config).train
+    recalibrate(model, (images for images, _ in itertools.islice(train.batches(0), batches)))
 
 
 def grid_cells(report: dict[str, Any], name: str = "top1", form: str = "{:.2f}") -> tuple[list[str], list[list[str]]]:

@@ -22,6 +22,7 @@ from statten.registry import BACKBONES
 from statten.search.sweep import Sweep, open_folder
 from statten.storage.checkpoint import EMA, MODEL, class_names, load_weights
 from statten.storage.run import Run
+from statten.storage.supernet import Supernet
 from statten.training.preflight import Preflight, preflight, this_device, to_device
 
 _LARGE = {"model.image_size": 288, "data.crop_pct": 0.9}
@@ -258,6 +259,8 @@ def resolve(path: Path) -> tuple[Run | None, Path]:
     folder = open_folder(path)
     if isinstance(folder, Sweep):
         folder = folder.checked(folder.best_trial())
+    if isinstance(folder, Supernet):
+        Run.open(path)  # says what to do instead
     if folder is not None:
         return folder, folder.best_checkpoint()
     if (path / "state.json").is_file():

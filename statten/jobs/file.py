@@ -1,9 +1,9 @@
 """Job files: a command, what it works on, its overrides, resources and surroundings, in one YAML file.
 
-    command: train                      # train, tune, promote or evaluate
-    recipe: cifar10_2_512               # train, tune: a recipe's name or a YAML file
-    target: my-sweep                    # promote, evaluate: a run or sweep
-    space: search_spaces/statten.yaml   # tune; a list is merged
+    command: train                      # train, tune, supernet, promote or evaluate
+    recipe: cifar10_2_512               # train, tune, supernet: a recipe's name or a YAML file
+    target: my-sweep                    # promote, evaluate: a run, sweep or supernet
+    space: search_spaces/statten.yaml   # tune, supernet; a list is merged
     from: other-sweep                   # tune: whose trials are taken over
     grid: true                          # promote: with the best (timesteps, block size); or front: true, or trial: 3
     large: true                         # evaluate: images at 288 pixels
@@ -37,10 +37,11 @@ from statten.config import Int, Part, ScaleConfig, load_config, read_yaml, valid
 from statten.errors import ConfigError, UserError, in_shell, nearest, user_path
 
 SUBMITTED = "STATTEN_SUBMISSION"  # set in the environment of a submitted job, to its name
-RESUMABLE = ("train", "tune", "promote")
+RESUMABLE = ("train", "tune", "supernet", "promote")
 FIELDS = {
     "train": (("recipe",), ("name",)),
     "tune": (("recipe", "space"), ("source", "trials", "name")),
+    "supernet": (("recipe", "space"), ("points", "name")),
     "promote": (("target",), ("trial", "front", "grid", "name")),
     "evaluate": (("target",), ("large",)),
 }
@@ -76,22 +77,24 @@ class Runtime(Part):
 class JobFile(Part):
     """One job."""
 
-    command: Literal["train", "tune", "promote", "evaluate"]
+    command: Literal["train", "tune", "supernet", "promote", "evaluate"]
     """What is done."""
     recipe: str | None = None
-    """Recipe or YAML file of `train` and `tune`."""
+    """Recipe or YAML file of `train`, `tune` and `supernet`."""
     target: str | None = None
-    """Run or sweep of `promote` and `evaluate`."""
+    """Run or sweep of `promote` and `evaluate`, or supernet of `promote`."""
     space: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] | None = None
-    """Search-space file of `tune`, or several that are merged."""
+    """Search-space file of `tune` and `supernet`, or several that are merged."""
     trials: Int | None = Field(None, ge=1)
     """Number of trials of `tune`; empty means `search.trials`."""
+    points: Int | None = Field(None, ge=1)
+    """Points that `supernet` evaluates; empty means all of at most 5,000, else 2,000."""
     source: str | None = Field(None, alias="from")
     """Sweep whose trials `tune` takes over, where they fit."""
     trial: Int | None = Field(None, ge=0)
-    """Trial that `promote` trains on; empty means the best."""
+    """Trial that `promote` trains on, or point of a supernet; empty means the best."""
     front: bool = False
-    """Whether `promote` trains on every trial of the Pareto front."""
+    """Whether `promote` trains on every trial, or point, of the Pareto front."""
     grid: bool = False
     """Whether `promote` goes on with the (timesteps, block size) that is best for the weights."""
     large: bool = False
@@ -140,7 +143,7 @@ class JobFile(Part):
 
     def arguments(self) -> list[str]:
         """The command line that this job is, without `statten`."""
-        subject = self.recipe if self.command in ("train", "tune") else self.target
+        subject = self.target if self.recipe is None else self.recipe
         line = [self.command, str(subject)]
         for path, value in self.all_overrides.items():
             line += ["--set", f"{path}={json.dumps(value, ensure_ascii=False)}"]

@@ -1,7 +1,7 @@
 """How a model is run to be measured: evaluation mode, precision, and the time of one sample."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace BatchNorm's running statistics by their plain average over some batches, as the model now runs; it is left in
+    evaluation mode."""
+    device = next(model.parameters()).device
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()  # stochastic depth stays off
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            model(images.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def latency_ms(model: nn.Module, config: Config, sample: Tensor | None = None, turns: int = 5) -> float:

@@ -45,6 +45,9 @@ def label(metric: str) -> str:
         return LABELS[metric]
     if metric.startswith(RATE):
         return f"firing rate of {metric.removeprefix(RATE)}"
+    point, slash, kind = metric.rpartition("/")
+    if slash and kind in ("top1", "loss"):
+        return f"{LABELS[f'val/{kind}']}, {point}"
     words, _, unit = metric.rpartition("_")
     return f"{words} ({_UNITS[unit]})".replace("_", " ") if words and unit in _UNITS else metric.replace("_", " ")
 

@@ -28,17 +28,24 @@ class Origin(TypedDict, total=False):
     run: str
     checkpoint: str
     grid: Grid
+    supernet: str
 
 
 @with_config(STRICT)
 class Marker(TypedDict, total=False):
-    """run.json and sweep.json."""
+    """run.json, sweep.json and supernet.json."""
 
     kind: str
     created: str
     origin: Origin | None
     study: str
     """Name of a sweep's study."""
+    space: str
+    """SHA-256 of a supernet's space.yaml."""
+    watched: dict[str, dict[str, Any]]
+    """Points of a supernet that are validated after every epoch, by what they are called."""
+    points: Count
+    """How many points of a supernet are evaluated."""
 
 
 @with_config(STRICT)
@@ -197,6 +204,39 @@ class Trial(TypedDict):
     constraints: dict[str, Number]
     values: list[Number] | None
     intermediate_values: dict[int, Number]
+
+
+@with_config(STRICT)
+class Inherited(TypedDict):
+    """A line of a supernet's points.jsonl: a point, evaluated with the weights that it has there."""
+
+    number: Count
+    point: dict[str, Any]
+    metrics: dict[str, Number]
+    checkpoint: str
+    """Folder of the weights inside the supernet's checkpoints."""
+    seconds: Number
+
+
+@with_config(STRICT)
+class ProxyFront(TypedDict):
+    """What a proxy that costs nothing says of a supernet's points."""
+
+    formula: str
+    tau: Number | None
+    front: list[Count]
+    hypervolume: Number | None
+
+
+@with_config(STRICT)
+class Front(TypedDict):
+    """front.json of a supernet."""
+
+    objectives: dict[str, str]
+    evaluated: Count
+    front: Annotated[list[Inherited], Field(min_length=1)]
+    hypervolume: Number | None
+    proxy: ProxyFront
 
 
 Sources = dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], str]

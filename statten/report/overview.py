@@ -12,10 +12,12 @@ from rich.table import Table
 
 from statten.display import console, duration, numeral, state_word, table
 from statten.errors import UserError, in_shell
+from statten.report.supernet import supernet_details, supernet_row, supernet_table
 from statten.report.trials import STATES, SweepTrials, common_reason
 from statten.search.repeats import sentence
 from statten.search.sweep import Sweep, describe, open_folder
 from statten.storage.run import Run, best_row, written
+from statten.storage.supernet import Supernet
 
 EPOCH = (
     ("train/loss", "{:.4f}"), ("val/loss", "{:.4f}"), ("val/top1", "{:.2f}"), ("val/top5", "{:.2f}"), ("lr", "{:.2e}"),
@@ -31,11 +33,17 @@ def overview(storage: Path) -> list[dict[str, Any]]:
         folder = None
         try:
             if (folder := open_folder(path)) is not None:
-                rows.append(_sweep_row(folder) if isinstance(folder, Sweep) else _run_row(folder))
+                rows.append(_row(folder))
         except (UserError, OSError) as error:  # one that cannot be read hides no other
             row = {"name": path.name, "kind": folder.noun if folder else "?", "state": "damaged", "progress": "-", "best": "-"}
             rows.append({**row, "created": "", "problem": str(error)})
     return sorted(rows, key=lambda row: row["created"])
+
+
+def _row(folder: Run | Sweep) -> dict[str, Any]:
+    if isinstance(folder, Sweep):
+        return _sweep_row(folder)
+    return supernet_row(folder) if isinstance(folder, Supernet) else _run_row(folder)
 
 
 def _run_row(run: Run) -> dict[str, Any]:
@@ -72,10 +80,12 @@ def counts(sweep: Sweep) -> dict[str, int]:
 
 
 def details(path: Path) -> dict[str, Any]:
-    """A run's epochs or a sweep's trials, as a document."""
+    """A run's epochs, a sweep's trials or a supernet's front, as a document."""
     folder = open_folder(path)
     if isinstance(folder, Sweep):
         return _sweep_details(folder)
+    if isinstance(folder, Supernet):
+        return supernet_details(folder)
     run = Run.open(path)
     return {
         "kind": "run",
@@ -119,6 +129,8 @@ def details_table(document: dict[str, Any], most: int | None = None) -> Table:
     """The document of `details` as a table; of more than `most` rows those that are running and the newest."""
     if document["kind"] == "sweep":
         return _sweep_table(document, most)
+    if document["kind"] == "supernet":
+        return supernet_table(document, most)
     cells = [
         [int(r["epoch"]), *(form.format(r[name]) if name in r else "-" for name, form in EPOCH),
          duration(r["seconds"]) if "seconds" in r else "-"]

@@ -31,6 +31,7 @@ from statten.search.study import JOURNAL, MissingStudy, open_study, with_absolut
 from statten.space.loading import load_space
 from statten.space.space import Space
 from statten.storage.run import Run, RunFolder
+from statten.storage.supernet import Supernet
 
 if TYPE_CHECKING:
     import optuna
@@ -274,8 +275,8 @@ class Sweep(RunFolder):
 
 
 def open_folder(path: Path) -> Run | Sweep | None:
-    """The run or sweep in a folder; None where it holds neither."""
-    return next((kind(path) for kind in (Sweep, Run) if (path / kind.marker).is_file()), None)
+    """The run, supernet or sweep in a folder; None where it holds none."""
+    return next((kind(path) for kind in (Sweep, Supernet, Run) if (path / kind.marker).is_file()), None)
 
 
 def is_run(trial: "optuna.trial.FrozenTrial") -> bool:

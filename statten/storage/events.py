@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from statten.config import Config
-from statten.metrics.labels import RATE, label, meaning
+from statten.metrics.labels import LABELS, RATE, label, meaning
 from statten.storage.loggers import hyperparameters
 from statten.storage.run import best_row
 
@@ -34,6 +34,8 @@ def tag(metric: str) -> str:
     if metric.startswith(RATE):
         return f"neurons/{label(metric)}"
     group = next((group for group, metrics in GROUPS.items() if metric in metrics), "training")
+    if metric not in LABELS and metric.endswith(("/top1", "/loss")):  # of a point that a supernet watches
+        group = {"top1": "accuracy", "loss": "loss"}[metric.rpartition("/")[2]]
     return f"{group}/{label(metric)}"
 
 

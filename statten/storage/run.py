@@ -87,7 +87,7 @@ class RunFolder:
         if not path.is_dir():
             raise UserError(f"{path}: no such {cls.noun}; {_neighbours(path)}")
         if not (path / cls.marker).is_file():
-            raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}")
+            raise UserError(f"{path}: is not a {cls.noun} folder, for it holds no {cls.marker}{_instead(path)}")
         return cls(path)
 
     @classmethod
@@ -386,6 +386,14 @@ def written(path: Path) -> bool:
         finally:
             os.close(handle)
     return (mirror := mirror_of(path)) is not None and mirror.written()
+
+
+def _instead(path: Path) -> str:
+    """The end of a sentence about a folder of another kind: what to do with a supernet."""
+    if not (path / "supernet.json").is_file():
+        return ""
+    name = in_shell(path.name)
+    return f"; it is a supernet: see its points with statten show {name}, train one with statten promote {name} --trial N"
 
 
 # Names and places.

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,22 @@ class Callback(Protocol):
         """An epoch is done and validated; its metrics are in `state.metrics`."""
 
 
+class Parts(Protocol):
+    """What of a model each step trains, where that is not all of it; training/subnetworks.py is one."""
+
+    def module(self) -> nn.Module:
+        """What a step runs: it holds the model, and computes with what was drawn of it."""
+
+    def draw(self, epoch: int, step: int) -> None:
+        """Choose what the step trains, the same on all ranks."""
+
+    def moving(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """The context of an optimizer's step, which leaves what was not drawn as it is."""
+
+    def validate(self, model: nn.Module, loaders: Loaders, config: Config) -> dict[str, float]:
+        """What an epoch is judged by, as `validate`."""
+
+
 class MovingAverage(ModelEmaV3):
     """Averages over the last ninth of all steps until `decay` averages over more: 0.9999 alone would keep the first weights."""
 
@@ -73,7 +89,9 @@ class NoCallback:
     def epoch(self, state: TrainState) -> None: ...
 
 
-def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback | None = None) -> dict[str, float]:
+def fit(
+    state: TrainState, loaders: Loaders, config: Config, callback: Callback | None = None, parts: Parts | None = None
+) -> dict[str, float]:
     """Train from `state` to the last epoch, and validate after every epoch: the loop alone, without Ray and without a folder.
 
     Where a process group exists, gradients are averaged over its ranks, and BatchNorm statistics before every validation
@@ -89,6 +107,7 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
         loaders: what is trained and validated on, as `statten.data.make_loaders(config)` makes it.
         config: the run.
         callback: hears of steps and epochs; None means nobody.
+        parts: what of the model each step trains, and how an epoch is judged then; None means all of it.
 
     Returns:
         The best epoch's metrics: val/top1, val/top5 (percent), val/loss, energy_uj, firing rates and more.
@@ -112,16 +131,18 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
         if (count := len(loaders.shares)) > 1:  # a replay writes gradients over those that it is to be added to
             raise UserError(f"scale.cuda_graphs: cannot record steps of {count} batches on one worker; set it to false")
         record_graphs(model, loaders.train, config, state.device)
-    replica = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if is_distributed() else model
+    replica = replicated(model if parts is None else parts.module(), unused=parts is not None)
     loss_of, mix, precision = make_loss(train), make_mixer(config), autocast(config, state.device)
     steps, shares = loaders.train.steps_per_epoch, loaders.shares
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
     for epoch in range(state.epoch, train.total_epochs):
-        model.train()
+        replica.train()
         totals, began = Accuracy(state.device, state.sums if rank == 0 else None), time.monotonic()
         for batches in zip(*(share.batches(epoch, start_step=state.step) for share in shares), strict=True):
             set_lr(state, epoch + state.step / steps, train)
+            if parts is not None:
+                parts.draw(epoch, state.step)
             for share, (images, target) in zip(shares, batches, strict=True):
                 key = (train.seed, epoch, state.step, share.rank)
                 torch.manual_seed(stream(*key))
@@ -133,7 +154,8 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
                     # DDP averages over ranks, and a step over all shares.
                     state.scaler.scale(loss * (world_size / share.world_size)).backward()
                 totals.add(loss, logits, target)
-            step_optimizer(state, train)
+            with parts.moving(state.optimizer) if parts is not None else nullcontext():
+                step_optimizer(state, train)
             state.step += 1
             if state.ema is not None:
                 state.ema.update(model, step=epoch * steps + state.step)
@@ -152,7 +174,11 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
             "steps": (epoch + 1) * steps,
             "train/loss": trained["loss"],
             "train/top1": trained["top1"],
-            **validate(state.eval_model, loaders.validation, config),
+            **(
+                validate(state.eval_model, loaders.validation, config)
+                if parts is None
+                else parts.validate(state.eval_model, loaders, config)
+            ),
             **left_out(loaders, config, state.device),
             **cost(state, config),
             "lr": max(group["lr"] for group in state.optimizer.param_groups),
@@ -169,6 +195,13 @@ def fit(state: TrainState, loaders: Loaders, config: Config, callback: Callback 
         state.metrics, state.best = metrics, best_row([row for row in (state.best, metrics) if row])
         callback.epoch(state)
     return state.best
+
+
+def replicated(module: nn.Module, unused: bool = False) -> nn.Module:
+    """A module whose gradients are averaged over ranks, where there are any; `unused`: a step may leave weights out."""
+    if not is_distributed():
+        return module
+    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 def gradients_reduced(replica: nn.Module, now: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -9,13 +10,16 @@ import torch.distributed as dist
 from statten.data import make_loaders
 from statten.errors import Superseded
 from statten.metrics.accuracy import is_distributed
+from statten.models import Backbone
 from statten.storage.checkpoint import load_newest, load_weights
 from statten.storage.run import Run
+from statten.storage.supernet import Supernet
 from statten.storage.writer import RunWriter, logging_to
 from statten.training.faults import classify
 from statten.training.loop import fit, make_state
 from statten.training.preflight import this_device
 from statten.training.resuming import check_resumable
+from statten.training.subnetworks import Subnetworks
 from statten.training.watchdog import Watchdog
 
 
@@ -88,7 +92,10 @@ def run_fit(
             if load_newest(state, run.checkpoint_folder) is None and (run.path / "initial.safetensors").exists():
                 state.model.load_state_dict(load_weights(run.path / "initial.safetensors", device))
             writer.begin(state)
-            best = fit(state, loaders, config, writer)
+            parts = (
+                Subnetworks(cast(Backbone, state.model), run.space, config, run.watched) if isinstance(run, Supernet) else None
+            )
+            best = fit(state, loaders, config, writer, parts)
             writer.end(state)
             failed = False
             return best

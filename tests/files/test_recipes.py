@@ -227,8 +227,8 @@ def test_a_job_evaluates_a_run(tmp_path, typed):
 @pytest.mark.parametrize(
     ("text", "sentences"),
     [
-        ("command: trian\nrecipe: digits\n", ["command: must be one of 'train', 'tune', 'promote' or 'evaluate', but got "
-                                              "'trian'; did you mean train?"]),
+        ("command: trian\nrecipe: digits\n", ["command: must be one of 'train', 'tune', 'supernet', 'promote' or 'evaluate', "
+                                              "but got 'trian'; did you mean train?"]),
         ("recipe: digits\n", ["command: must be given, but got {recipe: digits}"]),
         ("command: train\n", ["`recipe` must be given for command train"]),
         ("command: tune\nrecipe: digits\n", ["`space` must be given for command tune"]),
@@ -252,7 +252,7 @@ def test_a_job_evaluates_a_run(tmp_path, typed):
         ("command: train\nrecipe: digits\nruntime: {environment: {A: 1}}\n",
          ["runtime.environment.A: must be text, but got 1"]),
         ("command: train\nrecipe: digits\nruntime: {packages: ['!!']}\n", ["`packages` must be requirements such as numpy>=2"]),
-        ("- 1\n", ["must hold a mapping of command, recipe, target, space, trials, from, trial, front, grid, large, "
+        ("- 1\n", ["must hold a mapping of command, recipe, target, space, trials, points, from, trial, front, grid, large, "
          "name, storage, overrides, resources"]),
     ],
 )  # fmt: skip

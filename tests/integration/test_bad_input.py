@@ -11,9 +11,11 @@ from formats import write_images
 
 from statten.config import load_config
 from statten.machine import whole_cores
+from statten.search.supernet import planned
 from statten.search.sweep import Sweep
 from statten.space.loading import make_space
 from statten.storage.run import Run
+from statten.storage.supernet import Supernet
 
 CORES = whole_cores()
 
@@ -158,6 +160,29 @@ CASES = [
     ("tune digits --space {runs}/good.yaml --space {runs}/typo.yaml", "typo.yaml: model.dept: no such field"),
     ("tune digits --space {runs}/good.yaml --name swept", "swept: exists already"),
     ("tune digits", "Missing option '--space'"),
+    ("supernet digits --space {runs}/rate.yaml", "train.lr: cannot be cut out of one network's weights"),
+    ("supernet digits --space {runs}/heads.yaml", "`embed_dim` must be a multiple of 8, but got 100"),
+    ("supernet qkformer_digits.yaml --space {runs}/good.yaml", "no such file"),
+    ("supernet digits --space {runs}/good.yaml --points 0", "Invalid value for '--points'"),
+    ("supernet digits --space {runs}/good.yaml --name taken", "taken: exists already"),
+    ("supernet digits --space {runs}/good.yaml --name taken --resume", "is not a supernet folder, for it holds no supernet.js"),
+    ("supernet digits --space {runs}/good.yaml --name netted --resume --epochs 3", "differs in train.epochs; choose another"),
+    (
+        "supernet digits --space {runs}/wider.yaml --name netted --resume",
+        "differs in model.embed_dim, the search space;",
+    ),
+    ("train digits --name netted --resume", "is not a run folder, for it holds no run.json; it is a supernet: see its points"),
+    (
+        "evaluate netted",
+        "it is a supernet: see its points with statten show netted, train one with statten promote netted --tr",
+    ),
+    ("report netted", "is not a sweep folder, for it holds no sweep.json; it is a supernet"),
+    ("promote netted --trial 0", "netted: the supernet is not trained yet; go on with: statten resume netted"),
+    ("promote netted --front", "netted: the supernet is not trained yet; go on with: statten resume netted"),
+    ("promote netted --grid", "--grid: a supernet's points have a (timesteps, block size) of their own"),
+    ("promote netted --front --trial 1", "--front: takes every point of the front, and --trial takes one"),
+    ("run {runs}/net.yaml", "`space` must be given for command supernet"),
+    ("resume edited", "space.yaml: was changed since the supernet began with it"),
     ("train digits --frobnicate", "No such option: --frobnicate"),
     ("frobnicate", "No such command 'frobnicate'"),
     ("extend swept --trials 1 --set train.lr=0.1", "--set train.lr: must stay as it is, for further trials are compared"),
@@ -187,6 +212,14 @@ def storage(tmp_path_factory):
     config = load_config("digits")
     Run.create(runs / "taken", config)
     Sweep.create(runs / "swept", config, make_space({"model.depth": {"int": [1, 2]}}, config)).study()
+    whole, space, watched, points = planned(config, make_space({"model.depth": {"int": [1, 2]}}, config))
+    for name in ("netted", "edited"):
+        Supernet.begin(runs / name, whole, space, watched, points, {})
+    (runs / "edited" / "space.yaml").write_text("model.depth: {int: [1, 3]}\n")
+    (runs / "rate.yaml").write_text("train.lr: {float: [0.001, 0.01]}\nmodel.depth: {int: [1, 2]}\n")
+    (runs / "heads.yaml").write_text("model.embed_dim: {int: [64, 128], step: 36}\n")
+    (runs / "wider.yaml").write_text("model.embed_dim: {choices: [64, 256]}\n")
+    (runs / "net.yaml").write_text("command: supernet\nrecipe: digits\n")
     (runs / "empty").mkdir()
     (runs / "file").write_text("just text\n")
     (runs / "file.pth.tar").write_text("just text\n")

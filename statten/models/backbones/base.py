@@ -104,6 +104,9 @@ class Backbone(nn.Module):
         """What it needs beside convolutions, neurons and sums, in words: exporters may lack it."""
         return []
 
+    sliced: ClassVar[Mapping[str, int] | None] = None
+    """Of a backbone whose smaller networks may be cut out of a larger one's weights, first channels and first blocks: into how
+    many parts the outputs of a layer fall, by a piece of its name, such as {".attn.qkv.": 3}; see models/slices.py."""
     published_note: ClassVar[str] = ""
     """What whoever uses published weights of it should know."""
     published_mixes: ClassVar[bool] = False

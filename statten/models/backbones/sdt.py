@@ -9,7 +9,7 @@ is no LayerNorm. Forward returns logits only; hooks on `spiking_layers()` see th
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +173,8 @@ class STAttenTransformer(Backbone):
         config: the model's part of the config.
         backend: implementation of the neurons, a key of NEURON_BACKENDS or `auto`.
     """
+
+    sliced: ClassVar[Mapping[str, int] | None] = {".attn.qkv.": 3}
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)

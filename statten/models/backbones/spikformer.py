@@ -9,7 +9,7 @@ convolutions of a block read as they are. There is no neuron in front of the cla
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -166,6 +166,8 @@ def mlp_operations(config: ModelConfig, block: str, width: int, side: int, added
 
 class Spikformer(Backbone):
     """Spikformer; arguments as those of `Backbone`."""
+
+    sliced: ClassVar[Mapping[str, int] | None] = {".attn.qkv.": 3}
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__(config, backend)

@@ -17,12 +17,16 @@ LEDGER_ROW = {
     "layer": "head", "kind": "linear", "unit": "SOPs", "rate": 0.5, "inside": 1.0, "flops": 10, "timesteps": 2, "bytes": 3,
     "operations": 10.0, "formula": "", "pj": 9.0, "memory_pj": 0.0,
 }  # fmt: skip
+INHERITED = {"number": 3, "point": {"model.depth": 2}, "metrics": {"val/loss": 0.5}, "checkpoint": "epoch-0003", "seconds": 1}
+PROXY = {"formula": "log T + 2 log D", "tau": 0.5, "front": [3], "hypervolume": 0.5}
 SOUND: list[tuple[Any, Any]] = [
     (runs.Marker, {"kind": "run", "created": "2026-01-01T00:00:00Z", "origin": {"sweep": "s", "trial": 3, "point": {"a": 1}}}),
     (runs.Row, ROW), (runs.Best, {**ROW, "checkpoint": "checkpoints/epoch-0003"}),
     (runs.Result, {"state": "finished", "best": ROW}),
     (runs.Progress, {"epoch": 1, "epochs": 2, "step": 3, "steps": 4, "time": 1.7e9}),
     (runs.Seal, {"sha256": {"model.safetensors": "ab" * 32}, "epoch": 3}), (runs.Sources, {"7": "/runs/s/trials/0007"}),
+    (runs.Inherited, INHERITED), (runs.Front, {"objectives": {"val/loss": "min"}, "evaluated": 1, "front": [INHERITED],
+                                               "hypervolume": None, "proxy": PROXY}),
     (runs.LoggedAs, {"mlflow": "ab", "wandb": "cd"}),
     (stores.Storage, {"uri": "s3://bucket/runs"}), (stores.Agreed, {"copy": "ab", "files": {"a/b": [[1, 2], None]}}),
     (stores.Writer, {"host": "h", "pid": 7, "time": 1.7e9, "attempt": "ab"}),
