@@ -135,11 +135,11 @@ def test_a_sweep_killed_among_its_repeats_finishes_them_and_a_dashboard_watches(
 
     trials = sorted(states(Sweep.open(folder)))  # two; numbers between them are duplicates, which were not run
     before = {n: untouched(Sweep.open(folder).trial(n).path) for n in trials}
-    done = {path.parent: untouched(path.parent) for path in folder.glob("repeats/*/result.json")}
-    assert len(done) < 4 and set(states(Sweep.open(folder)).values()) == {"COMPLETE"}
+    written = {path.parent: untouched(path.parent) for path in folder.glob("repeats/*/result.json")}
+    assert len(written) < 4 and set(states(Sweep.open(folder)).values()) == {"COMPLETE"}
     text = statten("resume", "r", "--storage", tmp_path).finish()
     assert "how sure" in text and {n: untouched(Sweep.open(folder).trial(n).path) for n in trials} == before
-    assert {path: untouched(path) for path in done} == done, "finished repeats are not touched"
+    assert {path: untouched(path) for path in written} == written, "finished repeats are not touched"
     repeats = Sweep.open(folder).repeats()
     assert (
         sorted(repeats) == trials
