@@ -22,14 +22,14 @@ demo: setup ## Sweep on bundled data, promote the best trial, evaluate it
 	@$(BIN)/statten demo
 
 # All three always run, so that one look shows everything; pytest comes last and has the last line. Two processes share the files,
-# for those that start clusters mostly wait.
+# for those that start clusters mostly wait. Threads that wait for work do so without using a core, which another process has work for.
 test: setup ## Lint, types and tests
 	@failed=; \
 	$(BIN)/ruff check . || failed="lint"; \
 	$(BIN)/ruff format --check . || failed="$${failed:+$$failed, }format"; \
 	$(BIN)/mypy || failed="$${failed:+$$failed, }types"; \
 	[ -z "$$failed" ] || echo "FAILED before the tests, see above: $$failed"; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) && [ -z "$$failed" ]
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) && [ -z "$$failed" ]
 
 check: test ## The same as test
 

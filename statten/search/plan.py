@@ -90,10 +90,12 @@ def plan_sweep(config: Config, space: Space, capacity: dict[str, float] | None =
 def extreme_configs(space: Space) -> tuple[Config, Config]:
     """The corners of a space whose activations are fewest and most, by what its backbone says of them."""
 
-    def activations(config: Config) -> int:
-        return config.train.batch_size * BACKBONES[config.model.backbone].activations(config.model)
+    def size(config: Config) -> tuple[int, int]:
+        model = config.model
+        blocks = -(-model.timesteps // model.block_size)  # of two alike, more of them keep more products
+        return config.train.batch_size * BACKBONES[model.backbone].activations(model), blocks
 
-    corners = sorted((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=activations)
+    corners = sorted((space.config(point) for point in itertools.islice(space.corners(), 2000)), key=size)
     return corners[0], corners[-1]
 
 

@@ -119,7 +119,8 @@ def test_one_rank_with_two_shares_takes_the_step_of_two_ranks(backbone):
         for name, parameter in theirs.model.named_parameters():
             gradients.setdefault(name, []).append(parameter.grad.clone())
     for name, parameter in theirs.model.named_parameters():
-        parameter.grad = torch.stack(gradients[name]).mean(0)
+        # In the layout of the weight, as autograd gives gradients: fused optimizers read both in the order of memory.
+        parameter.grad = torch.empty_like(parameter).copy_(torch.stack(gradients[name]).mean(0))
     step_optimizer(theirs, config.train)
     start = make_state(config).model.state_dict()
     for name, value in theirs.model.named_parameters():
