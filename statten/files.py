@@ -164,6 +164,16 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash or a full disk left without its end; a file that is not there is whole."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Replace a JSON file."""
     write_text(path, json.dumps(value, indent=1) + "\n", durable)

@@ -1,6 +1,8 @@
 """Going on with what was begun: `resume`, --resume, and how a finished run or sweep is told."""
 
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,22 +30,26 @@ def begun(path: Path, config: Config, space: "Space | None" = None) -> bool:
     if not path.exists():
         return False
     folder: RunFolder = Run.open(path) if space is None else Sweep.open(path)
-    there, asked = folder.config, resolved(config)
+    asked = resolved(config)
     if space is not None:
         from statten.search.samplers import trials_of
         from statten.search.study import with_absolute_database
 
         # As `tune` writes them down.
         asked = with_absolute_database(with_overrides(asked, {"search.trials": trials_of(asked.search, space)}))
-    differ = [field for field in field_paths() if get_field(there, field) != get_field(asked, field)]
-    if space is not None and read_bytes(path / "space.yaml") != space.dump().encode():
-        differ.append("the search space")
+    other = space is not None and read_bytes(path / "space.yaml") != space.dump().encode()
+    check_same(folder, asked, ["the search space"] * other)
+    return True
+
+
+def check_same(folder: RunFolder, asked: Config, others: list[str]) -> None:
+    """Raise UserError where a folder was begun with another config, or differs in something else, in words."""
+    differ = [field for field in field_paths() if get_field(folder.config, field) != get_field(asked, field)] + others
     if differ:
         raise UserError(
-            f"--resume: {path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
-            f"or go on with what is there: statten resume {in_shell(path.name)}"
+            f"--resume: {folder.path} is another {folder.noun}, for it differs in {', '.join(differ)}; choose another --name, "
+            f"or go on with what is there: statten resume {in_shell(folder.name)}"
         )
-    return True
 
 
 def ended(path: Path) -> bool:
@@ -119,6 +125,24 @@ def finish_sweep(sweep: "Sweep", began: float, as_json: bool) -> None:
     if as_json:
         return print_json({"name": sweep.name, "path": str(sweep.path), "trials": counts(sweep), "best": sweep.best()})
     return sweep_summary(sweep, began)
+
+
+def check_free(places: dict[int, Path], known: list[int]) -> None:
+    """Raise UserError where one of the folders of a front is taken, but for those that go on."""
+    if taken := [place for number, place in places.items() if place.exists() and number not in known]:
+        raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
+
+
+def finish_front(promoted: Iterator[tuple[int, Run]], as_json: bool) -> None:
+    """Tell of each run of a front, with the number of what it came from, when it is trained."""
+    from statten.display import console
+
+    done = []
+    for number, run in promoted:
+        best = run.judged()
+        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
+        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best.get('energy_uj', math.nan):.4g} uJ a sample")
+    return print_json(done) if as_json else None
 
 
 def finish_supernet(supernet: Supernet, began: float, as_json: bool) -> None:

@@ -23,9 +23,8 @@ from statten.cli.options import (
     short_forms,
     stem,
 )
-from statten.cli.resume import begun, finish_run, finish_supernet, go_on
-from statten.config import field_paths, get_field
-from statten.errors import UserError, in_shell
+from statten.cli.resume import begun, check_free, check_same, finish_front, finish_run, finish_supernet, go_on
+from statten.errors import UserError
 from statten.space.loading import space_file
 from statten.storage.run import folder_for
 from statten.storage.supernet import Supernet
@@ -65,25 +64,13 @@ def supernet(
     if dry_run:
         return _plan(whole, loaded, number, as_json)
     if again and path.exists():
-        _check_same(Supernet.open(path), whole, loaded, number)
+        there = Supernet.open(path)
+        others = ["the search space"] * (there.space.tree != loaded.tree) + ["the number of points"] * (there.points != number)
+        check_same(there, whole, others)
         return go_on(path, folder, as_json)
     from statten.search.supernet import train_supernet
 
     return finish_supernet(train_supernet(whole, loaded, path, watched, number), began, as_json)
-
-
-def _check_same(there: Supernet, config: "Config", space: "Space", points: int) -> None:
-    """Raise UserError where a supernet is not the one that was asked for."""
-    differ = [field for field in field_paths() if get_field(there.config, field) != get_field(config, field)]
-    if there.space.tree != space.tree:
-        differ.append("the search space")
-    if there.points != points:
-        differ.append("the number of points")
-    if differ:
-        raise UserError(
-            f"--resume: {there.path} is another supernet, for it differs in {', '.join(differ)}; choose another --name, or "
-            f"go on with what is there: statten resume {in_shell(there.name)}"
-        )
 
 
 def _plan(config: "Config", space: "Space", points: int, as_json: bool) -> None:
@@ -111,6 +98,7 @@ def promote_points(
 ) -> None:  # fmt: skip
     """What `promote` does with a supernet: train a point, or all of the front, each from its slice."""
     from statten.display import console
+    from statten.search.promotion import in_turn
     from statten.search.supernet import promote_point, promoted_config
 
     there, began = Supernet.open(path), time.monotonic()
@@ -125,26 +113,14 @@ def promote_points(
     configs = {number: promoted_config(there, number, fields)[0] for number in numbers}
     check_data_option(short, next(iter(configs.values())))
     known = [number for number, place in places.items() if again and begun(place, configs[number])]
-    if taken := [place for number, place in places.items() if front and place.exists() and number not in known]:
-        raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
+    if front:
+        check_free(places, known)
     if dry_run:
         which = ", ".join(f"{number} for {configs[number].train.total_epochs} epochs" for number in numbers)
         return console.print(f"points {which} of {path.name} would be trained by themselves. Nothing was started.")
-    if not front and numbers[0] in known:
-        return go_on(places[numbers[0]], folder, as_json)
-    runs = []
-    for number, place in places.items():
-        if number in known:
-            from statten.cluster import trainer
-            from statten.storage.run import Run
-
-            run = Run.open(place)
-            run = run if run.state == "finished" else trainer.resume(run)
-        else:
-            run = promote_point(there, number, fields, place)
-        if not front:
-            return finish_run(run, began, as_json)
-        row = run.judged()
-        runs.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": row})
-        console.print(f"{run.name}: top-1 {row['val/top1']:.2f} %, {row['energy_uj']:.4g} uJ a sample")
-    return print_json(runs) if as_json else None
+    if front:
+        return finish_front(in_turn(lambda number, place: promote_point(there, number, fields, place), places, known), as_json)
+    ((number, place),) = places.items()
+    if number in known:
+        return go_on(place, folder, as_json)
+    return finish_run(promote_point(there, number, fields, place), began, as_json)

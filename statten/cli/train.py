@@ -1,6 +1,5 @@
 """The commands that train: train, tune, extend, promote, and run, which does what a job file says."""
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,7 @@ from statten.cli.options import (
     short_forms,
     stem,
 )
-from statten.cli.resume import begun, finish_run, finish_sweep, go_on
+from statten.cli.resume import begun, check_free, finish_front, finish_run, finish_sweep, go_on
 from statten.cli.supernet import promote_points
 from statten.config import with_short_forms
 from statten.errors import UserError
@@ -246,16 +245,10 @@ def _promote_front(
         number for number, place in places.items()
         if again and begun(place, with_overrides(sweep.trial(number).config, fields))
     ]  # fmt: skip
-    if taken := [place for number, place in places.items() if place.exists() and number not in known]:
-        raise UserError(f"--name: {taken[0]} exists already; choose another --name, or go on with --resume")
+    check_free(places, known)
     if dry_run:
         return console.print(f"trials {', '.join(map(str, places))} of {path.name} would be promoted. Nothing was started.")
-    done = []
-    for number, run in promote_front(sweep, fields, places, known):
-        best = run.judged()
-        done.append({"trial": number, "name": run.name, "path": str(run.path), "metrics": best})
-        console.print(f"{run.name}: top-1 {best['val/top1']:.2f} %, {best.get('energy_uj', math.nan):.4g} uJ a sample")
-    return print_json(done) if as_json else None
+    return finish_front(promote_front(sweep, fields, places, known), as_json)
 
 
 def _plan(config: "Config", as_json: bool, space: "Space | None" = None) -> None:

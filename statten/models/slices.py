@@ -63,11 +63,10 @@ def part_of(name: str, weight: Tensor, shape: Sequence[int], parts: Mapping[str,
     return part.contiguous(memory_format=torch.channels_last if part.ndim == 4 else torch.contiguous_format)
 
 
-def drawn(name: str, weight: Tensor, shape: Sequence[int] | None, parts: Mapping[str, int]) -> Tensor:
-    """Which entries of a weight a smaller network has, bool of the weight's shape; None as shape: it has none of it."""
+def drawn(name: str, weight: Tensor, shape: Sequence[int], parts: Mapping[str, int]) -> Tensor:
+    """Which entries of a weight a smaller network has, bool of the weight's shape."""
     mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
-    if shape is not None:
-        (corner(mask, shape, _parts(name, parts)) if weight.ndim else mask).fill_(True)
+    (corner(mask, shape, _parts(name, parts)) if weight.ndim else mask).fill_(True)
     return mask
 
 

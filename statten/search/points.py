@@ -18,7 +18,7 @@ from statten.config import Config, build_config
 from statten.data import make_loaders
 from statten.display import progress_bar
 from statten.errors import Failed, first_line
-from statten.files import append_line
+from statten.files import append_line, cut_torn_line
 from statten.metrics.inference import latency_ms
 from statten.records.runs import Inherited
 from statten.search.front import objectives
@@ -145,7 +145,7 @@ def evaluate_points(supernet: Supernet, plan: Preflight, capacity: Mapping[str, 
     Raises:
         Failed: an evaluation ended in an error, or an actor was lost again and again.
     """
-    _mend(supernet)
+    cut_torn_line(supernet.path / POINTS)
     known = {row["number"]: row for row in supernet.evaluated()}
     with _Actors(supernet, plan, capacity) as actors, progress_bar("points") as bar:
         task = bar.add_task("evaluating", total=supernet.points, rate="", completed=len(known))
@@ -156,17 +156,6 @@ def evaluate_points(supernet: Supernet, plan: Preflight, capacity: Mapping[str, 
                 known.update((row["number"], row) for row in rows)
                 bar.advance(task, len(rows))
     return [known[number] for number in sorted(known)]
-
-
-def _mend(supernet: Supernet) -> None:
-    """Cut off a last line that a crash left half written."""
-    path = supernet.path / POINTS
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
 
 
 class _Actors:

@@ -1,6 +1,6 @@
 """Train what a sweep found further."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,20 @@ def promote_front(
         places: new folder of each trial, by number; such as those of `sweep.front()`.
         begun: those of which the folder is there already: they go on where they were.
     """
+
+    def begin(number: int, path: Path) -> Run:
+        return promote(sweep.trial(number), config_overrides, path, {"sweep": sweep.name, "trial": number})
+
+    return in_turn(begin, places, begun)
+
+
+def in_turn(
+    begin: Callable[[int, Path], Run], places: Mapping[int, Path], begun: Collection[int] = ()
+) -> Iterator[tuple[int, Run]]:
+    """Train several runs one after the other, and yield each with its number: `begin` those whose folder is not there yet."""
     for number, path in places.items():
         if number not in begun:
-            yield number, promote(sweep.trial(number), config_overrides, path, {"sweep": sweep.name, "trial": number})
+            yield number, begin(number, path)
         else:
             run = Run.open(path)
             yield number, run if run.state == "finished" else resume(run)

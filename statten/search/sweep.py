@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from statten.config import Config, constraint, get_field
 from statten.errors import UserError, in_shell, user_path
-from statten.files import write_text
+from statten.files import cut_torn_line, write_text
 from statten.records.reading import read
 from statten.records.runs import Sources
 from statten.search.study import JOURNAL, MissingStudy, open_study, with_absolute_database
@@ -113,13 +113,7 @@ class Sweep(RunFolder):
     def writing(self) -> Iterator[str]:
         """As a run's; and mend the study's journal, whose last line may be cut off by a crash or a full disk."""
         with super().writing() as attempt:
-            journal = self.path / JOURNAL
-            if journal.is_file():
-                content = journal.read_bytes()
-                whole = content.rfind(b"\n") + 1
-                if whole < len(content):
-                    with journal.open("r+b") as file:
-                        file.truncate(whole)
+            cut_torn_line(self.path / JOURNAL)
             yield attempt
 
     def trial(self, number: int) -> Run:

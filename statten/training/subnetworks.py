@@ -46,7 +46,7 @@ class Subnetworks:
         self._backend = config.scale.neuron_backend
         self._configs: dict[str, ModelConfig] = {}
         self._hollow: dict[ModelConfig, Backbone] = {}
-        self._masks: dict[tuple[str, torch.Size | None], Tensor] = {}
+        self._masks: dict[tuple[str, torch.Size], Tensor] = {}
         self.inner: Backbone | None = None
         """The part that was drawn, without weights."""
 
